@@ -1,0 +1,52 @@
+# The project's commands. Each sets up what it needs in .venv, with the versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# With SYSTEM=1 the interpreter that is there is used as it is, e.g. on a CUDA image without a network.
+ifdef SYSTEM
+RUN := $(PYTHON) -m
+READY :=
+else
+RUN := $(BIN)/python -m
+READY := $(VENV)/.ready
+endif
+WORKERS ?= 2
+
+.PHONY: demo test check lint gpu bench clean
+
+# Trains a CNN on handwritten digits through the kernels and shows what it predicts.
+demo: $(READY)
+	$(RUN) cnn_triton.cli demo $(ARGS)
+
+# A seeded cover of the tests, in minutes. Another seed: make test SEED=1
+SEED ?= 0
+test: $(READY)
+	$(RUN) pytest -n $(WORKERS) --cover 0.2 --cover-seed $(SEED) $(ARGS)
+
+# Every test.
+check: $(READY)
+	$(RUN) pytest -n $(WORKERS) $(ARGS)
+
+# Format, lint, and a strict type check of the package as installed.
+lint: $(READY)
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	rm -rf build/typed && $(RUN) pip install -q --no-deps --no-build-isolation --target build/typed .
+	cd build/typed && $(CURDIR)/$(BIN)/python -m mypy --config-file $(CURDIR)/pyproject.toml -p cnn_triton
+
+# On a machine with a CUDA GPU: the tests natively, then the benchmarks; everything into one folder.
+gpu: $(READY)
+	$(RUN) bench.gpu
+
+# The interpreter's time for the demo's shapes, or on a GPU every operator against PyTorch.
+bench: $(READY)
+	$(RUN) pytest bench --benchmark-only $(ARGS)
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt setuptools wheel torch
+	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[cli,test,lint]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

@@ -1,0 +1,30 @@
+"""Layers of convolutional networks as Triton kernels: fused convolution, bias and ReLU, pooling, linear, with autograd.
+
+Names are imported on first use, so that Triton's interpreter can be switched on before Triton is imported.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import functional, nn
+    from .backend import backend, launches, where
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "backend", "functional", "launches", "nn", "where"]
+
+_FROM = {"backend": ".backend", "launches": ".backend", "where": ".backend"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = importlib.import_module(_FROM.get(name, f".{name}"), __name__)
+    if name in _FROM:
+        value = getattr(value, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,49 @@
+"""Where the operators run: Triton kernels on a GPU, in Triton's interpreter, or PyTorch's own operators."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
+import torch
+
+from .kernels.lang import INTERPRETING
+from .kernels.op import launches as _launches
+
+_forced: contextvars.ContextVar[str] = contextvars.ContextVar("backend", default="auto")
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Within this context, where the layers run: 'aten', PyTorch's own operators; 'auto', by the tensor's device.
+
+    auto: CUDA and ROCm tensors run Triton kernels; CPU tensors run them in Triton's interpreter where
+    TRITON_INTERPRET=1 was set before the import, else PyTorch's own operators. Errors: ValueError for another name.
+    """
+    if name not in ("auto", "aten"):
+        raise ValueError(f"backend must be 'auto' or 'aten', but got {name!r}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def runs_kernels(device: torch.device) -> bool:
+    """Do tensors on this device go to the Triton kernels, here and now?"""
+    if _forced.get() == "aten":
+        return False
+    return device.type == "cuda" or (device.type == "cpu" and INTERPRETING)
+
+
+def launches() -> dict[str, int]:
+    """Number of kernel launches so far, by operator."""
+    return dict(_launches)
+
+
+def where(device: torch.device) -> str:
+    """What runs the layers on this device, in a few words."""
+    if not runs_kernels(device):
+        return "PyTorch's own operators"
+    if device.type == "cuda":
+        return f"Triton kernels, compiled for {torch.cuda.get_device_name(device)}"
+    return "Triton kernels in Triton's interpreter (TRITON_INTERPRET=1)"

@@ -1,0 +1,1 @@
+"""Triton kernels of convolutional networks, with their shape arithmetic and launchers; no autograd, no modules."""

@@ -1,0 +1,138 @@
+"""Device functions that several kernels share: the main loop, pixels, taps, windows, activations.
+
+Shape tags: [M] output pixels or rows, [N] columns, [K] reduction; a trailing comment gives each block's shape.
+"""
+
+from .lang import INTERPRETED, tl, triton
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a @ b. The interpreter multiplies bfloat16 as integers, so it gets float32, which is exact."""
+    if INTERPRETED:
+        a, b = a.to(acc.dtype), b.to(acc.dtype)
+    return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+
+
+@triton.jit
+def main_loop(
+    acc, A: tl.constexpr, a, B: tl.constexpr, b, first, last, META: tl.constexpr, PRECISION: tl.constexpr
+):
+    """acc + Σ over steps of A(a, step) @ B(b, step): the one loop of every matrix kernel.
+
+    A and B are device functions that fetch the step's [M, K] and [K, N] tiles from operands a and b; META is what
+    both are compiled for.
+    """
+    for step in range(first, last):
+        acc = dot(A(a, step, META), B(b, step, META), acc, PRECISION)
+    return acc
+
+
+@triton.jit
+def program_tile(program, rows, columns):
+    """(row, column) of a tile in bands of 8 rows, column by column: neighbours in time share operands in L2."""
+    band = 8 * columns
+    first = program // band * 8
+    height = min(rows - first, 8)
+    within = program % band
+    return first + within % height, within // height
+
+
+@triton.jit
+def pixel(index, height, width):
+    """(n, p, q) of a flat pixel index over images of height x width."""
+    row = index // width
+    return row // height, row % height, index - row * width
+
+
+@triton.jit
+def offsets(at, c, strides):
+    """Offsets of channels c at pixels at = (n, p, q). [pixels, channels]"""
+    rows = at[0] * strides[0] + at[1] * strides[1] + at[2] * strides[2]
+    return rows[:, None] + c[None, :] * strides[3]
+
+
+@triton.jit
+def tap_of(step, channels, WINDOW: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr):
+    """Tap (r, s) and channels c [BLOCK] of a step along a window's terms, and which of them exist.
+
+    packed:    term = tap · channels + c, BLOCK terms a step: [BLOCK] taps
+    otherwise: one tap and BLOCK channels a step, taps fastest (they share input): [1] tap
+    """
+    R: tl.constexpr = WINDOW[0][0]
+    S: tl.constexpr = WINDOW[0][1]
+    if PACKED:
+        term = step * BLOCK + tl.arange(0, BLOCK)
+        tap = term // channels
+        c = term - tap * channels
+        exists = tap < R * S
+    else:
+        tap = tl.full([1], step % (R * S), tl.int32)
+        c = step // (R * S) * BLOCK + tl.arange(0, BLOCK)
+        exists = c < channels
+    return tap // S, tap % S, tap, c, exists
+
+
+@triton.jit
+def tap_steps(channels, WINDOW: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr):
+    """Number of steps that `tap_of` takes through a window's terms."""
+    taps: tl.constexpr = WINDOW[0][0] * WINDOW[0][1]
+    if PACKED:
+        return tl.cdiv(taps * channels, BLOCK)
+    else:
+        return taps * tl.cdiv(channels, BLOCK)
+
+
+@triton.jit
+def source(p, q, r, s, WINDOW: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """The pixel (h, w) that tap (r, s) reads for pixel (p, q), and whether it is one.
+
+    forward:    h = p · stride − pad + r · dilation
+    transposed: h = (p + pad − r · dilation) / stride, where that is whole
+    """
+    if TRANSPOSED:
+        h = p + WINDOW[2][0] - r * WINDOW[3][0]
+        w = q + WINDOW[2][1] - s * WINDOW[3][1]
+        whole = (h % WINDOW[1][0] == 0) & (w % WINDOW[1][1] == 0)
+        return h // WINDOW[1][0], w // WINDOW[1][1], whole & (h >= 0) & (w >= 0)
+    else:
+        h = p * WINDOW[1][0] - WINDOW[2][0] + r * WINDOW[3][0]
+        w = q * WINDOW[1][1] - WINDOW[2][1] + s * WINDOW[3][1]
+        return h, w, (h >= 0) & (w >= 0)
+
+
+@triton.jit
+def gather(x, strides, size, at, exists, r, s, c, has, WINDOW: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """The tile [pixels, terms] of what taps (r, s), channels c read for pixels at = (n, p, q); 0 outside."""
+    n, p, q = at
+    h, w, inside = source(
+        p[:, None], q[:, None], r[None, :], s[None, :], WINDOW, TRANSPOSED
+    )  # [pixels, terms or 1]
+    inside = inside & (h < size[0]) & (w < size[1]) & exists[:, None]
+    # Addresses outside are clamped to the pixel's own image: masked, but never far off.
+    image = n[:, None] * strides[0] + tl.where(inside, h * strides[1] + w * strides[2], 0)
+    return tl.load(x + image + c[None, :] * strides[3], mask=inside & has[None, :], other=0.0)
+
+
+@triton.jit
+def identity(x):
+    """No activation: y = x."""
+    return x
+
+
+@triton.jit
+def identity_grad(grad, saved):
+    """∂/∂x = 1; saves nothing."""
+    return grad
+
+
+@triton.jit
+def relu(x):
+    """y = max(x, 0), NaN kept."""
+    return tl.where(x <= 0, 0.0, x).to(x.dtype)
+
+
+@triton.jit
+def relu_grad(grad, saved):
+    """0 where the saved output is 0, else 1 (at NaN too), as PyTorch has it."""
+    return tl.where(saved <= 0, 0.0, grad).to(grad.dtype)

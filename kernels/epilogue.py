@@ -1,0 +1,167 @@
+"""What follows a product: bias and activation, and the way back through them.
+
+    y = act(x + bias)        in the matrix kernels, on the sums in registers
+    g = act'(y) · dy         one pass over dy and the saved output y, which also yields
+    db[k] = Σ_pixel g        in two stages: partial sums per program, then their sum in a fixed order
+
+The mask is not applied inside the gradient kernels: there it would send an operand of a matrix instruction through
+registers, and twice, once for each gradient.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from . import device, tiles
+from .device import offsets, pixel
+from .lang import tl, triton
+from .op import Op, channels_last, check_tensors, index_type, launch, nbytes, nhwc, new
+from .precision import accumulator
+
+
+class Activation(NamedTuple):
+    """y = forward(x) and dx = backward(dy, y); `saves_output`: is y needed for that? The last two are for torch."""
+
+    forward: Any
+    backward: Any
+    saves_output: bool
+    reference: Any
+    reference_grad: Any
+
+
+# A further activation is one line here and two functions in device.py.
+ACTIVATIONS = {
+    "none": Activation(device.identity, device.identity_grad, False, lambda x: x, lambda grad, y: grad),
+    "relu": Activation(
+        device.relu, device.relu_grad, True, torch.relu, lambda grad, y: torch.where(y <= 0, 0, grad)
+    ),
+}
+
+
+@triton.jit
+def sum_kernel(parts, total, rows, size, ROWS: tl.constexpr, BLOCK: tl.constexpr, INDEX: tl.constexpr):
+    """total[i] = Σ_row parts[row, i], in a fixed order: the second stage of every split sum."""
+    i = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    acc = tl.zeros([BLOCK], parts.dtype.element_ty)
+    for first in range(0, rows, ROWS):
+        row = first + tl.arange(0, ROWS)
+        mask = (row < rows)[:, None] & (i < size)[None, :]
+        acc += tl.sum(
+            tl.load(parts + row[:, None].to(INDEX) * size + i[None, :], mask=mask, other=0.0), axis=0
+        )
+    tl.store(total + i, acc.to(total.dtype.element_ty), mask=i < size)
+
+
+@triton.jit
+def epilogue_grad_kernel(
+    grad, saved, masked, parts, grad_strides, saved_strides, masked_strides, size, channels, chunk,
+    BACKWARD: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """masked = act'(saved) · grad, and parts[program, k] = Σ over the program's pixels of masked."""
+    across = tl.cdiv(channels, CHANNELS)
+    part = tl.program_id(0) // across
+    k = (tl.program_id(0) % across * CHANNELS + tl.arange(0, CHANNELS)).to(INDEX)
+    has = k < channels
+    acc = tl.zeros([PIXELS, CHANNELS], parts.dtype.element_ty)
+    for step in range(part * chunk, (part + 1) * chunk):
+        index = tl.cast(step, INDEX) * PIXELS + tl.arange(0, PIXELS)
+        at = pixel(index, size[1], size[2])
+        mask = (at[0] < size[0])[:, None] & has[None, :]
+        g = tl.load(grad + offsets(at, k, grad_strides), mask=mask, other=0.0)
+        if saved is not None:
+            g = BACKWARD(g, tl.load(saved + offsets(at, k, saved_strides), mask=mask, other=0.0))
+            tl.store(masked + offsets(at, k, masked_strides), g, mask=mask)
+        acc += g.to(acc.dtype)
+    tl.store(parts + part.to(INDEX) * channels + k, tl.sum(acc, axis=0), mask=has)
+
+
+def sum_parts(parts: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """total = Σ_row parts[row, :], rows added in a fixed order; total's elements in the order of its memory."""
+    size = total.numel()
+    block = tiles.pick_sum(size, tiles.chip_name())
+    launch(
+        sum_kernel, triton.cdiv(size, block), parts, total, parts.shape[0], size,
+        ROWS=16, BLOCK=block, INDEX=index_type(parts), num_warps=4,
+    )  # fmt: skip
+    return total
+
+
+def _launch(
+    grad: torch.Tensor, saved: torch.Tensor | None, masked: torch.Tensor, backward: Any
+) -> torch.Tensor:
+    batch, channels, height, width = grad.shape
+    chip = tiles.chip_name()
+    strip = tiles.pick_strip(channels, channels_last(grad if saved is None else saved), chip)
+    across = triton.cdiv(channels, strip.channels)
+    steps = triton.cdiv(batch * height * width, strip.pixels)
+    chunk = triton.cdiv(steps, max(1, min(steps, 4 * tiles.CHIPS[chip].multiprocessors // across)))
+    programs = triton.cdiv(steps, max(chunk, 1))
+    parts = new((max(programs, 1), channels), grad, dtype=accumulator(grad.dtype))
+    bias = new((channels,), grad)
+    if programs == 0:
+        return bias.zero_()
+    launch(
+        epilogue_grad_kernel, programs * across, grad, saved, masked, parts, nhwc(grad),
+        nhwc(grad if saved is None else saved), nhwc(masked), (batch, height, width), channels, chunk,
+        BACKWARD=backward, INDEX=index_type(grad, saved), PIXELS=strip.pixels, CHANNELS=strip.channels,
+        num_warps=strip.warps,
+    )  # fmt: skip
+    return sum_parts(parts, bias)
+
+
+def bias_grad_launch(grad: torch.Tensor) -> torch.Tensor:
+    check_tensors(grad=grad)
+    return _launch(grad, None, grad, device.identity_grad)
+
+
+def bias_grad_fake(grad: torch.Tensor) -> torch.Tensor:
+    return grad.new_empty(grad.shape[1])
+
+
+def bias_grad_reference(grad: torch.Tensor) -> torch.Tensor:
+    return grad.sum((0, 2, 3))
+
+
+def activation_grad_launch(
+    grad: torch.Tensor, output: torch.Tensor, activation: str
+) -> tuple[torch.Tensor, ...]:
+    check_tensors(grad=grad, output=output)
+    masked, _ = activation_grad_fake(grad, output, activation)
+    return masked, _launch(grad, output, masked, ACTIVATIONS[activation].backward)
+
+
+def activation_grad_fake(
+    grad: torch.Tensor, output: torch.Tensor, activation: str
+) -> tuple[torch.Tensor, ...]:
+    return new(output.shape, output, channels_last(output)), bias_grad_fake(grad)
+
+
+def activation_grad_reference(
+    grad: torch.Tensor, output: torch.Tensor, activation: str
+) -> tuple[torch.Tensor, ...]:
+    masked = new(output.shape, output, channels_last(output))
+    masked.copy_(ACTIVATIONS[activation].reference_grad(grad, output))
+    return masked, bias_grad_reference(masked)
+
+
+BIAS_GRAD = Op(
+    name="bias_grad",
+    schema="(Tensor grad) -> Tensor",
+    launcher=bias_grad_launch,
+    fake=bias_grad_fake,
+    reference=bias_grad_reference,
+    flops=lambda grad: grad.numel(),
+    bytes=lambda grad: nbytes(grad) + grad.shape[1] * grad.element_size(),
+)
+
+ACTIVATION_GRAD = Op(
+    name="activation_grad",
+    schema="(Tensor grad, Tensor output, str activation) -> (Tensor, Tensor)",
+    launcher=activation_grad_launch,
+    fake=activation_grad_fake,
+    reference=activation_grad_reference,
+    flops=lambda grad, output, activation: 2 * grad.numel(),
+    bytes=lambda grad, output, activation: (
+        2 * nbytes(grad) + nbytes(output) + grad.shape[1] * grad.element_size()
+    ),
+)

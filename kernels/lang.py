@@ -1,0 +1,40 @@
+"""The one place that imports Triton, so that the package imports (and says what is missing) without it."""
+
+import os
+from typing import Any
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+class _Missing:
+    """Stands for Triton where it can't be imported: usable as decorator and annotation, an error as a kernel."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __getattr__(self, name: str) -> "_Missing":
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "_Missing":
+        return self
+
+    def __getitem__(self, grid: Any) -> Any:
+        raise RuntimeError(
+            f"this operator needs Triton, which can't be imported here ({self.reason}); install triton>=3.6 "
+            "(Linux), or use cnn_triton.backend('aten') to run PyTorch's own operators"
+        )
+
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    triton = tl = _Missing(str(error))
+    MISSING = str(error)
+else:
+    MISSING = ""
+
+# What device functions ask: are they being interpreted?
+INTERPRETED = tl.constexpr(INTERPRETING)

@@ -1,0 +1,121 @@
+"""The Op record, which says once what an operator is, and `launch`, through which every kernel runs."""
+
+import contextlib
+import contextvars
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .geometry import is_channels_last, span_elements
+from .lang import INTERPRETING, MISSING, tl
+from .precision import PRECISION
+
+_current: contextvars.ContextVar[str] = contextvars.ContextVar("operator", default="(none)")
+_interpreter = threading.RLock()  # Triton's interpreter is not thread-safe
+
+launches: Counter[str] = Counter()
+"""Number of kernel launches by operator, since the start or the last `launches.clear()`."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator. Registration, tests, compile checks and benchmarks follow from this record.
+
+    schema:    arguments and results, in torch.library's language
+    launcher:  computes the results with Triton kernels
+    fake:      allocates the results, uninitialised: the launcher's second step, and torch's shape function
+    reference: the same results from PyTorch's own operators, for any device
+    flops, bytes: of one call with these arguments: arithmetic, and compulsory memory traffic
+    """
+
+    name: str
+    schema: str
+    launcher: Callable[..., Any]
+    fake: Callable[..., Any]
+    reference: Callable[..., Any]
+    flops: Callable[..., int]
+    bytes: Callable[..., int]
+
+    def launch(self, *args: Any) -> Any:
+        """Runs the launcher; its kernels count as this operator's."""
+        token = _current.set(self.name)
+        try:
+            return self.launcher(*args)
+        finally:
+            _current.reset(token)
+
+
+def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
+    """Launches `programs` programs of a kernel; none for an empty problem."""
+    if programs == 0:
+        return
+    if MISSING:
+        kernel[(programs,)]  # says what is missing
+    device = next(a for a in args if isinstance(a, torch.Tensor)).device
+    guard = _interpreter if INTERPRETING else torch.cuda.device(device) if device.type == "cuda" else None
+    with guard or contextlib.nullcontext():
+        kernel[(programs,)](*args, **constants)
+    launches[_current.get()] += 1
+
+
+def new(
+    shape: Any, like: torch.Tensor, channels_last: bool = False, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """An uninitialised tensor on like's device: contiguous, or channels_last."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=layout)
+
+
+def channels_last(*tensors: torch.Tensor) -> bool:
+    """Does the result of an operator on these tensors take channels_last? If any of them has it, as in PyTorch."""
+    return any(is_channels_last(t.shape, t.stride()) for t in tensors)
+
+
+def nhwc(tensor: torch.Tensor) -> tuple[int, int, int, int]:
+    """A tensor's strides in the order the kernels take them: batch, vertical, horizontal, channel."""
+    n, c, h, w = tensor.stride()
+    return (n, h, w, c)
+
+
+def index_type(*tensors: torch.Tensor | None) -> Any:
+    """The integer that offsets into these tensors are computed in; 64 bits only where 32 are not enough."""
+    span = max(span_elements(t.shape, t.stride()) for t in tensors if t is not None)
+    return tl.int64 if span > 2**31 - 2**24 else tl.int32  # a tile may overhang a tensor
+
+
+def tl_type(dtype: torch.dtype) -> Any:
+    """Triton's name of an accumulator's dtype."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def check_tensors(**tensors: torch.Tensor | None) -> None:
+    """Errors: TypeError for what is no tensor, NotImplementedError for a dtype that no kernel takes, RuntimeError
+    for mixed dtypes or devices; each names the argument."""
+    first = ""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, but got {type(tensor).__name__}")
+        if not first:
+            first, dtype, device = name, tensor.dtype, tensor.device
+            if dtype not in PRECISION:
+                names = ", ".join(str(d).removeprefix("torch.") for d in PRECISION)
+                raise NotImplementedError(f"{name} has dtype {dtype}; the kernels take {names}")
+        if tensor.dtype != dtype:
+            raise RuntimeError(
+                f"{name} has dtype {tensor.dtype}, but {first} has {dtype}; convert one with .to(), or use autocast"
+            )
+        if tensor.device != device:
+            raise RuntimeError(
+                f"{name} is on {tensor.device}, but {first} is on {device}; move one of them with .to()"
+            )
+
+
+def nbytes(*tensors: torch.Tensor | None) -> int:
+    """Size of these tensors' elements in memory."""
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)

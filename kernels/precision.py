@@ -1,0 +1,47 @@
+"""One table for numbers: which dtypes the kernels take, what they accumulate in, how dots round, the tests' epsilon."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Precision(NamedTuple):
+    """How one dtype is computed. `eps` is the distance from 1 to the next number."""
+
+    accumulator: torch.dtype
+    eps: float
+
+
+PRECISION = {
+    torch.float16: Precision(torch.float32, 2.0**-10),
+    torch.bfloat16: Precision(torch.float32, 2.0**-7),
+    torch.float32: Precision(torch.float32, 2.0**-23),
+    torch.float64: Precision(torch.float64, 2.0**-52),
+}
+
+# A result is right if its error against float64 is at most ERROR_RATIO times PyTorch's own error in the same dtype
+# plus ERROR_EPS · eps(dtype) · max|reference|, which absorbs the luck of PyTorch's last rounding.
+ERROR_RATIO = 2.0
+ERROR_EPS = 2.0
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype sums are kept in: float32, or float64 for float64."""
+    return PRECISION[dtype].accumulator
+
+
+def conv_dot(dtype: torch.dtype) -> str:
+    """'tf32' or 'ieee' for a convolution's dots: PyTorch's convolution switch
+    (torch.backends.cudnn.conv.fp32_precision; TF32 unless set otherwise)."""
+    return _dot(dtype, torch.backends.cudnn.conv.fp32_precision)
+
+
+def matmul_dot(dtype: torch.dtype) -> str:
+    """'tf32' or 'ieee' for a linear layer's dots: PyTorch's matrix-product switch
+    (torch.backends.cuda.matmul.fp32_precision; full float32 unless set otherwise)."""
+    return _dot(dtype, torch.backends.cuda.matmul.fp32_precision)
+
+
+def _dot(dtype: torch.dtype, setting: str) -> str:
+    # Unset ("none") means full precision; PyTorch resolves the settings' inheritance itself.
+    return "tf32" if dtype == torch.float32 and setting == "tf32" else "ieee"

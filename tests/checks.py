@@ -1,0 +1,79 @@
+"""What tests hold results to: the proof that kernels ran, poisoned outputs, and the error against float64."""
+
+import contextlib
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cnn_triton.kernels.op import launches
+from cnn_triton.kernels.precision import ERROR_EPS, ERROR_RATIO, PRECISION
+
+# aten operators that do a kernel's work; none may run inside a tested call.
+_FORBIDDEN = (
+    "conv",
+    "pool",
+    "mm",
+    "matmul",
+    "linear",
+    "addmv",
+    "::mv",
+    "::dot",
+    "einsum",
+    "relu",
+    "threshold",
+)
+
+
+class _NoAtenKernels(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name()
+        if name.startswith("aten::") and any(word in name for word in _FORBIDDEN):
+            raise AssertionError(f"{name} ran in place of a kernel")
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def kernels_only(*operators):
+    """Within: no aten convolution, pool or matrix product may run, fresh tensors are NaN, and at the end each named
+    operator (at least one, if none is named) must have launched a kernel."""
+    before = launches.copy()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # fills every fresh tensor with NaN, or the largest integer
+    try:
+        with _NoAtenKernels():
+            yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    ran = launches - before
+    assert ran.total() > 0, "no kernel ran"
+    for name in operators:
+        assert ran[name] > 0, f"no kernel of {name} ran, only {dict(ran)}"
+
+
+def assert_accurate(ours, theirs, exact, what="result"):
+    """Our error against the float64 result is at most ERROR_RATIO x PyTorch's own in the same dtype + the epsilon.
+
+    NaN and infinities must stand in the same places as in PyTorch's result.
+    """
+    assert ours.dtype == theirs.dtype, f"{what}: dtype {ours.dtype}, PyTorch's is {theirs.dtype}"
+    assert ours.shape == theirs.shape, (
+        f"{what}: shape {tuple(ours.shape)}, PyTorch's is {tuple(theirs.shape)}"
+    )
+    if ours.numel() == 0:
+        return
+    ours, theirs, exact = ours.detach(), theirs.detach(), exact.detach()
+    finite = theirs.isfinite()
+    odd = ~finite
+    same = (ours[odd] == theirs[odd]) | (ours[odd].isnan() & theirs[odd].isnan())
+    assert same.all(), f"{what}: {int((~same).sum())} NaN or infinite values differ from PyTorch's"
+    assert ours[finite].isfinite().all(), (
+        f"{what}: {int((~ours[finite].isfinite()).sum())} values are not finite"
+    )
+    if not finite.any():
+        return
+    exact = exact[finite].double()
+    error = (ours[finite].double() - exact).abs().max().item()
+    allowed = ERROR_RATIO * (theirs[finite].double() - exact).abs().max().item()
+    allowed += ERROR_EPS * PRECISION[ours.dtype].eps * exact.abs().max().item()
+    assert error <= allowed, f"{what}: error {error:.3g} against float64, allowed {allowed:.3g}"

@@ -1,0 +1,58 @@
+"""Test set-up: without a CUDA GPU the kernels run in Triton's interpreter; `--cover` takes a seeded part of the cases."""
+
+import os
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--cover", type=float, default=1.0, help="part of the cases marked `cover` to run, by seed"
+    )
+    parser.addoption("--cover-seed", type=int, default=0, help="which part")
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "cover: one of many alike cases, of which `--cover` takes a seeded part"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    part, seed = config.getoption("--cover"), config.getoption("--cover-seed")
+    if part >= 1:
+        return
+    left = [
+        item
+        for item in items
+        if item.get_closest_marker("cover") and random.Random(f"{seed} {item.nodeid}").random() >= part
+    ]
+    for item in left:
+        items.remove(item)
+    config.hook.pytest_deselected(items=left)
+
+
+def pytest_report_header(config):
+    import triton
+
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "Triton's interpreter, no GPU"
+    return f"kernels: {where}; torch {torch.__version__}, triton {triton.__version__}"
+
+
+@pytest.fixture(autouse=True)
+def _seed(request):
+    torch.manual_seed(abs(hash(request.node.nodeid)) % 2**32 if os.environ.get("FRESH_SEEDS") else 0)
+
+
+@pytest.fixture(scope="session")
+def device():
+    """Where the tested tensors live."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
