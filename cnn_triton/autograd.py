@@ -254,9 +254,7 @@ class AvgPool2d(Function):
 
     @staticmethod
     def forward(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override):
-        return _avg_pool2d(
-            input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-        )
+        return _avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -273,9 +271,7 @@ class AvgPool2dInputGrad(Function):
     """dx: each output's gradient, spread over its window."""
 
     @staticmethod
-    def forward(
-        grad, size, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, last
-    ):
+    def forward(grad, size, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, last):
         window = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
         return _avg_pool2d_input_grad(grad, size, *window, last)
 

@@ -188,9 +188,7 @@ def linear_relu(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
     return _dense(input, weight, bias, "relu")
 
 
-def _dense(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
-) -> torch.Tensor:
+def _dense(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
     check_tensors(input=input, weight=weight, bias=bias)
     if input.dim() == 0:
         raise RuntimeError("input must have at least one dimension (*, in_features), but got a scalar")

@@ -156,9 +156,7 @@ def product(
     channels, columns = (outputs, inputs) if transposed else (inputs, outputs)
     batch, _, height, width = y.shape
     kind = tiles.arithmetic(y.dtype, dot)
-    tile = tiles.pick_matrix(
-        batch * height * width, columns, channels, window.taps, kind, tiles.chip_name(), groups
-    )
+    tile = tiles.pick_matrix(batch * height * width, columns, channels, window.taps, kind, tiles.chip_name(), groups)
     programs = triton.cdiv(batch * height * width, tile.m) * triton.cdiv(columns, tile.n) * groups
     launch(
         conv_kernel, programs, x, matrix(weight), bias, y, nhwc(x),
@@ -201,9 +199,7 @@ def _window(size: Sequence[int], stride: Any, padding: Any, dilation: Any) -> ge
 def conv2d_fake(input, weight, bias, stride, padding, dilation, groups, activation):
     check_tensors(input=input, weight=weight, bias=bias)
     window = _window(weight.shape, stride, padding, dilation)
-    shape = geometry.conv_shape(
-        input.shape, weight.shape, bias if bias is None else bias.shape, window, groups
-    )
+    shape = geometry.conv_shape(input.shape, weight.shape, bias if bias is None else bias.shape, window, groups)
     return new(shape, input, channels_last(input, weight))
 
 
@@ -247,9 +243,7 @@ def input_grad_reference(grad, weight, input_size, stride, padding, dilation, gr
 def weight_grad_fake(grad, input, weight_size, stride, padding, dilation, groups, channels_last):
     check_tensors(grad=grad, input=input)
     window = _window(weight_size, stride, padding, dilation)
-    geometry.same_shape(
-        "grad", grad.shape, geometry.conv_shape(input.shape, weight_size, None, window, groups)
-    )
+    geometry.same_shape("grad", grad.shape, geometry.conv_shape(input.shape, weight_size, None, window, groups))
     return new(weight_size, grad, channels_last)
 
 

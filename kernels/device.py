@@ -15,9 +15,7 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def main_loop(
-    acc, A: tl.constexpr, a, B: tl.constexpr, b, first, last, META: tl.constexpr, PRECISION: tl.constexpr
-):
+def main_loop(acc, A: tl.constexpr, a, B: tl.constexpr, b, first, last, META: tl.constexpr, PRECISION: tl.constexpr):
     """acc + Σ over steps of A(a, step) @ B(b, step): the one loop of every matrix kernel.
 
     A and B are device functions that fetch the step's [M, K] and [K, N] tiles from operands a and b; META is what
@@ -105,9 +103,7 @@ def source(p, q, r, s, WINDOW: tl.constexpr, TRANSPOSED: tl.constexpr):
 def gather(x, strides, size, at, exists, r, s, c, has, WINDOW: tl.constexpr, TRANSPOSED: tl.constexpr):
     """The tile [pixels, terms] of what taps (r, s), channels c read for pixels at = (n, p, q); 0 outside."""
     n, p, q = at
-    h, w, inside = source(
-        p[:, None], q[:, None], r[None, :], s[None, :], WINDOW, TRANSPOSED
-    )  # [pixels, terms or 1]
+    h, w, inside = source(p[:, None], q[:, None], r[None, :], s[None, :], WINDOW, TRANSPOSED)  # [pixels, terms or 1]
     inside = inside & (h < size[0]) & (w < size[1]) & exists[:, None]
     # Addresses outside are clamped to the pixel's own image: masked, but never far off.
     image = n[:, None] * strides[0] + tl.where(inside, h * strides[1] + w * strides[2], 0)

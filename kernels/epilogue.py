@@ -15,7 +15,7 @@ import torch
 from . import device, tiles
 from .device import offsets, pixel
 from .lang import tl, triton
-from .op import Op, channels_last, check_tensors, index_type, launch, nbytes, nhwc, new
+from .op import Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc
 from .precision import accumulator
 
 
@@ -32,9 +32,7 @@ class Activation(NamedTuple):
 # A further activation is one line here and two functions in device.py.
 ACTIVATIONS = {
     "none": Activation(device.identity, device.identity_grad, False, lambda x: x, lambda grad, y: grad),
-    "relu": Activation(
-        device.relu, device.relu_grad, True, torch.relu, lambda grad, y: torch.where(y <= 0, 0, grad)
-    ),
+    "relu": Activation(device.relu, device.relu_grad, True, torch.relu, lambda grad, y: torch.where(y <= 0, 0, grad)),
 }
 
 
@@ -46,9 +44,7 @@ def sum_kernel(parts, total, rows, size, ROWS: tl.constexpr, BLOCK: tl.constexpr
     for first in range(0, rows, ROWS):
         row = first + tl.arange(0, ROWS)
         mask = (row < rows)[:, None] & (i < size)[None, :]
-        acc += tl.sum(
-            tl.load(parts + row[:, None].to(INDEX) * size + i[None, :], mask=mask, other=0.0), axis=0
-        )
+        acc += tl.sum(tl.load(parts + row[:, None].to(INDEX) * size + i[None, :], mask=mask, other=0.0), axis=0)
     tl.store(total + i, acc.to(total.dtype.element_ty), mask=i < size)
 
 
@@ -86,9 +82,7 @@ def sum_parts(parts: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def _launch(
-    grad: torch.Tensor, saved: torch.Tensor | None, masked: torch.Tensor, backward: Any
-) -> torch.Tensor:
+def _launch(grad: torch.Tensor, saved: torch.Tensor | None, masked: torch.Tensor, backward: Any) -> torch.Tensor:
     batch, channels, height, width = grad.shape
     chip = tiles.chip_name()
     strip = tiles.pick_strip(channels, channels_last(grad if saved is None else saved), chip)
@@ -122,23 +116,17 @@ def bias_grad_reference(grad: torch.Tensor) -> torch.Tensor:
     return grad.sum((0, 2, 3))
 
 
-def activation_grad_launch(
-    grad: torch.Tensor, output: torch.Tensor, activation: str
-) -> tuple[torch.Tensor, ...]:
+def activation_grad_launch(grad: torch.Tensor, output: torch.Tensor, activation: str) -> tuple[torch.Tensor, ...]:
     check_tensors(grad=grad, output=output)
     masked, _ = activation_grad_fake(grad, output, activation)
     return masked, _launch(grad, output, masked, ACTIVATIONS[activation].backward)
 
 
-def activation_grad_fake(
-    grad: torch.Tensor, output: torch.Tensor, activation: str
-) -> tuple[torch.Tensor, ...]:
+def activation_grad_fake(grad: torch.Tensor, output: torch.Tensor, activation: str) -> tuple[torch.Tensor, ...]:
     return new(output.shape, output, channels_last(output)), bias_grad_fake(grad)
 
 
-def activation_grad_reference(
-    grad: torch.Tensor, output: torch.Tensor, activation: str
-) -> tuple[torch.Tensor, ...]:
+def activation_grad_reference(grad: torch.Tensor, output: torch.Tensor, activation: str) -> tuple[torch.Tensor, ...]:
     masked = new(output.shape, output, channels_last(output))
     masked.copy_(ACTIVATIONS[activation].reference_grad(grad, output))
     return masked, bias_grad_reference(masked)
@@ -161,7 +149,5 @@ ACTIVATION_GRAD = Op(
     fake=activation_grad_fake,
     reference=activation_grad_reference,
     flops=lambda grad, output, activation: 2 * grad.numel(),
-    bytes=lambda grad, output, activation: (
-        2 * nbytes(grad) + nbytes(output) + grad.shape[1] * grad.element_size()
-    ),
+    bytes=lambda grad, output, activation: 2 * nbytes(grad) + nbytes(output) + grad.shape[1] * grad.element_size(),
 )

@@ -46,9 +46,7 @@ def pair(argument: str, value: Any) -> Pair:
     if len(value) == 1:
         return (value[0], value[0])
     if len(value) != 2:
-        raise RuntimeError(
-            f"{argument} must be one int or two (vertical, horizontal), but got {tuple(value)}"
-        )
+        raise RuntimeError(f"{argument} must be one int or two (vertical, horizontal), but got {tuple(value)}")
     return (value[0], value[1])
 
 
@@ -70,9 +68,7 @@ def conv_pads(padding: Any, size: Pair, stride: Pair, dilation: Pair) -> Pads:
         if padding != "same":
             raise RuntimeError(f"padding must be an int, a pair, 'same' or 'valid', but got {padding!r}")
         if stride != (1, 1):
-            raise RuntimeError(
-                f"padding='same' needs stride 1, but got stride {stride}; give padding as numbers"
-            )
+            raise RuntimeError(f"padding='same' needs stride 1, but got stride {stride}; give padding as numbers")
         total = (dilation[0] * (size[0] - 1), dilation[1] * (size[1] - 1))
         top, left = total[0] // 2, total[1] // 2
         return (top, total[0] - top, left, total[1] - left)
@@ -121,9 +117,7 @@ def conv_shape(
             f"expects {weight[1] * groups}"
         )
     if bias is not None and tuple(bias) != (weight[0],):
-        raise RuntimeError(
-            f"bias must have shape ({weight[0]},), one per output channel, but got {tuple(bias)}"
-        )
+        raise RuntimeError(f"bias must have shape ({weight[0]},), one per output channel, but got {tuple(bias)}")
     return (input[0], weight[0], *conv_output(window, (input[2], input[3])))
 
 

@@ -25,9 +25,7 @@ def images(matrix: torch.Tensor) -> torch.Tensor:
 def linear_fake(input, weight, bias, activation):
     check_tensors(input=input, weight=weight, bias=bias)
     if weight.dim() != 2:
-        raise RuntimeError(
-            f"weight must be 2-D (out_features, in_features), but got shape {tuple(weight.shape)}"
-        )
+        raise RuntimeError(f"weight must be 2-D (out_features, in_features), but got shape {tuple(weight.shape)}")
     if input.dim() != 2 or input.shape[1] != weight.shape[1]:
         raise RuntimeError(
             f"input must have {weight.shape[1]} features, as weight of shape {tuple(weight.shape)} has, but got "

@@ -62,9 +62,7 @@ def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
     launches[_current.get()] += 1
 
 
-def new(
-    shape: Any, like: torch.Tensor, channels_last: bool = False, dtype: torch.dtype | None = None
-) -> torch.Tensor:
+def new(shape: Any, like: torch.Tensor, channels_last: bool = False, dtype: torch.dtype | None = None) -> torch.Tensor:
     """An uninitialised tensor on like's device: contiguous, or channels_last."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=layout)
@@ -111,9 +109,7 @@ def check_tensors(**tensors: torch.Tensor | None) -> None:
                 f"{name} has dtype {tensor.dtype}, but {first} has {dtype}; convert one with .to(), or use autocast"
             )
         if tensor.device != device:
-            raise RuntimeError(
-                f"{name} is on {tensor.device}, but {first} is on {device}; move one of them with .to()"
-            )
+            raise RuntimeError(f"{name} is on {tensor.device}, but {first} is on {device}; move one of them with .to()")
 
 
 def nbytes(*tensors: torch.Tensor | None) -> int:

@@ -67,9 +67,7 @@ def max_kernel(
     if winner is not None:
         tl.store(winner + to, tap.to(winner.dtype.element_ty), mask=exists)
     if indices is not None:
-        h, w, _ = source(
-            at[1][:, None], at[2][:, None], tap // WINDOW[0][1], tap % WINDOW[0][1], WINDOW, False
-        )
+        h, w, _ = source(at[1][:, None], at[2][:, None], tap // WINDOW[0][1], tap % WINDOW[0][1], WINDOW, False)
         tl.store(indices + to, h.to(tl.int64) * x_size[1] + w, mask=exists)
 
 
@@ -181,9 +179,7 @@ def max_pool2d_fake(input, kernel_size, stride, padding, dilation, ceil_mode, wi
     none = (0,)
     return (
         new(shape, input, last),
-        new(shape, input, last, winner_dtype(window.taps))
-        if winner
-        else input.new_empty(none, dtype=torch.uint8),
+        new(shape, input, last, winner_dtype(window.taps)) if winner else input.new_empty(none, dtype=torch.uint8),
         new(shape, input, last, torch.int64) if indices else input.new_empty(none, dtype=torch.int64),
     )
 
@@ -256,9 +252,7 @@ def max_grad_reference(grad, winner, input_size, kernel_size, stride, padding, d
 def avg_pool2d_fake(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override):
     check_tensors(input=input)
     if divisor_override == 0:
-        raise RuntimeError(
-            "divisor_override must not be 0; give another divisor, or None for the window's size"
-        )
+        raise RuntimeError("divisor_override must not be 0; give another divisor, or None for the window's size")
     shape = geometry.pool_shape(input.shape, _window(kernel_size, stride, padding), ceil_mode)
     return new(shape, input, channels_last(input))
 
@@ -278,9 +272,7 @@ def avg_pool2d_launch(input, kernel_size, stride, padding, ceil_mode, count_incl
 
 def avg_pool2d_reference(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override):
     y = avg_pool2d_fake(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    return y.copy_(
-        F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    )
+    return y.copy_(F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override))
 
 
 def avg_grad_fake(
@@ -364,8 +356,7 @@ def avg_grad_reference(
 
 _MAX = "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation"
 _AVG = (
-    "int[2] kernel_size, int[2] stride, int[2] padding, bool ceil_mode, bool count_include_pad, "
-    "int? divisor_override"
+    "int[2] kernel_size, int[2] stride, int[2] padding, bool ceil_mode, bool count_include_pad, int? divisor_override"
 )
 
 MAX_POOL2D = Op(

@@ -5,7 +5,7 @@ least estimated time: waves of programs over the multiprocessors, times the work
 the tile's shape can reach. The choice depends on its arguments alone, so every process picks the same tile.
 """
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -87,7 +87,7 @@ def valid(tile: Tile, itemsize: int, chip: str) -> bool:
     return operands <= CHIPS[chip].shared and (chip == "interpreter" or sums <= 512)
 
 
-@lru_cache(maxsize=None)
+@cache
 def matrix_tiles(kind: str, chip: str, packed: bool, short: int = 0) -> tuple[Tile, ...]:
     """Every tile that `pick_matrix` chooses from. `short`: a power of two below which no k need go (0: none)."""
     tiles = []
@@ -112,9 +112,7 @@ def pick_matrix(m: int, n: int, channels: int, taps: int, kind: str, chip: str, 
         return Tile(_power(m, 16, max(_INTERPRETED_ELEMENTS // max(k, n), 16)), n, k, packed=True)
     packed = channels < _PACK_BELOW
     short = _power(taps * channels if packed else channels, 16, 64)
-    return min(
-        matrix_tiles(kind, chip, packed, short), key=lambda tile: _time(tile, m, n, groups, CHIPS[chip])
-    )
+    return min(matrix_tiles(kind, chip, packed, short), key=lambda tile: _time(tile, m, n, groups, CHIPS[chip]))
 
 
 def _time(tile: Tile, m: int, n: int, groups: int, chip: Chip) -> float:
@@ -127,9 +125,7 @@ def _time(tile: Tile, m: int, n: int, groups: int, chip: Chip) -> float:
 
 
 @lru_cache(maxsize=4096)
-def pick_weight_grad(
-    k: int, columns: int, channels: int, pixels: int, kind: str, chip: str, groups: int
-) -> Tile:
+def pick_weight_grad(k: int, columns: int, channels: int, pixels: int, kind: str, chip: str, groups: int) -> Tile:
     """The tile of a weight gradient: k x columns (taps x channels) outputs, each a sum over all pixels; where the
     outputs are too few to fill the chip, the sum is split."""
     if chip == "interpreter":

@@ -14,16 +14,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--cover", type=float, default=1.0, help="part of the cases marked `cover` to run, by seed"
-    )
+    parser.addoption("--cover", type=float, default=1.0, help="part of the cases marked `cover` to run, by seed")
     parser.addoption("--cover-seed", type=int, default=0, help="which part")
 
 
 def pytest_configure(config):
-    config.addinivalue_line(
-        "markers", "cover: one of many alike cases, of which `--cover` takes a seeded part"
-    )
+    config.addinivalue_line("markers", "cover: one of many alike cases, of which `--cover` takes a seeded part")
 
 
 def pytest_collection_modifyitems(config, items):
