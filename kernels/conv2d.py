@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from . import geometry, tiles
-from .device import gather, main_loop, offsets, pixel, program_tile, tap_of, tap_steps
+from .device import as_tf32, gather, main_loop, offsets, pixel, program_tile, tap_of, tap_steps
 from .epilogue import ACTIVATIONS, sum_parts
 from .lang import tl, triton
 from .op import Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type
@@ -38,18 +38,19 @@ from .precision import accumulator, conv_dot
 def window_terms(operand, step, META: tl.constexpr):
     """A of the forward: what this step's terms read, for fixed pixels. [M, K]"""
     x, strides, size, at, exists, channels = operand
-    r, s, _, c, has = tap_of(step, channels, META[0], META[2], META[3])
-    return gather(x, strides, size, at, exists, r, s, c, has, META[0], META[1])
+    r, s, _, c, has = tap_of(step, channels, META[1], META[3], META[4])
+    return gather(x, strides, size, at, exists, r, s, c, has, META[1], META[2])
 
 
 @triton.jit
 def weight_terms(operand, step, META: tl.constexpr):
     """B of the forward: this step's terms of the weight, for fixed columns. [K, N]"""
     w, strides, column, exists, channels = operand
-    _, _, tap, c, has = tap_of(step, channels, META[0], META[2], META[3])
+    _, _, tap, c, has = tap_of(step, channels, META[1], META[3], META[4])
     term = (tap * strides[1] + c * strides[0]).to(column.dtype)
     mask = has[:, None] & exists[None, :]
-    return tl.load(w + term[:, None] + column[None, :] * strides[2], mask=mask, other=0.0)
+    tile = tl.load(w + term[:, None] + column[None, :] * strides[2], mask=mask, other=0.0)
+    return as_tf32(tile, META[0]) if META[2] else tile
 
 
 @triton.jit
@@ -71,14 +72,14 @@ def conv_kernel(
     k = (column * N + tl.arange(0, N)).to(INDEX)  # [N]
     has = k < columns
 
-    META: tl.constexpr = (WINDOW, TRANSPOSED, PACKED, K)
+    META: tl.constexpr = (PRECISION, WINDOW, TRANSPOSED, PACKED, K)
     x += group.to(INDEX) * channels * x_strides[3]
     w += group.to(INDEX) * w_strides[3]
     a = (x, x_strides, x_size, at, exists, channels)
     b = (w, w_strides, k, has, channels)
     acc = tl.zeros([M, N], ACC)
     steps = tap_steps(channels, WINDOW, PACKED, K)
-    acc = main_loop(acc, window_terms, a, weight_terms, b, 0, steps, META, PRECISION)
+    acc = main_loop(acc, window_terms, a, weight_terms, b, 0, steps, META)
 
     k += group * columns
     if bias is not None:
@@ -91,19 +92,22 @@ def conv_kernel(
 def grad_terms(operand, step, META: tl.constexpr):
     """A of the weight gradient: the output's gradient, transposed, for this step's pixels. [M, K]"""
     grad, strides, size, column, has = operand
-    index = step * META[3] + tl.arange(0, META[3])  # [K]
+    index = step * META[4] + tl.arange(0, META[4])  # [K]
     at = pixel(index.to(column.dtype), size[1], size[2])
-    mask = (at[0] < size[0])[:, None] & has[None, :]
-    return tl.trans(tl.load(grad + offsets(at, column, strides), mask=mask, other=0.0))
+    mask = (at[0] < size[0])[None, :] & has[:, None]
+    rows = at[0] * strides[0] + at[1] * strides[1] + at[2] * strides[2]
+    tile = tl.load(grad + rows[None, :] + column[:, None] * strides[3], mask=mask, other=0.0)
+    return as_tf32(tile, META[0])
 
 
 @triton.jit
 def window_pixels(operand, step, META: tl.constexpr):
     """B of the weight gradient: what fixed terms read, for this step's pixels. [K, N]"""
     x, strides, x_size, size, r, s, c, has = operand
-    index = step * META[3] + tl.arange(0, META[3])  # [K]
+    index = step * META[4] + tl.arange(0, META[4])  # [K]
     at = pixel(index.to(c.dtype), size[1], size[2])
-    return gather(x, strides, x_size, at, at[0] < size[0], r, s, c, has, META[0], META[1])
+    tile = gather(x, strides, x_size, at, at[0] < size[0], r, s, c, has, META[1], META[2])
+    return as_tf32(tile, META[0])
 
 
 @triton.jit
@@ -126,14 +130,14 @@ def weight_grad_kernel(
 
     steps = tl.cdiv(size[0] * size[1] * size[2], K)
     chunk = tl.cdiv(steps, split)
-    META: tl.constexpr = (WINDOW, False, PACKED, K)
+    META: tl.constexpr = (PRECISION, WINDOW, False, PACKED, K)
     grad += group.to(INDEX) * outputs * grad_strides[3]
     x += group.to(INDEX) * channels * x_strides[3]
     a = (grad, grad_strides, size, k, has_k)
     b = (x, x_strides, x_size, size, r, s, c, has)
     acc = tl.zeros([M, N], ACC)
     last = tl.minimum((part + 1) * chunk, steps)
-    acc = main_loop(acc, grad_terms, a, window_pixels, b, part * chunk, last, META, PRECISION)
+    acc = main_loop(acc, grad_terms, a, window_pixels, b, part * chunk, last, META)
 
     terms = WINDOW[0][0] * WINDOW[0][1] * channels
     k += (part * groups + group).to(INDEX) * outputs
@@ -155,8 +159,10 @@ def product(
     terms = window.taps * inputs
     channels, columns = (outputs, inputs) if transposed else (inputs, outputs)
     batch, _, height, width = y.shape
+    chip = tiles.chip_name()
+    dot = tiles.dot_on(chip, dot)
     kind = tiles.arithmetic(y.dtype, dot)
-    tile = tiles.pick_matrix(batch * height * width, columns, channels, window.taps, kind, tiles.chip_name(), groups)
+    tile = tiles.pick_matrix(batch * height * width, columns, channels, window.taps, kind, chip, groups)
     programs = triton.cdiv(batch * height * width, tile.m) * triton.cdiv(columns, tile.n) * groups
     launch(
         conv_kernel, programs, x, matrix(weight), bias, y, nhwc(x),
@@ -177,8 +183,10 @@ def weight_product(
     outputs, channels = dw.shape[0] // groups, dw.shape[1]
     batch, _, height, width = grad.shape
     terms, pixels = window.taps * channels, batch * height * width
+    chip = tiles.chip_name()
+    dot = tiles.dot_on(chip, dot)
     kind = tiles.arithmetic(x.dtype, dot)
-    tile = tiles.pick_weight_grad(outputs, terms, channels, pixels, kind, tiles.chip_name(), groups)
+    tile = tiles.pick_weight_grad(outputs, channels, window.taps, pixels, kind, chip, groups)
     parts = dw if tile.split == 1 else new((tile.split, dw.numel()), dw, dtype=accumulator(dw.dtype))
     across = triton.cdiv(terms, tile.n) if tile.packed else window.taps * triton.cdiv(channels, tile.n)
     programs = triton.cdiv(outputs, tile.m) * across * groups * tile.split
@@ -248,10 +256,11 @@ def weight_grad_fake(grad, input, weight_size, stride, padding, dilation, groups
 
 
 def weight_grad_launch(grad, input, weight_size, stride, padding, dilation, groups, channels_last):
-    dw = weight_grad_fake(grad, input, weight_size, stride, padding, dilation, groups, True)
+    dw = weight_grad_fake(grad, input, weight_size, stride, padding, dilation, groups, channels_last)
+    matrix = dw if dw.is_contiguous(memory_format=torch.channels_last) else new(weight_size, dw, True)
     window = _window(weight_size, stride, padding, dilation)
-    weight_product(grad, input, dw, window, groups, conv_dot(grad.dtype))
-    return dw if channels_last else dw.contiguous()
+    weight_product(grad, input, matrix, window, groups, conv_dot(grad.dtype))
+    return dw if dw is matrix else dw.copy_(matrix)
 
 
 def weight_grad_reference(grad, input, weight_size, stride, padding, dilation, groups, channels_last):

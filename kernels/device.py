@@ -15,14 +15,27 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def main_loop(acc, A: tl.constexpr, a, B: tl.constexpr, b, first, last, META: tl.constexpr, PRECISION: tl.constexpr):
+def as_tf32(x, PRECISION: tl.constexpr):
+    """x as the tensor cores see it, its last 13 bits cleared; the same product, but in code x passes registers.
+
+    For tiles whose reduction is not their contiguous direction: TF32 matrix instructions want it so, and without a
+    step in registers the compiler transposes on the way into shared memory, four bytes a load.
+    """
+    if PRECISION == "tf32" and not INTERPRETED:
+        return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+    else:
+        return x
+
+
+@triton.jit
+def main_loop(acc, A: tl.constexpr, a, B: tl.constexpr, b, first, last, META: tl.constexpr):
     """acc + Σ over steps of A(a, step) @ B(b, step): the one loop of every matrix kernel.
 
     A and B are device functions that fetch the step's [M, K] and [K, N] tiles from operands a and b; META is what
-    both are compiled for.
+    both are compiled for, the dots' precision first.
     """
     for step in range(first, last):
-        acc = dot(A(a, step, META), B(b, step, META), acc, PRECISION)
+        acc = dot(A(a, step, META), B(b, step, META), acc, META[0])
     return acc
 
 

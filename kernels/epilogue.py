@@ -63,11 +63,12 @@ def epilogue_grad_kernel(
         index = tl.cast(step, INDEX) * PIXELS + tl.arange(0, PIXELS)
         at = pixel(index, size[1], size[2])
         mask = (at[0] < size[0])[:, None] & has[None, :]
-        g = tl.load(grad + offsets(at, k, grad_strides), mask=mask, other=0.0)
+        g = tl.load(grad + offsets(at, k, grad_strides), mask=mask, other=0.0).to(acc.dtype)
         if saved is not None:
-            g = BACKWARD(g, tl.load(saved + offsets(at, k, saved_strides), mask=mask, other=0.0))
-            tl.store(masked + offsets(at, k, masked_strides), g, mask=mask)
-        acc += g.to(acc.dtype)
+            y = tl.load(saved + offsets(at, k, saved_strides), mask=mask, other=0.0).to(acc.dtype)
+            g = BACKWARD(g, y)
+            tl.store(masked + offsets(at, k, masked_strides), g.to(masked.dtype.element_ty), mask=mask)
+        acc += g
     tl.store(parts + part.to(INDEX) * channels + k, tl.sum(acc, axis=0), mask=has)
 
 

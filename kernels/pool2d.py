@@ -49,21 +49,22 @@ def covering(at, i, j, size, WINDOW: tl.constexpr):
 @triton.jit
 def max_kernel(
     x, y, winner, indices, x_strides, y_strides, x_size, size, channels,
-    WINDOW: tl.constexpr, UNROLL: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    WINDOW: tl.constexpr, UNROLL: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """y = max over the window; winner = its tap; indices = its pixel. NaN wins, the last NaN; else the first."""
     at, c, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
-    best = tl.full([PIXELS, CHANNELS], float("-inf"), x.dtype.element_ty)
+    best = tl.full([PIXELS, CHANNELS], float("-inf"), ACC)
     tap = tl.full([PIXELS, CHANNELS], -1, tl.int32)
     for t in tl.range(0, WINDOW[0][0] * WINDOW[0][1], loop_unroll_factor=UNROLL):
         h, w, inside = source(at[1], at[2], t // WINDOW[0][1], t % WINDOW[0][1], WINDOW, False)
         inside = (inside & (h < x_size[0]) & (w < x_size[1]))[:, None] & exists
-        value = tl.load(x + offsets((at[0], h, w), c, x_strides), mask=inside, other=float("-inf"))
+        value = tl.load(x + offsets((at[0], h, w), c, x_strides), mask=inside, other=0.0).to(ACC)
         wins = inside & ((value > best) | (value != value) | (tap < 0))
         best = tl.where(wins, value, best)
         tap = tl.where(wins, t, tap)
     to = offsets(at, c, y_strides)
-    tl.store(y + to, best, mask=exists)
+    tl.store(y + to, best.to(y.dtype.element_ty), mask=exists)
     if winner is not None:
         tl.store(winner + to, tap.to(winner.dtype.element_ty), mask=exists)
     if indices is not None:
@@ -84,8 +85,8 @@ def max_grad_kernel(
             p, q, tap, covers = covering(at, i, j, size, WINDOW)
             mask = covers[:, None] & exists
             won = tl.load(winner + offsets((at[0], p, q), c, winner_strides), mask=mask, other=0)
-            g = tl.load(grad + offsets((at[0], p, q), c, grad_strides), mask=mask, other=0.0)
-            acc += tl.where(mask & (won == tap[:, None]), g, 0.0).to(ACC)
+            g = tl.load(grad + offsets((at[0], p, q), c, grad_strides), mask=mask, other=0.0).to(ACC)
+            acc += tl.where(mask & (won == tap[:, None]), g, 0.0)
     tl.store(dx + offsets(at, c, dx_strides), acc.to(dx.dtype.element_ty), mask=exists)
 
 
@@ -192,7 +193,7 @@ def max_pool2d_launch(input, kernel_size, stride, padding, dilation, ceil_mode, 
         max_kernel, y,
         (input, y, results[1] if winner else None, results[2] if indices else None, nhwc(input), nhwc(y),
          tuple(input.shape[2:]), (batch, height, width), channels),
-        WINDOW=window.constants(), UNROLL=_unroll(window), INDEX=index_type(input, y),
+        WINDOW=window.constants(), UNROLL=_unroll(window), ACC=tl_type(accumulator(y.dtype)), INDEX=index_type(input, y),
     )  # fmt: skip
     return results
 

@@ -6,6 +6,7 @@ the tile's shape can reach. The choice depends on its arguments alone, so every 
 """
 
 from functools import cache, lru_cache
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -27,18 +28,20 @@ class Tile(NamedTuple):
 
 
 class Chip(NamedTuple):
-    """What tiles need to know of a chip. `shared`: bytes of shared memory that one program may take."""
+    """What tiles need to know of a chip. `shared`: bytes of shared memory that one program may take; `sums`: how many
+    32-bit sums a thread may hold: more where matrix instructions read their operands from shared memory."""
 
     multiprocessors: int
     shared: int
+    sums: int = 64
     tf32: bool = True  # has matrix instructions for float32 operands
 
 
 CHIPS = {
     "sm_80": Chip(108, 163 << 10),  # A100
     "sm_89": Chip(128, 99 << 10),  # RTX 4090, L40
-    "sm_90": Chip(132, 227 << 10),  # H100, H200
-    "sm_100": Chip(148, 227 << 10),  # B200
+    "sm_90": Chip(132, 227 << 10, sums=128),  # H100, H200
+    "sm_100": Chip(148, 227 << 10, sums=128),  # B200
     "sm_120": Chip(170, 99 << 10),  # RTX 5090
     "gfx942": Chip(304, 64 << 10),  # MI300X
     "gfx": Chip(256, 64 << 10, tf32=False),  # any other AMD chip
@@ -46,15 +49,18 @@ CHIPS = {
 }
 ELSEWHERE = "sm_89"  # an NVIDIA chip that is not in the table is treated as the most modest that is
 
-# Arithmetic of a product: bytes per operand element, and (m, n, warps) of its tiles.
+# Arithmetic of a product: bytes per operand element, and (m, n, warps) of its tiles. "float" is full float32.
+_HALF = ((128, 256, 8), (256, 128, 8), (128, 128, 8), (128, 64, 8), (64, 128, 4), (64, 64, 4), (64, 32, 4))
 _SHAPES = {
-    "half": (2, [(128, 256, 8), (256, 128, 8), (128, 128, 8), (128, 64, 4), (64, 128, 4), (64, 64, 4), (128, 32, 4), (64, 32, 4)]),
-    "tf32": (4, [(128, 128, 8), (128, 64, 8), (64, 128, 8), (64, 64, 4), (64, 32, 4), (32, 32, 4)]),
-    "float": (4, [(64, 64, 8), (64, 32, 4), (32, 32, 4)]),
-    "double": (8, [(64, 64, 8), (32, 32, 4)]),
-}  # fmt: skip
+    "half": (2, _HALF),
+    "tf32": (4, ((128, 128, 8), (128, 64, 8), (64, 128, 8), (64, 64, 4), (32, 32, 4))),
+    "float": (4, ((64, 64, 8), (32, 32, 4))),
+    "double": (8, ((64, 64, 8), (32, 32, 4))),
+}
 ARITHMETIC = tuple(_SHAPES)
-_PACK_BELOW = 16  # channels; a dot's reduction is at least this long
+STEPS = (32, 64)  # the most terms a step, for few channels and for more; a whole step is a 128-byte line
+DEPTHS = (3, 4)  # the most stages, for reductions of up to two steps and for longer ones
+_PACK_BELOW = 32  # channels: below, a tap a step would leave much of a reduction step empty
 _INTERPRETED_ELEMENTS = 1 << 19  # the interpreter's cost is per program: few, large tiles
 
 
@@ -80,68 +86,78 @@ def _power(value: int, least: int, most: int) -> int:
     return min(max(1 << max(value - 1, 0).bit_length(), least), most)
 
 
+def dot_on(chip: str, dot: str) -> str:
+    """How the chip rounds float32 dots that may use TF32: full float32 where it has no instruction for it."""
+    return dot if CHIPS[chip].tf32 else "ieee"
+
+
 def valid(tile: Tile, itemsize: int, chip: str) -> bool:
-    """Does the tile fit the chip: operands of all stages in shared memory, sums within half of the registers?"""
+    """Does the tile fit the chip: the operands of all stages in shared memory, a thread's sums in its registers?"""
     operands = tile.stages * (tile.m + tile.n) * tile.k * itemsize
-    sums = tile.m * tile.n * max(itemsize, 4) // (tile.warps * 32)
-    return operands <= CHIPS[chip].shared and (chip == "interpreter" or sums <= 512)
+    sums = tile.m * tile.n * max(itemsize, 4) // 4 // (tile.warps * 32)
+    return operands <= CHIPS[chip].shared and sums <= CHIPS[chip].sums
 
 
 @cache
-def matrix_tiles(kind: str, chip: str, packed: bool, short: int = 0) -> tuple[Tile, ...]:
-    """Every tile that `pick_matrix` chooses from. `short`: a power of two below which no k need go (0: none)."""
-    tiles = []
+def matrix_tiles(kind: str, chip: str, packed: bool, longest: int = 64, deepest: int = 4) -> tuple[Tile, ...]:
+    """The tiles that the picks choose from: `longest` terms a step and `deepest` stages at most."""
     itemsize, shapes = _SHAPES[kind]
-    for m, n, warps in shapes:
-        k = 128 // itemsize  # a row of an operand is one 128-byte line
-        k = min(k, short) if short else k
-        for stages in (4, 3, 2):
-            tile = Tile(m, n, k, warps, stages, packed)
-            if valid(tile, itemsize, chip):
-                tiles.append(tile)
-                break
-    return tuple(tiles)
+    k = min(128 // itemsize, longest)
+    tiles = (Tile(m, n, k, warps, stages, packed) for m, n, warps in shapes for stages in range(2, deepest + 1))
+    fitting = (tile for tile in tiles if valid(tile, itemsize, chip))
+    return tuple({(tile.m, tile.n): tile for tile in fitting}.values())  # of each shape, the one of most stages
+
+
+def every_matrix_tile(kind: str, chip: str) -> tuple[Tile, ...]:
+    """Every tile that `pick_matrix` can return on this chip."""
+    choices = product(((False, STEPS[0]), (False, STEPS[1]), (True, STEPS[1])), DEPTHS)
+    return tuple(dict.fromkeys(t for form, depth in choices for t in matrix_tiles(kind, chip, *form, depth)))
+
+
+def every_weight_grad_tile(kind: str, chip: str) -> tuple[Tile, ...]:
+    """Every tile that `pick_weight_grad` can return on this chip, but for its split."""
+    return matrix_tiles(kind, chip, False) + matrix_tiles(kind, chip, True)
 
 
 @lru_cache(maxsize=4096)
 def pick_matrix(m: int, n: int, channels: int, taps: int, kind: str, chip: str, groups: int = 1) -> Tile:
     """The tile of a product of m x n outputs that reduces taps x channels terms, in each of `groups`."""
     if chip == "interpreter":
-        k = _power(taps * channels, 16, 1024)
-        n = _power(n, 16, 256)
+        k, n = _power(taps * channels, 16, 1024), _power(n, 16, 256)
         return Tile(_power(m, 16, max(_INTERPRETED_ELEMENTS // max(k, n), 16)), n, k, packed=True)
     packed = channels < _PACK_BELOW
-    short = _power(taps * channels if packed else channels, 16, 64)
-    return min(matrix_tiles(kind, chip, packed, short), key=lambda tile: _time(tile, m, n, groups, CHIPS[chip]))
+    longest = STEPS[1] if packed else _power(channels, *STEPS)
+    steps = -(-taps * channels // longest) if packed else taps * -(-channels // longest)
+
+    def time(tile: Tile) -> float:
+        programs = -(-m // tile.m) * -(-n // tile.n) * groups
+        return -(-programs // CHIPS[chip].multiprocessors) * _work(tile)
+
+    return min(matrix_tiles(kind, chip, packed, longest, DEPTHS[steps > 2]), key=time)
 
 
-def _time(tile: Tile, m: int, n: int, groups: int, chip: Chip) -> float:
-    """Estimated time of a product, in arbitrary units: see the head of this file."""
-    programs = -(-m // tile.m) * -(-n // tile.n) * groups
-    waves = max(programs / chip.multiprocessors, 1.0)
-    waves = waves if waves > 8 else float(-(-programs // chip.multiprocessors))
-    # A tile reads m + n values for m·n products: small tiles wait for memory.
-    return waves * (tile.m * tile.n + 48 * (tile.m + tile.n))
+def _work(tile: Tile) -> int:
+    """Estimated time of one step of a tile: its m·n products, and waiting for its m + n operands; the weight makes a
+    128 x 128 tile wait for two fifths of its time, a 64 x 64 tile for three fifths."""
+    return tile.m * tile.n + 48 * (tile.m + tile.n)
 
 
 @lru_cache(maxsize=4096)
-def pick_weight_grad(k: int, columns: int, channels: int, pixels: int, kind: str, chip: str, groups: int) -> Tile:
-    """The tile of a weight gradient: k x columns (taps x channels) outputs, each a sum over all pixels; where the
-    outputs are too few to fill the chip, the sum is split."""
+def pick_weight_grad(k: int, channels: int, taps: int, pixels: int, kind: str, chip: str, groups: int = 1) -> Tile:
+    """The tile of a weight gradient: k x (taps x channels) outputs in each of `groups`, each a sum over all pixels.
+    The sum is split until the programs fill the chip twice, in parts of eight steps at least."""
     if chip == "interpreter":
-        n = _power(columns, 16, 256)
-        m = _power(k, 16, 256)
+        n, m = _power(taps * channels, 16, 256), _power(k, 16, 256)
         return Tile(m, n, _power(pixels, 16, max(_INTERPRETED_ELEMENTS // max(m, n), 16)), packed=True)
     packed = channels < _PACK_BELOW
-    width = columns if packed else channels
-    narrow = [t for t in matrix_tiles(kind, chip, packed) if t.n <= _power(width, 32, 256)]
-    if not packed:
-        columns = columns // channels * -(-channels // 32) * 32
-    tile = min(narrow, key=lambda tile: _time(tile, k, columns, groups, CHIPS[chip]))
-    programs = -(-k // tile.m) * -(-columns // tile.n) * groups
-    steps = -(-pixels // tile.k)
-    split = max(1, min(2 * CHIPS[chip].multiprocessors // programs, steps // 8, 64))
-    return tile._replace(split=split)
+
+    def programs(tile: Tile) -> int:
+        across = -(-taps * channels // tile.n) if packed else taps * -(-channels // tile.n)
+        return -(-k // tile.m) * across * groups
+
+    tile = min(matrix_tiles(kind, chip, packed), key=lambda tile: programs(tile) * _work(tile))
+    parts = min(2 * CHIPS[chip].multiprocessors // programs(tile), -(-pixels // tile.k) // 8)
+    return tile._replace(split=max(1, parts))
 
 
 def pick_sum(size: int, chip: str) -> int:

@@ -1,0 +1,69 @@
+"""Every operator on every case: results against float64, shapes and strides against PyTorch's, opcheck."""
+
+import pytest
+import torch
+from cases import CASES, DTYPES, FORMATS
+from checks import assert_accurate, kernels_only
+
+from cnn_triton.kernels.registry import OPS
+from cnn_triton.ops import operator
+
+
+def to(args, where):
+    """The arguments with their floating-point tensors converted, strides kept."""
+    return tuple(a.to(where) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args)
+
+
+def results(value):
+    return value if isinstance(value, tuple) else (value,)
+
+
+def on(args, device):
+    return tuple(a.to(device) if isinstance(a, torch.Tensor) else a for a in args)
+
+
+@pytest.mark.cover
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_accuracy(case, dtype, form, device):
+    args = on(case.make(dtype, form), device)
+    empty = all(t.numel() == 0 for t in results(case.op.fake(*args)))
+    if empty or 0 in args[0].shape:  # nothing to launch a kernel for, or only zeros to write
+        ours = results(operator(case.op)(*args))
+    else:
+        with kernels_only(case.op.name):
+            ours = results(operator(case.op)(*args))
+    theirs = results(case.op.reference(*args))
+    exact = results(case.op.reference(*to(args, torch.float64)))
+    for i, (our, their, right) in enumerate(zip(ours, theirs, exact, strict=True)):
+        assert our.stride() == their.stride(), f"result {i}: strides {our.stride()}, expected {their.stride()}"
+        if our.is_floating_point():
+            assert_accurate(our, their, right, f"result {i}")
+        else:
+            assert torch.equal(our, their), f"result {i}: {int((our != their).sum())} integers differ"
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_record(op):
+    """Each operator has cases, and says its arithmetic and traffic."""
+    cases = [case for case in CASES if case.op is op]
+    assert cases, f"no case of {op.name} in cases.py"
+    args = cases[0].make(torch.float32, "contiguous")
+    assert op.flops(*args) > 0
+    touched = [t for t in (*args, *results(op.fake(*args))) if isinstance(t, torch.Tensor)]
+    assert 0 < op.bytes(*args) <= sum(t.numel() * t.element_size() for t in touched)
+
+
+@pytest.mark.parametrize("form", ("contiguous", "channels_last"))
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_opcheck(op, form, device):
+    case = next(case for case in CASES if case.op is op and "1" not in case.label)
+    torch.library.opcheck(operator(op), on(case.make(torch.float32, form), device))
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_same_bits_twice(op, device):
+    args = on(next(case for case in CASES if case.op is op).make(torch.float32, "channels_last"), device)
+    first, second = (results(operator(op)(*args)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
