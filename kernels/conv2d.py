@@ -29,12 +29,12 @@ import torch.nn.functional as F
 from . import geometry, tiles
 from .device import as_tf32, gather, main_loop, offsets, pixel, program_tile, tap_of, tap_steps
 from .epilogue import ACTIVATIONS, sum_parts
-from .lang import tl, triton
+from .lang import device_function, tl, triton
 from .op import Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type
 from .precision import accumulator, conv_dot
 
 
-@triton.jit
+@device_function
 def window_terms(operand, step, META: tl.constexpr):
     """A of the forward: what this step's terms read, for fixed pixels. [M, K]"""
     x, strides, size, at, exists, channels = operand
@@ -42,7 +42,7 @@ def window_terms(operand, step, META: tl.constexpr):
     return gather(x, strides, size, at, exists, r, s, c, has, META[1], META[2])
 
 
-@triton.jit
+@device_function
 def weight_terms(operand, step, META: tl.constexpr):
     """B of the forward: this step's terms of the weight, for fixed columns. [K, N]"""
     w, strides, column, exists, channels = operand
@@ -88,7 +88,7 @@ def conv_kernel(
     tl.store(y, ACTIVATION(acc).to(y.dtype.element_ty), mask=exists[:, None] & has[None, :])
 
 
-@triton.jit
+@device_function
 def grad_terms(operand, step, META: tl.constexpr):
     """A of the weight gradient: the output's gradient, transposed, for this step's pixels. [M, K]"""
     grad, strides, size, column, has = operand
@@ -100,7 +100,7 @@ def grad_terms(operand, step, META: tl.constexpr):
     return as_tf32(tile, META[0])
 
 
-@triton.jit
+@device_function
 def window_pixels(operand, step, META: tl.constexpr):
     """B of the weight gradient: what fixed terms read, for this step's pixels. [K, N]"""
     x, strides, x_size, size, r, s, c, has = operand

@@ -3,10 +3,10 @@
 Shape tags: [M] output pixels or rows, [N] columns, [K] reduction; a trailing comment gives each block's shape.
 """
 
-from .lang import INTERPRETED, tl, triton
+from .lang import INTERPRETED, device_function, tl
 
 
-@triton.jit
+@device_function
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """acc + a @ b. The interpreter multiplies bfloat16 as integers, so it gets float32, which is exact."""
     if INTERPRETED:
@@ -14,7 +14,16 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
     return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
 
 
-@triton.jit
+@device_function
+def sum_rows(x):
+    """Σ over the rows of a block. Compiled, a tree of sums; the interpreter adds row after row, so it gets float64."""
+    if INTERPRETED:
+        return tl.sum(x.to(tl.float64), axis=0).to(x.dtype)
+    else:
+        return tl.sum(x, axis=0)
+
+
+@device_function
 def as_tf32(x, PRECISION: tl.constexpr):
     """x as the tensor cores see it, its last 13 bits cleared; the same product, but in code x passes registers.
 
@@ -27,7 +36,7 @@ def as_tf32(x, PRECISION: tl.constexpr):
         return x
 
 
-@triton.jit
+@device_function
 def main_loop(acc, A: tl.constexpr, a, B: tl.constexpr, b, first, last, META: tl.constexpr):
     """acc + Σ over steps of A(a, step) @ B(b, step): the one loop of every matrix kernel.
 
@@ -39,7 +48,7 @@ def main_loop(acc, A: tl.constexpr, a, B: tl.constexpr, b, first, last, META: tl
     return acc
 
 
-@triton.jit
+@device_function
 def program_tile(program, rows, columns):
     """(row, column) of a tile in bands of 8 rows, column by column: neighbours in time share operands in L2."""
     band = 8 * columns
@@ -49,21 +58,21 @@ def program_tile(program, rows, columns):
     return first + within % height, within // height
 
 
-@triton.jit
+@device_function
 def pixel(index, height, width):
     """(n, p, q) of a flat pixel index over images of height x width."""
     row = index // width
     return row // height, row % height, index - row * width
 
 
-@triton.jit
+@device_function
 def offsets(at, c, strides):
     """Offsets of channels c at pixels at = (n, p, q). [pixels, channels]"""
     rows = at[0] * strides[0] + at[1] * strides[1] + at[2] * strides[2]
     return rows[:, None] + c[None, :] * strides[3]
 
 
-@triton.jit
+@device_function
 def tap_of(step, channels, WINDOW: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr):
     """Tap (r, s) and channels c [BLOCK] of a step along a window's terms, and which of them exist.
 
@@ -84,7 +93,7 @@ def tap_of(step, channels, WINDOW: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl
     return tap // S, tap % S, tap, c, exists
 
 
-@triton.jit
+@device_function
 def tap_steps(channels, WINDOW: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr):
     """Number of steps that `tap_of` takes through a window's terms."""
     taps: tl.constexpr = WINDOW[0][0] * WINDOW[0][1]
@@ -94,7 +103,7 @@ def tap_steps(channels, WINDOW: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.co
         return taps * tl.cdiv(channels, BLOCK)
 
 
-@triton.jit
+@device_function
 def source(p, q, r, s, WINDOW: tl.constexpr, TRANSPOSED: tl.constexpr):
     """The pixel (h, w) that tap (r, s) reads for pixel (p, q), and whether it is one.
 
@@ -112,7 +121,7 @@ def source(p, q, r, s, WINDOW: tl.constexpr, TRANSPOSED: tl.constexpr):
         return h, w, (h >= 0) & (w >= 0)
 
 
-@triton.jit
+@device_function
 def gather(x, strides, size, at, exists, r, s, c, has, WINDOW: tl.constexpr, TRANSPOSED: tl.constexpr):
     """The tile [pixels, terms] of what taps (r, s), channels c read for pixels at = (n, p, q); 0 outside."""
     n, p, q = at
@@ -123,25 +132,25 @@ def gather(x, strides, size, at, exists, r, s, c, has, WINDOW: tl.constexpr, TRA
     return tl.load(x + image + c[None, :] * strides[3], mask=inside & has[None, :], other=0.0)
 
 
-@triton.jit
+@device_function
 def identity(x):
     """No activation: y = x."""
     return x
 
 
-@triton.jit
+@device_function
 def identity_grad(grad, saved):
     """∂/∂x = 1; saves nothing."""
     return grad
 
 
-@triton.jit
+@device_function
 def relu(x):
     """y = max(x, 0), NaN kept."""
     return tl.where(x <= 0, 0.0, x).to(x.dtype)
 
 
-@triton.jit
+@device_function
 def relu_grad(grad, saved):
     """0 where the saved output is 0, else 1 (at NaN too), as PyTorch has it."""
     return tl.where(saved <= 0, 0.0, grad).to(grad.dtype)

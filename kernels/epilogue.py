@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import device, tiles
-from .device import offsets, pixel
+from .device import offsets, pixel, sum_rows
 from .lang import tl, triton
 from .op import Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc
 from .precision import accumulator
@@ -44,7 +44,7 @@ def sum_kernel(parts, total, rows, size, ROWS: tl.constexpr, BLOCK: tl.constexpr
     for first in range(0, rows, ROWS):
         row = first + tl.arange(0, ROWS)
         mask = (row < rows)[:, None] & (i < size)[None, :]
-        acc += tl.sum(tl.load(parts + row[:, None].to(INDEX) * size + i[None, :], mask=mask, other=0.0), axis=0)
+        acc += sum_rows(tl.load(parts + row[:, None].to(INDEX) * size + i[None, :], mask=mask, other=0.0))
     tl.store(total + i, acc.to(total.dtype.element_ty), mask=i < size)
 
 
@@ -69,7 +69,7 @@ def epilogue_grad_kernel(
             g = BACKWARD(g, y)
             tl.store(masked + offsets(at, k, masked_strides), g.to(masked.dtype.element_ty), mask=mask)
         acc += g
-    tl.store(parts + part.to(INDEX) * channels + k, tl.sum(acc, axis=0), mask=has)
+    tl.store(parts + part.to(INDEX) * channels + k, sum_rows(acc), mask=has)
 
 
 def sum_parts(parts: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
@@ -86,7 +86,8 @@ def sum_parts(parts: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
 def _launch(grad: torch.Tensor, saved: torch.Tensor | None, masked: torch.Tensor, backward: Any) -> torch.Tensor:
     batch, channels, height, width = grad.shape
     chip = tiles.chip_name()
-    strip = tiles.pick_strip(channels, channels_last(grad if saved is None else saved), chip)
+    like = grad if saved is None else saved
+    strip = tiles.pick_strip(channels, like.stride(1) == 1, chip)
     across = triton.cdiv(channels, strip.channels)
     steps = triton.cdiv(batch * height * width, strip.pixels)
     chunk = triton.cdiv(steps, max(1, min(steps, 4 * tiles.CHIPS[chip].multiprocessors // across)))
@@ -97,7 +98,7 @@ def _launch(grad: torch.Tensor, saved: torch.Tensor | None, masked: torch.Tensor
         return bias.zero_()
     launch(
         epilogue_grad_kernel, programs * across, grad, saved, masked, parts, nhwc(grad),
-        nhwc(grad if saved is None else saved), nhwc(masked), (batch, height, width), channels, chunk,
+        nhwc(like), nhwc(masked), (batch, height, width), channels, chunk,
         BACKWARD=backward, INDEX=index_type(grad, saved), PIXELS=strip.pixels, CHANNELS=strip.channels,
         num_warps=strip.warps,
     )  # fmt: skip

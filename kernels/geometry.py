@@ -132,10 +132,8 @@ def pool_window(kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1) 
     if pad[0] < 0 or pad[1] < 0:
         raise RuntimeError(f"padding must not be negative, but got {pad}")
     window = Window(size, step, (pad[0], pad[0], pad[1], pad[1]), spacing)
-    if pad[0] > window.span[0] // 2 or pad[1] > window.span[1] // 2:
-        raise RuntimeError(
-            f"padding must be at most half of the window's {window.span[0]} x {window.span[1]} pixels, but got {pad}"
-        )
+    if pad[0] > size[0] // 2 or pad[1] > size[1] // 2:
+        raise RuntimeError(f"padding must be at most half of kernel_size {size}, but got {pad}")
     return window
 
 

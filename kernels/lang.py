@@ -38,3 +38,23 @@ else:
 
 # What device functions ask: are they being interpreted?
 INTERPRETED = tl.constexpr(INTERPRETING)
+
+
+def device_function(function: Any) -> Any:
+    """`triton.jit` for a function that kernels call.
+
+    Triton's interpreter patches its language anew at every such call (1.5 ms, and each patch wraps the last); the
+    launch has patched it already, so here the call goes straight to the function.
+    """
+    jitted = triton.jit(function)
+    if INTERPRETING and not MISSING:
+        jitted.__class__ = _Interpreted
+    return jitted
+
+
+if INTERPRETING and not MISSING:
+    from triton.runtime.interpreter import InterpretedFunction
+
+    class _Interpreted(InterpretedFunction):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return self.rewrite()(*args, **kwargs)

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 
 from . import geometry, tiles
 from .device import offsets, pixel, source
-from .lang import tl, triton
+from .lang import device_function, tl, triton
 from .op import Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type
 from .precision import accumulator
 
 
-@triton.jit
+@device_function
 def strip(size, channels, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
     """This program's pixels (n, p, q) [PIXELS], channels [CHANNELS], and which of them exist [PIXELS, CHANNELS]."""
     across = tl.cdiv(channels, CHANNELS)
@@ -35,7 +35,7 @@ def strip(size, channels, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: t
     return at, c, (at[0] < size[0])[:, None] & (c < channels)[None, :]
 
 
-@triton.jit
+@device_function
 def covering(at, i, j, size, WINDOW: tl.constexpr):
     """The window (p, q), i and j before the last that covers pixel (h, w), its tap there, and whether it is one."""
     h, w = at[1] + WINDOW[2][0], at[2] + WINDOW[2][1]
@@ -90,7 +90,7 @@ def max_grad_kernel(
     tl.store(dx + offsets(at, c, dx_strides), acc.to(dx.dtype.element_ty), mask=exists)
 
 
-@triton.jit
+@device_function
 def avg_divisor(p, q, x_size, WINDOW: tl.constexpr, PAD_COUNTS: tl.constexpr, DIVISOR: tl.constexpr):
     """What the sum at output pixel (p, q) is divided by: DIVISOR, or the window's pixels within the (padded) input."""
     if DIVISOR is not None:
@@ -149,7 +149,7 @@ def _window(kernel_size: Any, stride: Any, padding: Any, dilation: Any = (1, 1))
 def _stream(kernel: Any, over: torch.Tensor, args: tuple[Any, ...], **constants: Any) -> None:
     """Launches a kernel over all elements of `over`, in strips."""
     batch, channels, height, width = over.shape
-    block = tiles.pick_strip(channels, channels_last(over), tiles.chip_name())
+    block = tiles.pick_strip(channels, over.stride(1) == 1, tiles.chip_name())
     programs = triton.cdiv(batch * height * width, block.pixels) * triton.cdiv(channels, block.channels)
     launch(
         kernel,

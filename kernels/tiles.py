@@ -34,6 +34,7 @@ class Chip(NamedTuple):
     multiprocessors: int
     shared: int
     sums: int = 64
+    lanes: int = 32  # threads of a warp
     tf32: bool = True  # has matrix instructions for float32 operands
 
 
@@ -43,8 +44,8 @@ CHIPS = {
     "sm_90": Chip(132, 227 << 10, sums=128),  # H100, H200
     "sm_100": Chip(148, 227 << 10, sums=128),  # B200
     "sm_120": Chip(170, 99 << 10),  # RTX 5090
-    "gfx942": Chip(304, 64 << 10),  # MI300X
-    "gfx": Chip(256, 64 << 10, tf32=False),  # any other AMD chip
+    "gfx942": Chip(304, 64 << 10, sums=32, lanes=64),  # MI300X
+    "gfx": Chip(256, 64 << 10, sums=32, lanes=64, tf32=False),  # any other AMD chip
     "interpreter": Chip(1, 1 << 30),
 }
 ELSEWHERE = "sm_89"  # an NVIDIA chip that is not in the table is treated as the most modest that is
@@ -53,7 +54,7 @@ ELSEWHERE = "sm_89"  # an NVIDIA chip that is not in the table is treated as the
 _HALF = ((128, 256, 8), (256, 128, 8), (128, 128, 8), (128, 64, 8), (64, 128, 4), (64, 64, 4), (64, 32, 4))
 _SHAPES = {
     "half": (2, _HALF),
-    "tf32": (4, ((128, 128, 8), (128, 64, 8), (64, 128, 8), (64, 64, 4), (32, 32, 4))),
+    "tf32": (4, ((128, 128, 8), (128, 64, 8), (64, 128, 8), (64, 64, 8), (32, 32, 4))),
     "float": (4, ((64, 64, 8), (32, 32, 4))),
     "double": (8, ((64, 64, 8), (32, 32, 4))),
 }
@@ -92,10 +93,13 @@ def dot_on(chip: str, dot: str) -> str:
 
 
 def valid(tile: Tile, itemsize: int, chip: str) -> bool:
-    """Does the tile fit the chip: the operands of all stages in shared memory, a thread's sums in its registers?"""
+    """Does the tile fit the chip: the operands of all stages in shared memory, a thread's sums in its registers, and
+    16 bytes of each operand for every thread to load?"""
+    _, shared, most_sums, lanes, _ = CHIPS[chip]
     operands = tile.stages * (tile.m + tile.n) * tile.k * itemsize
-    sums = tile.m * tile.n * max(itemsize, 4) // 4 // (tile.warps * 32)
-    return operands <= CHIPS[chip].shared and sums <= CHIPS[chip].sums
+    sums = tile.m * tile.n * max(itemsize, 4) // 4 // (tile.warps * lanes)
+    loads = min(tile.m, tile.n) * tile.k * itemsize // (tile.warps * lanes)
+    return operands <= shared and sums <= most_sums and loads >= 16
 
 
 @cache
@@ -123,8 +127,9 @@ def every_weight_grad_tile(kind: str, chip: str) -> tuple[Tile, ...]:
 def pick_matrix(m: int, n: int, channels: int, taps: int, kind: str, chip: str, groups: int = 1) -> Tile:
     """The tile of a product of m x n outputs that reduces taps x channels terms, in each of `groups`."""
     if chip == "interpreter":
-        k, n = _power(taps * channels, 16, 1024), _power(n, 16, 256)
-        return Tile(_power(m, 16, max(_INTERPRETED_ELEMENTS // max(k, n), 16)), n, k, packed=True)
+        packed = channels < 8
+        k, n = _power(taps * channels if packed else channels, 16, 128), _power(n, 16, 256)
+        return Tile(_power(m, 16, _INTERPRETED_ELEMENTS // max(k, n)), n, k, packed=packed)
     packed = channels < _PACK_BELOW
     longest = STEPS[1] if packed else _power(channels, *STEPS)
     steps = -(-taps * channels // longest) if packed else taps * -(-channels // longest)
@@ -147,8 +152,7 @@ def pick_weight_grad(k: int, channels: int, taps: int, pixels: int, kind: str, c
     """The tile of a weight gradient: k x (taps x channels) outputs in each of `groups`, each a sum over all pixels.
     The sum is split until the programs fill the chip twice, in parts of eight steps at least."""
     if chip == "interpreter":
-        n, m = _power(taps * channels, 16, 256), _power(k, 16, 256)
-        return Tile(m, n, _power(pixels, 16, max(_INTERPRETED_ELEMENTS // max(m, n), 16)), packed=True)
+        return Tile(_power(k, 16, 256), _power(taps * channels, 16, 256), _power(pixels, 16, 1024), packed=True)
     packed = channels < _PACK_BELOW
 
     def programs(tile: Tile) -> int:
@@ -180,11 +184,11 @@ def strips(chip: str) -> tuple[Strip, ...]:
     """Every block that `pick_strip` chooses from on this chip."""
     if chip == "interpreter":
         return (Strip(4096, 16), Strip(1024, 64), Strip(16384, 1))
-    return tuple(Strip(p, c) for p, c in _STRIPS)
+    return tuple(Strip(p * CHIPS[chip].lanes // 32, c) for p, c in _STRIPS)
 
 
 @lru_cache(maxsize=4096)
-def pick_strip(channels: int, channels_last: bool, chip: str) -> Strip:
+def pick_strip(channels: int, adjacent: bool, chip: str) -> Strip:
     """The block of a streaming kernel: along the channels where they are adjacent in memory, else along pixels."""
-    fits = [s for s in strips(chip) if s.channels <= (_power(channels, 1, 1 << 20) if channels_last else 1)]
-    return max(fits, key=lambda s: s.channels)
+    most = _power(channels, 1, 1 << 20) if adjacent else 1
+    return max((strip for strip in strips(chip) if strip.channels <= most), key=lambda strip: strip.channels)

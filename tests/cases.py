@@ -67,7 +67,7 @@ POOLS = {
     "pad not counted": Pool((2, 3, 7, 7), 3, 2, 1, ceil_mode=True, count_include_pad=False),
     "divisor": Pool((1, 3, 6, 8), 3, 2, 1, divisor_override=5),
     "dilation": Pool((1, 3, 12, 13), (2, 3), (2, 1), (0, 1), (3, 2)),
-    "dilation, stride 1": Pool((1, 2, 9, 9), 3, 1, 2, 2, True),
+    "dilation, stride 1": Pool((1, 2, 9, 9), 3, 1, 1, 2, True),
     "16x17": Pool((1, 3, 20, 18), (16, 17), 3),
     "33 channels": Pool((3, 33, 6, 5), 2),
     "no image": Pool((0, 3, 6, 6), 2),

@@ -1,0 +1,175 @@
+"""Training, evaluating, saving and loading a classifier."""
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from .data import ImageSet
+from .models import MODELS
+
+__all__ = ["DTYPES", "Config", "Epoch", "build", "evaluate", "fit", "load", "probabilities", "save"]
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run's result, and what is needed to use its weights."""
+
+    model: str
+    data: str
+    channels: int
+    height: int
+    width: int
+    classes: tuple[str, ...]
+    mean: float
+    std: float
+    epochs: int = 12
+    batch_size: int = 128
+    lr: float = 0.008
+    seed: int = 0
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the training images gave."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+    images_per_second: float
+
+
+def build(config: Config, device: torch.device) -> torch.nn.Module:
+    """A new model, initialised by the configuration's seed, in its dtype and channels_last."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = MODELS[config.model](config.channels, (config.height, config.width), len(config.classes))
+    return model.to(device, DTYPES[config.dtype], memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def normalised(images: torch.Tensor, config: Config, device: torch.device) -> torch.Tensor:
+    """Images as the model takes them: zero mean, unit variance, on its device, in its dtype, channels_last."""
+    scaled = (images - config.mean) / config.std
+    return scaled.to(device, DTYPES[config.dtype], memory_format=torch.channels_last)
+
+
+def fit(
+    model: torch.nn.Module,
+    data: ImageSet,
+    config: Config,
+    device: torch.device,
+    on_batch: Callable[[int, float, float, float], None] = lambda *progress: None,
+) -> Iterator[Epoch]:
+    """Trains the model; yields after each epoch. AdamW, the learning rate rising and falling once (OneCycleLR).
+
+    on_batch: called with (images in the batch; the epoch's loss, accuracy and images per second so far)
+    errors: RuntimeError if the loss is not finite
+    """
+    images, labels = normalised(data.train_images, config, device), data.train_labels.to(device)
+    shuffle = torch.Generator().manual_seed(config.seed)
+    steps = -(-len(labels) // config.batch_size) * config.epochs
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps)
+    model.train()
+    for epoch in range(1, config.epochs + 1):
+        start, seen, loss_sum, right = time.perf_counter(), 0, 0.0, 0
+        for batch in torch.randperm(len(labels), generator=shuffle).split(config.batch_size):
+            batch = batch.to(device)
+            logits = model(images[batch])
+            loss = cross_entropy(logits.float(), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            seen += len(batch)
+            loss_sum += loss.item() * len(batch)
+            right += int((logits.argmax(1) == labels[batch]).sum())
+            if not loss.isfinite():
+                raise RuntimeError(f"the loss became {loss.item()} in epoch {epoch}; try a lower learning rate")
+            on_batch(len(batch), loss_sum / seen, right / seen, seen / (time.perf_counter() - start))
+        yield Epoch(epoch, loss_sum / seen, right / seen, seen / (time.perf_counter() - start))
+
+
+def probabilities(
+    model: torch.nn.Module, images: torch.Tensor, config: Config, device: torch.device
+) -> torch.Tensor:
+    """Class probabilities (N, classes), float32 on the CPU, of images in [0, 1]."""
+    model.eval()
+    with torch.no_grad():
+        batches = normalised(images, config, device).split(512)
+        return torch.cat([model(batch).float().softmax(1) for batch in batches]).cpu()
+
+
+def evaluate(model: torch.nn.Module, data: ImageSet, config: Config, device: torch.device) -> float:
+    """Share of the test images that the model classifies right."""
+    predicted = probabilities(model, data.test_images, config, device).argmax(1)
+    return (predicted == data.test_labels).float().mean().item()
+
+
+def save(model: torch.nn.Module, config: Config, folder: Path) -> None:
+    """Writes the weights and the configuration to the run's folder; each file is complete or absent."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with _replacing(folder / _WEIGHTS) as file:
+        save_file(weights, file)
+    with _replacing(folder / _CONFIG) as file:
+        file.write_text(json.dumps(asdict(config), indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file that takes the path's name, on the disk, when it is whole."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_run(folder: Path) -> bool:
+    """Does the folder hold a finished run?"""
+    return (folder / _CONFIG).exists() or (folder / _WEIGHTS).exists()
+
+
+def load(folder: Path, device: torch.device) -> tuple[torch.nn.Module, Config]:
+    """The model of a run. Errors: ValueError, in one line, for a folder without one or weights of another model."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not is_run(folder):
+        raise ValueError(f"{folder}: no run is here ({_CONFIG} and {_WEIGHTS} are missing)")
+    try:
+        values: dict[str, Any] = json.loads((folder / _CONFIG).read_text())
+        config = Config(**{**values, "classes": tuple(values["classes"])})
+        model = build(config, device)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / _CONFIG}: not the configuration of a run ({error!r})") from None
+    try:
+        model.load_state_dict(load_file(folder / _WEIGHTS))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder / _WEIGHTS}: can't be read ({error})") from None
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder / _WEIGHTS}: the weights of another model ({reason})") from None
+    return model, config

@@ -1,0 +1,64 @@
+"""Run by test_compile.py in a process without the interpreter: compiles what launchers launch, prints it as JSON.
+
+python compile_child.py CHIP CALLS, where CALLS is JSON: a list of {"what", "dtype", "dot", "tile"} (see `call`).
+"""
+
+import json
+import sys
+
+import torch
+
+from cnn_triton.kernels import aot, conv2d, epilogue, linear, pool2d, tiles
+
+LAST = torch.channels_last
+_WINDOW = ((1, 1), (1, 1, 1, 1), (1, 1), 1)  # stride, pads, dilation, groups
+
+
+def _images(dtype, c, k):
+    """A 3 x 3 layer at 32 x 56 x 56: input, weight, bias, output."""
+    x = torch.empty(32, c, 56, 56, dtype=dtype).to(memory_format=LAST)
+    y = torch.empty(32, k, 56, 56, dtype=dtype).to(memory_format=LAST)
+    return x, torch.empty(k, c, 3, 3, dtype=dtype).to(memory_format=LAST), torch.empty(k, dtype=dtype), y
+
+
+def call(what, dtype, channels):
+    """The operator and arguments of a call by name; `channels` of the reduction."""
+    x, w, b, y = _images(dtype, channels, 256)
+    back = torch.empty(channels, 256, 3, 3, dtype=dtype).to(memory_format=LAST)
+    rows, matrix, columns = (torch.empty(*s, dtype=dtype) for s in ((512, channels), (1024, channels), (512, 1024)))
+    pool = ((2, 2), (2, 2), (0, 0))
+    small = torch.empty(32, channels, 28, 28, dtype=dtype).to(memory_format=LAST)
+    winner = torch.empty(small.shape, dtype=torch.uint8).to(memory_format=LAST)
+    return {
+        "conv2d": lambda: (conv2d.CONV2D, (x, w, b, *_WINDOW, "relu")),
+        "conv2d without bias": lambda: (conv2d.CONV2D, (x, w, None, *_WINDOW, "relu")),
+        "conv2d_input_grad": lambda: (conv2d.CONV2D_INPUT_GRAD, (x, back, y.shape, *_WINDOW, True)),
+        "conv2d_weight_grad": lambda: (conv2d.CONV2D_WEIGHT_GRAD, (y, x, w.shape, *_WINDOW, True)),
+        "linear": lambda: (linear.LINEAR, (rows, matrix, b.new_empty(1024), "relu")),
+        "linear without bias": lambda: (linear.LINEAR, (rows, matrix, None, "relu")),
+        "linear_input_grad": lambda: (linear.LINEAR_INPUT_GRAD, (rows, matrix.view(channels, 1024))),
+        "linear_weight_grad": lambda: (linear.LINEAR_WEIGHT_GRAD, (columns, rows)),
+        "max_pool2d": lambda: (pool2d.MAX_POOL2D, (x, *pool, (1, 1), False, True, False)),
+        "max_pool2d_input_grad": lambda: (pool2d.MAX_POOL2D_INPUT_GRAD, (small, winner, x.shape, *pool, (1, 1), True)),
+        "avg_pool2d": lambda: (pool2d.AVG_POOL2D, (x, *pool, False, True, None)),
+        "avg_pool2d_input_grad": lambda: (pool2d.AVG_POOL2D_INPUT_GRAD, (small, x.shape, *pool, False, True, None, True)),
+        "bias_grad": lambda: (epilogue.BIAS_GRAD, (y,)),
+        "activation_grad": lambda: (epilogue.ACTIVATION_GRAD, (y, y, "relu")),
+    }[what]()  # fmt: skip
+
+
+def main():
+    chip, calls = sys.argv[1], json.loads(sys.argv[2])
+    picks = tiles.pick_matrix, tiles.pick_weight_grad
+    for each in calls:
+        torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = each["dot"]
+        tiles.pick_matrix, tiles.pick_weight_grad = picks
+        if each["tile"]:
+            tile = tiles.Tile(*each["tile"])
+            tiles.pick_matrix = tiles.pick_weight_grad = lambda *problem, tile=tile: tile
+        op, args = call(each["what"], getattr(torch, each["dtype"]), each["channels"])
+        print(json.dumps([code._asdict() for code in aot.compile_op(op, args, chip)]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

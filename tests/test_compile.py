@@ -1,0 +1,91 @@
+"""What the launchers launch, compiled for six chips without having one: no spills, matrix instructions, wide loads."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cnn_triton.kernels import tiles
+from cnn_triton.kernels.registry import OPS
+
+CHIPS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
+DOTS = {"float16": "ieee", "bfloat16": "ieee", "float32": "tf32"}
+MATRIX = ("conv2d", "conv2d_input_grad", "conv2d_weight_grad")
+
+
+def compiled(chip, calls):
+    """The codes of each call, compiled in a child process."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    child = [sys.executable, str(Path(__file__).with_name("compile_child.py")), chip, json.dumps(calls)]
+    done = subprocess.run(child, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(calls)
+    return [json.loads(line) for line in lines]
+
+
+def check(chip, calls):
+    """Every kernel of every call: no spills, fits into shared memory. The matrix kernels: matrix instructions, and
+    every load of an operand 16 bytes wide (a bias is read by scalars). The others: 16-byte loads."""
+    for call, codes in zip(calls, compiled(chip, calls), strict=True):
+        assert codes, f"{call} launched nothing"
+        for code in codes:
+            said = f"{call}: {code}"
+            assert code["spills"] == 0, said
+            assert code["shared"] <= tiles.CHIPS[chip].shared, said
+            if code["kernel"] in ("conv_kernel", "weight_grad_kernel"):
+                assert code["matrix"] > 0, said
+                if call["what"] not in ("conv2d", "linear"):
+                    assert code["wide"] == code["loads"], said
+            assert code["wide"] > 0, said
+
+
+def tile_calls():
+    """(chip, calls): the three convolution kernels with every tile that can be picked for them."""
+    for chip in CHIPS:
+        for dtype, dot in DOTS.items():
+            kind = "half" if dtype != "float32" else "tf32"
+            shapes = {}
+            for tile in tiles.every_matrix_tile(kind, chip):
+                whats = MATRIX if tile in tiles.every_weight_grad_tile(kind, chip) else MATRIX[:2]
+                # As many channels as make the pick choose this k, and a packed tile; more of them for the others.
+                channels = 16 if tile.packed else tile.k if kind == "half" else 256
+                calls = ({"what": w, "dtype": dtype, "dot": dot, "tile": tile, "channels": channels} for w in whats)
+                shapes.setdefault(f"{tile.m}x{tile.n}", []).extend(calls)
+            for shape, calls in shapes.items():
+                yield pytest.param(chip, calls, id=f"{chip}-{dtype}-{shape}")
+
+
+@pytest.mark.cover
+@pytest.mark.parametrize(("chip", "calls"), list(tile_calls()))
+def test_tiles(chip, calls):
+    check(chip, calls)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_operators(chip):
+    """Every operator as picked, in bfloat16 and, the matrix products, TF32."""
+    names = [op.name for op in OPS] + ["conv2d without bias", "linear without bias"]
+    calls = [
+        {"what": name, "dtype": dtype, "dot": dot, "tile": None, "channels": 256}
+        for name in names
+        for dtype, dot in (("bfloat16", "ieee"), ("float32", "tf32"))
+        if dtype == "bfloat16" or name.startswith(("conv", "linear"))
+    ]
+    check(chip, calls)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_full_precision(chip):
+    """float64 and full float32 compile and fit; tensor cores have no full float32, so matrix instructions aren't
+    asked for."""
+    calls = [
+        {"what": what, "dtype": dtype, "dot": "ieee", "tile": None, "channels": 256}
+        for what in MATRIX
+        for dtype in ("float32", "float64")
+    ]
+    for codes in compiled(chip, calls):
+        assert all(code["shared"] <= tiles.CHIPS[chip].shared for code in codes)
