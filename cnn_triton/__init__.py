@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import functional, nn
-    from .backend import backend, launches, where
+    from .dispatch import backend, launches, where
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "backend", "functional", "launches", "nn", "where"]
 
-_FROM = {"backend": ".backend", "launches": ".backend", "where": ".backend"}
+_FROM = {"backend": ".dispatch", "launches": ".dispatch", "where": ".dispatch"}
 
 
 def __getattr__(name: str) -> Any:

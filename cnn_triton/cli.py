@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-class Device(str, Enum):
+class Device(StrEnum):
     """Where to run."""
 
     auto = "auto"
@@ -26,7 +26,7 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
-class Dtype(str, Enum):
+class Dtype(StrEnum):
     """What to compute in."""
 
     float32 = "float32"
@@ -67,7 +67,7 @@ def choose(device: Device) -> "torch.device":
 def train_run(
     out: Path | None, epochs: int, batch_size: int, lr: float, seed: int, device: Device, dtype: Dtype
 ) -> tuple["torch.nn.Module", "ImageSet", "Config", "torch.device", float]:
-    """Trains on the digits with a progress bar, prints and saves the result: (model, data, config, device, accuracy)."""
+    """Trains on the digits with a progress bar and saves the result: (model, data, config, device, accuracy)."""
     if not lr > 0:
         fail(f"--lr must be positive, but got {lr}")
     if out is not None and out.exists() and not out.is_dir():

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from . import autograd
 from .autograd import apply, differentiable
-from .backend import runs_kernels
+from .dispatch import runs_kernels
 from .kernels import geometry
 from .kernels.conv2d import CONV2D
 from .kernels.linear import LINEAR
@@ -147,12 +147,14 @@ def avg_pool2d(
     Equivalent to: torch.nn.functional.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad,
     divisor_override)
 
-    Shapes, memory formats and errors as in `max_pool2d`.
+    Shapes, memory formats and errors as in `max_pool2d`, but IndexError for an input of fewer than 3 dimensions.
     """
     if not runs_kernels(input.device):
         args = (input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
         return F.avg_pool2d(*args)
     check_tensors(input=input)
+    if input.dim() < 3:
+        raise IndexError(f"input must be 4-D (N, C, H, W) or 3-D (C, H, W), but got shape {tuple(input.shape)}")
     window = geometry.pool_window(kernel_size, stride, padding)
     images = input[None] if input.dim() == 3 else input
     call = (

@@ -103,9 +103,7 @@ def fit(
         yield Epoch(epoch, loss_sum / seen, right / seen, seen / (time.perf_counter() - start))
 
 
-def probabilities(
-    model: torch.nn.Module, images: torch.Tensor, config: Config, device: torch.device
-) -> torch.Tensor:
+def probabilities(model: torch.nn.Module, images: torch.Tensor, config: Config, device: torch.device) -> torch.Tensor:
     """Class probabilities (N, classes), float32 on the CPU, of images in [0, 1]."""
     model.eval()
     with torch.no_grad():

@@ -103,15 +103,18 @@ def _nvidia(compiled: Any) -> tuple[int, int, int, int, int, int]:
     matrix = len(re.findall(r"wgmma\.mma_async|mma\.sync|tcgen05\.mma\.", ptx))
     asynchronous = re.findall(r"cp\.async\.c[ag]\S* \[[^]]*\], \[[^]]*\], (?:0x)?([0-9a-f]+)", ptx)
     loads = re.findall(r"ld\.global\S*", ptx)
-    wide = sum(int(size, 16) == 16 for size in asynchronous) + sum(".v4.b32" in load or ".v2.b64" in load for load in loads)
-    return (
-        used["REG"], used["STACK"] + used["LOCAL"], compiled.metadata.shared, matrix, wide, len(asynchronous) + len(loads),
-    )  # fmt: skip
+    wide = sum(int(size, 16) == 16 for size in asynchronous) + sum(
+        ".v4.b32" in load or ".v2.b64" in load for load in loads
+    )
+    every = len(asynchronous) + len(loads)
+    return used["REG"], used["STACK"] + used["LOCAL"], compiled.metadata.shared, matrix, wide, every
 
 
 def _amd(compiled: Any) -> tuple[int, int, int, int, int, int]:
     text = compiled.asm["amdgcn"]
-    used = {key: int(value) for key, value in re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count): +(\d+)", text)}
+    used = {
+        key: int(value) for key, value in re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count): +(\d+)", text)
+    }
     loads = re.findall(r"(?:global|buffer|flat)_load_\S+", text)
     wide = sum("dwordx4" in load or "b128" in load for load in loads)
     matrix = len(re.findall(r"v_mfma\S*", text))

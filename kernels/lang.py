@@ -7,10 +7,7 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", 
 
 
 class _Missing:
-    """Stands for Triton where it can't be imported: usable as decorator and annotation, an error as a kernel."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
+    """Stands for Triton where it can't be imported, so that kernels can be defined: any attribute, any call."""
 
     def __getattr__(self, name: str) -> "_Missing":
         if name.startswith("__"):
@@ -20,24 +17,27 @@ class _Missing:
     def __call__(self, *args: Any, **kwargs: Any) -> "_Missing":
         return self
 
-    def __getitem__(self, grid: Any) -> Any:
-        raise RuntimeError(
-            f"this operator needs Triton, which can't be imported here ({self.reason}); install triton>=3.6 "
-            "(Linux), or use cnn_triton.backend('aten') to run PyTorch's own operators"
-        )
-
 
 try:
     import triton
     import triton.language as tl
 except ImportError as error:
-    triton = tl = _Missing(str(error))
+    triton = tl = _Missing()
     MISSING = str(error)
 else:
     MISSING = ""
 
 # What device functions ask: are they being interpreted?
 INTERPRETED = tl.constexpr(INTERPRETING)
+
+
+def require() -> None:
+    """Errors: RuntimeError where Triton is missing; said when a kernel is needed, not before."""
+    if MISSING:
+        raise RuntimeError(
+            f"this operator needs Triton, which can't be imported here ({MISSING}); install triton>=3.6 (Linux), or "
+            "use cnn_triton.backend('aten') to run PyTorch's own operators"
+        )
 
 
 def device_function(function: Any) -> Any:

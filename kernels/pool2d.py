@@ -193,7 +193,8 @@ def max_pool2d_launch(input, kernel_size, stride, padding, dilation, ceil_mode, 
         max_kernel, y,
         (input, y, results[1] if winner else None, results[2] if indices else None, nhwc(input), nhwc(y),
          tuple(input.shape[2:]), (batch, height, width), channels),
-        WINDOW=window.constants(), UNROLL=_unroll(window), ACC=tl_type(accumulator(y.dtype)), INDEX=index_type(input, y),
+        WINDOW=window.constants(), UNROLL=_unroll(window), ACC=tl_type(accumulator(y.dtype)),
+        INDEX=index_type(input, y),
     )  # fmt: skip
     return results
 

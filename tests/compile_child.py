@@ -27,6 +27,7 @@ def call(what, dtype, channels):
     back = torch.empty(channels, 256, 3, 3, dtype=dtype).to(memory_format=LAST)
     rows, matrix, columns = (torch.empty(*s, dtype=dtype) for s in ((512, channels), (1024, channels), (512, 1024)))
     pool = ((2, 2), (2, 2), (0, 0))
+    counted = (False, True, None)  # ceil_mode, count_include_pad, divisor_override
     small = torch.empty(32, channels, 28, 28, dtype=dtype).to(memory_format=LAST)
     winner = torch.empty(small.shape, dtype=torch.uint8).to(memory_format=LAST)
     return {
@@ -40,8 +41,8 @@ def call(what, dtype, channels):
         "linear_weight_grad": lambda: (linear.LINEAR_WEIGHT_GRAD, (columns, rows)),
         "max_pool2d": lambda: (pool2d.MAX_POOL2D, (x, *pool, (1, 1), False, True, False)),
         "max_pool2d_input_grad": lambda: (pool2d.MAX_POOL2D_INPUT_GRAD, (small, winner, x.shape, *pool, (1, 1), True)),
-        "avg_pool2d": lambda: (pool2d.AVG_POOL2D, (x, *pool, False, True, None)),
-        "avg_pool2d_input_grad": lambda: (pool2d.AVG_POOL2D_INPUT_GRAD, (small, x.shape, *pool, False, True, None, True)),
+        "avg_pool2d": lambda: (pool2d.AVG_POOL2D, (x, *pool, *counted)),
+        "avg_pool2d_input_grad": lambda: (pool2d.AVG_POOL2D_INPUT_GRAD, (small, x.shape, *pool, *counted, True)),
         "bias_grad": lambda: (epilogue.BIAS_GRAD, (y,)),
         "activation_grad": lambda: (epilogue.ACTIVATION_GRAD, (y, y, "relu")),
     }[what]()  # fmt: skip

@@ -1,4 +1,4 @@
-"""Test set-up: without a CUDA GPU the kernels run in Triton's interpreter; `--cover` takes a seeded part of the cases."""
+"""Test set-up: without a CUDA GPU the kernels run in Triton's interpreter; `--cover` takes a seeded part of cases."""
 
 import os
 import random

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+
 from cases import CONVS, DTYPES, FORMATS, LINEARS, POOLS, draw
 from checks import assert_accurate, kernels_only
-
 from cnn_triton import functional
 
 FUNCTIONS = {}  # label: (ours, PyTorch's, shapes of the tensors, other arguments)
@@ -64,7 +64,9 @@ def closed_as(function, tensors, rest, grad, output):
     return differentiate(plain, tensors, rest, torch.where(output <= 0, 0, grad).to(grad.dtype))[1:]
 
 
-@pytest.mark.parametrize("label", [label for label in FUNCTIONS if "3x3" in label or "odd" in label or "groups" in label])
+@pytest.mark.parametrize(
+    "label", [label for label in FUNCTIONS if "3x3" in label or "odd" in label or "groups" in label]
+)
 def test_gradcheck(label, device):
     """Numerical differentiation in float64, at points away from the kinks of ReLU and maximum."""
     ours, _, shapes, rest = FUNCTIONS[label]

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from cases import CASES, DTYPES, FORMATS
 from checks import assert_accurate, kernels_only
-
 from cnn_triton.kernels.registry import OPS
 from cnn_triton.ops import operator
 
@@ -55,7 +55,7 @@ def test_record(op):
     assert 0 < op.bytes(*args) <= sum(t.numel() * t.element_size() for t in touched)
 
 
-@pytest.mark.parametrize("form", ("contiguous", "channels_last"))
+@pytest.mark.parametrize("form", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_opcheck(op, form, device):
     case = next(case for case in CASES if case.op is op and "1" not in case.label)

@@ -5,19 +5,26 @@ import sys
 
 import pytest
 import torch
+
 from cases import draw
 from checks import assert_accurate, kernels_only
-
 from cnn_triton.kernels import conv2d, epilogue, pool2d, tiles
 
 CHIPS = [chip for chip in tiles.CHIPS if chip != "interpreter"]
-DTYPES = {"half": (torch.float16, torch.bfloat16), "tf32": (torch.float32,), "float": (torch.float32,), "double": (torch.float64,)}  # fmt: skip
+DTYPES = {
+    "half": (torch.float16, torch.bfloat16),
+    "tf32": (torch.float32,),
+    "float": (torch.float32,),
+    "double": (torch.float64,),
+}
 
 
 def blocks(every):
     """The distinct (arithmetic, m, n, k, packed) of all chips: warps and stages don't change what is computed, and
     are compiled in test_compile.py."""
-    found = {(kind, *tile[:3], tile.packed) for kind in tiles.ARITHMETIC for chip in CHIPS for tile in every(kind, chip)}
+    found = {
+        (kind, *tile[:3], tile.packed) for kind in tiles.ARITHMETIC for chip in CHIPS for tile in every(kind, chip)
+    }
     return sorted(found)
 
 
@@ -63,7 +70,7 @@ def test_matrix_tile(block, monkeypatch, device):
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("split", (1, 3))
+@pytest.mark.parametrize("split", [1, 3])
 @pytest.mark.parametrize("block", blocks(tiles.every_weight_grad_tile), ids=name)
 def test_weight_grad_tile(block, split, monkeypatch, device):
     """Weight gradient, at sizes one over the edges of the tile, with and without a split sum."""
@@ -139,7 +146,9 @@ def test_picks_are_among_the_tested(kind, chip):
 
 
 def test_two_processes_pick_the_same():
-    code = "from test_tiles import *; print([t for chip in CHIPS for kind in tiles.ARITHMETIC for t in picks(kind, chip)])"
+    code = (
+        "from test_tiles import *; print([t for chip in CHIPS for kind in tiles.ARITHMETIC for t in picks(kind, chip)])"
+    )
     first, second = (
         subprocess.run([sys.executable, "-c", code], cwd=__file__.rpartition("/")[0], capture_output=True, check=True)
         for _ in range(2)

@@ -1,7 +1,6 @@
 """Where the operators run: Triton kernels on a GPU, in Triton's interpreter, or PyTorch's own operators."""
 
 import contextlib
-import contextvars
 from collections.abc import Iterator
 
 import torch
@@ -9,7 +8,7 @@ import torch
 from .kernels.lang import INTERPRETING
 from .kernels.op import launches as _launches
 
-_forced: contextvars.ContextVar[str] = contextvars.ContextVar("backend", default="auto")
+_forced = "auto"  # a plain global, as PyTorch's own backend flags are, so that torch.compile can guard on it
 
 
 @contextlib.contextmanager
@@ -17,20 +16,22 @@ def backend(name: str) -> Iterator[None]:
     """Within this context, where the layers run: 'aten', PyTorch's own operators; 'auto', by the tensor's device.
 
     auto: CUDA and ROCm tensors run Triton kernels; CPU tensors run them in Triton's interpreter where
-    TRITON_INTERPRET=1 was set before the import, else PyTorch's own operators. Errors: ValueError for another name.
+    TRITON_INTERPRET=1 was set before the import, else PyTorch's own operators. Like torch.backends' flags it holds
+    for all threads. Errors: ValueError for another name.
     """
+    global _forced
     if name not in ("auto", "aten"):
         raise ValueError(f"backend must be 'auto' or 'aten', but got {name!r}")
-    token = _forced.set(name)
+    before, _forced = _forced, name
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced = before
 
 
 def runs_kernels(device: torch.device) -> bool:
     """Do tensors on this device go to the Triton kernels, here and now?"""
-    if _forced.get() == "aten":
+    if _forced == "aten":
         return False
     return device.type == "cuda" or (device.type == "cpu" and INTERPRETING)
 

@@ -1,0 +1,120 @@
+"""Bad input: the exception type that PyTorch raises, with a message that names the argument and what was given."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cnn_triton import functional
+
+X, W, B = (2, 4, 8, 8), (6, 4, 3, 3), (6,)
+
+
+def rand(*shape, dtype=torch.float32):
+    return torch.rand(shape).to(dtype)
+
+
+CONV = {  # label: (arguments, what the message must hold)
+    "input 2-D": (lambda: (rand(8, 8), rand(*W)), ("input", "(8, 8)")),
+    "input 5-D": (lambda: (rand(1, *X), rand(*W)), ("input", "(1, 2, 4, 8, 8)")),
+    "weight 3-D": (lambda: (rand(*X), rand(6, 4, 3)), ("weight", "(6, 4, 3)")),
+    "channels": (lambda: (rand(2, 5, 8, 8), rand(*W)), ("input", "5", "4")),
+    "channels unbatched": (lambda: (rand(5, 8, 8), rand(*W)), ("input", "5", "4")),
+    "window": (lambda: (rand(2, 4, 2, 8), rand(*W)), ("weight", "3 x 3", "2 x 8")),
+    "dilated window": (lambda: (rand(*X), rand(*W), None, 1, 0, 4), ("weight", "9 x 9", "8 x 8")),
+    "bias shape": (lambda: (rand(*X), rand(*W), rand(5)), ("bias", "(6,)", "(5,)")),
+    "negative padding": (lambda: (rand(*X), rand(*W), None, 1, -1), ("padding", "-1")),
+    "stride 0": (lambda: (rand(*X), rand(*W), None, 0), ("stride", "(0, 0)")),
+    "stride -1": (lambda: (rand(*X), rand(*W), None, (1, -1)), ("stride", "(1, -1)")),
+    "stride of three": (lambda: (rand(*X), rand(*W), None, (1, 2, 3)), ("stride", "(1, 2, 3)")),
+    "stride a string": (lambda: (rand(*X), rand(*W), None, "2"), ("stride", "'2'")),
+    "stride a float": (lambda: (rand(*X), rand(*W), None, 1.5), ("stride", "1.5")),
+    "dilation 0": (lambda: (rand(*X), rand(*W), None, 1, 0, 0), ("dilation", "(0, 0)")),
+    "padding word": (lambda: (rand(*X), rand(*W), None, 1, "some"), ("padding", "'some'")),
+    "padding same, stride 2": (lambda: (rand(*X), rand(*W), None, 2, "same"), ("padding", "'same'", "(2, 2)")),
+    "groups of outputs": (lambda: (rand(*X), rand(6, 1, 3, 3), None, 1, 0, 1, 4), ("groups", "4", "6")),
+    "groups of inputs": (lambda: (rand(*X), rand(*W), None, 1, 0, 1, 3), ("input", "4", "groups=3")),
+    "groups 0": (lambda: (rand(*X), rand(*W), None, 1, 0, 1, 0), ("groups", "0")),
+    "no weight": (lambda: (rand(*X), None), ("weight", "NoneType")),
+    "weight a list": (lambda: (rand(*X), [1.0]), ("weight", "list")),
+    "weight's dtype": (lambda: (rand(*X), rand(*W, dtype=torch.float64)), ("weight", "float64", "float32")),
+    "bias' dtype": (lambda: (rand(*X), rand(*W), rand(6, dtype=torch.float16)), ("bias", "float16", "float32")),
+}
+
+LINEAR = {
+    "features": (lambda: (rand(3, 5), rand(6, 4)), ("input", "(3, 5)", "4")),
+    "bias shape": (lambda: (rand(3, 4), rand(6, 4), rand(5)), ("bias", "(6,)", "(5,)")),
+    "weight 3-D": (lambda: (rand(3, 4), rand(2, 6, 4)), ("weight", "(2, 6, 4)")),
+    "input a scalar": (lambda: (torch.tensor(1.0), rand(6, 4)), ("input", "scalar")),
+    "weight's dtype": (lambda: (rand(3, 4), rand(6, 4, dtype=torch.float64)), ("weight", "float64", "float32")),
+    "no weight": (lambda: (rand(3, 4), None), ("weight", "NoneType")),
+}
+
+POOL = {
+    "input 2-D": (lambda: (rand(8, 8), 2), ("input", "(8, 8)")),
+    "empty image": (lambda: (rand(2, 3, 0, 8), 2), ("input", "(2, 3, 0, 8)")),
+    "window": (lambda: (rand(*X), 9), ("kernel_size", "(9, 9)", "8 x 8")),
+    "padding over half": (lambda: (rand(*X), 3, 1, 2), ("padding", "(2, 2)", "(3, 3)")),
+    "negative padding": (lambda: (rand(*X), 2, 1, -1), ("padding", "-1")),
+    "kernel 0": (lambda: (rand(*X), 0), ("kernel_size", "(0, 0)")),
+    "kernel of three": (lambda: (rand(*X), (2, 2, 2)), ("kernel_size", "(2, 2, 2)")),
+    "kernel a float": (lambda: (rand(*X), 2.5), ("kernel_size", "2.5")),
+    "stride 0": (lambda: (rand(*X), 2, 0), ("stride", "(0, 0)")),
+    "stride a string": (lambda: (rand(*X), 2, "1"), ("stride", "'1'")),
+}
+
+CASES = [
+    pytest.param(ours, theirs, make, words, id=f"{ours.__name__} {label}")
+    for table, pairs in (
+        (CONV, ((functional.conv2d, F.conv2d), (functional.conv2d_relu, F.conv2d))),
+        (LINEAR, ((functional.linear, F.linear), (functional.linear_relu, F.linear))),
+        (POOL, ((functional.max_pool2d, F.max_pool2d), (functional.avg_pool2d, F.avg_pool2d))),
+        (
+            {"dilation 0": (lambda: (rand(*X), 2, 1, 0, 0), ("dilation", "(0, 0)"))},
+            ((functional.max_pool2d, F.max_pool2d),),
+        ),
+        (
+            {"divisor 0": (lambda: (rand(*X), 2, 2, 0, False, True, 0), ("divisor_override", "0"))},
+            ((functional.avg_pool2d, F.avg_pool2d),),
+        ),
+    )
+    for label, (make, words) in table.items()
+    for ours, theirs in pairs
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "make", "words"), CASES)
+def test_error(ours, theirs, make, words):
+    args = make()
+    # Any exception: PyTorch decides which.
+    before = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
+    with pytest.raises(Exception) as expected:  # noqa: PT011
+        theirs(*args)
+    with pytest.raises(Exception) as got:  # noqa: PT011
+        ours(*args)
+    assert issubclass(got.type, expected.type), f"{got.type} is no {expected.type}: {got.value}"
+    for word in words:
+        assert word in str(got.value), f"{word!r} is not in: {got.value}"
+    assert all(
+        a.device.type == "meta" or torch.equal(a, b)
+        for a, b in zip(args, before, strict=True)
+        if isinstance(a, torch.Tensor)
+    )
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_relu", "linear", "linear_relu"])
+def test_mixed_devices(name):
+    """RuntimeError, as between a CPU and a GPU in PyTorch (which lets its meta device mix, so it is not asked)."""
+    shapes = (X, W) if "conv" in name else ((3, 4), (6, 4))
+    input, weight = (rand(*shape) for shape in shapes)
+    with pytest.raises(RuntimeError, match="weight is on meta, but input is on cpu"):
+        getattr(functional, name)(input, weight.to("meta"))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64], ids=str)
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_relu", "linear", "linear_relu", "max_pool2d", "avg_pool2d"])
+def test_unsupported_dtype(name, dtype):
+    """NotImplementedError, which is a RuntimeError, as PyTorch's CUDA operators raise; its CPU ones take some."""
+    shapes = {"conv": (X, W), "line": ((3, 4), (6, 4))}.get(name[:4], (X,))
+    args = [torch.ones(shape).to(dtype) for shape in shapes] + ([2] if "pool" in name else [])
+    with pytest.raises(NotImplementedError, match=f"input has dtype {dtype}.*float16, bfloat16, float32, float64"):
+        getattr(functional, name)(*args)

@@ -1,0 +1,141 @@
+"""The modules: torch.nn's constructors, state_dict and initial weights; the same results, through the kernels."""
+
+import copy
+import inspect
+import io
+import pickle
+
+import pytest
+import torch
+
+import cnn_triton
+from checks import assert_accurate, kernels_only
+from cnn_triton import nn
+
+MODULES = [  # ours, PyTorch's, constructor's arguments, input
+    (nn.Conv2d, torch.nn.Conv2d, (3, 5, 3), {"padding": 1}, (2, 3, 6, 7)),
+    (nn.Conv2d, torch.nn.Conv2d, (4, 6, (3, 2)), {"stride": 2, "groups": 2, "bias": False}, (2, 4, 9, 8)),
+    (nn.Conv2d, torch.nn.Conv2d, (2, 3, 3), {"padding": "same", "padding_mode": "reflect"}, (1, 2, 6, 6)),
+    (nn.Conv2d, torch.nn.Conv2d, (2, 3, 3), {"padding": (1, 2), "padding_mode": "replicate"}, (1, 2, 6, 6)),
+    (nn.Conv2d, torch.nn.Conv2d, (2, 3, 3), {"padding": 2, "padding_mode": "circular"}, (1, 2, 6, 6)),
+    (nn.ConvReLU2d, torch.nn.Conv2d, (3, 5, 3), {"padding": "same", "dilation": 2}, (2, 3, 6, 7)),
+    (nn.Linear, torch.nn.Linear, (6, 4), {}, (5, 6)),
+    (nn.LinearReLU, torch.nn.Linear, (6, 4), {"bias": False}, (2, 3, 6)),
+    (nn.MaxPool2d, torch.nn.MaxPool2d, (3,), {"stride": 2, "padding": 1, "ceil_mode": True}, (2, 3, 6, 7)),
+    (nn.AvgPool2d, torch.nn.AvgPool2d, (2,), {"count_include_pad": False}, (2, 3, 6, 7)),
+]
+each = pytest.mark.parametrize(
+    ("ours", "theirs", "args", "options", "shape"),
+    MODULES,
+    ids=[f"{m[0].__name__}-{'-'.join(map(str, m[3].values()))}" for m in MODULES],
+)
+
+
+def pair(ours, theirs, args, options):
+    """Ours and PyTorch's, made from the same seed, in float64; PyTorch's followed by ReLU where ours is fused."""
+    modules = []
+    for kind in (ours, theirs):
+        torch.manual_seed(3)
+        modules.append(kind(*args, **options).double())
+    return modules
+
+
+def run(module, x, relu):
+    x = x.detach().requires_grad_()
+    y = module(x)
+    y = y.relu() if relu else y
+    return (y, *torch.autograd.grad(y.square().sum(), (x, *module.parameters())))
+
+
+@each
+def test_module(ours, theirs, args, options, shape, device):
+    mine, right = pair(ours, theirs, args, options)
+    assert inspect.signature(ours) == inspect.signature(theirs)
+    assert list(mine.state_dict()) == list(right.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), right.parameters(), strict=True))
+    assert isinstance(mine, theirs)
+    mine, right = mine.to(device), right.to(device)
+    x = torch.randn(shape, dtype=torch.float64, device=device)
+    with kernels_only():
+        got = run(mine, x, False)
+    for a, b in zip(got, run(right, x, "ReLU" in ours.__name__), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@each
+def test_copies(ours, theirs, args, options, shape):
+    mine, right = pair(ours, theirs, args, options)
+    x = torch.randn(shape, dtype=torch.float64)
+    expected = mine(x)
+    assert ours.__name__ in repr(mine)
+    for copied in (copy.deepcopy(mine), pickle.loads(pickle.dumps(mine))):
+        assert torch.equal(copied(x), expected)
+    buffer = io.BytesIO()
+    torch.save(right.state_dict(), buffer)
+    buffer.seek(0)
+    fresh = ours(*args, **options).double()
+    fresh.load_state_dict(torch.load(buffer), strict=True)
+    assert torch.equal(fresh(x), expected)
+    right.load_state_dict(fresh.state_dict(), strict=True)
+
+
+def test_device_and_dtype():
+    layer = nn.Conv2d(2, 3, 3, device="meta", dtype=torch.bfloat16)
+    assert layer.weight.device.type == "meta"
+    assert layer.weight.dtype == torch.bfloat16
+
+
+def test_return_indices(device):
+    x = torch.randn(2, 3, 6, 6, device=device)
+    y, at = nn.MaxPool2d(2, return_indices=True)(x)
+    right, places = torch.nn.MaxPool2d(2, return_indices=True)(x)
+    assert torch.equal(y, right)
+    assert torch.equal(at, places)
+
+
+def network(kind):
+    relu = [] if kind is nn else [torch.nn.ReLU()]
+    return torch.nn.Sequential(
+        (nn.ConvReLU2d if kind is nn else torch.nn.Conv2d)(1, 4, 3, padding=1),
+        *relu,
+        kind.MaxPool2d(2),
+        (nn.ConvReLU2d if kind is nn else torch.nn.Conv2d)(4, 6, 3),
+        *relu,
+        kind.AvgPool2d(2),
+        torch.nn.Flatten(),
+        kind.Linear(6, 3),
+    )
+
+
+def test_training_step(device):
+    """A few steps of SGD lead to PyTorch's weights."""
+    trained = []
+    for kind in (nn, torch.nn):
+        torch.manual_seed(0)
+        model = network(kind).to(device, torch.float64, memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        x = torch.randn(8, 1, 8, 8, dtype=torch.float64).to(device)
+        target = torch.arange(8, device=device) % 3
+        for _ in range(4):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), target).backward()
+            optimizer.step()
+        trained.append([p.detach() for p in model.parameters()])
+    for mine, right in zip(*trained, strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-10, atol=1e-12)
+
+
+def test_compiles_without_a_break(device):
+    """torch.compile traces the modules, forward and backward, as one graph."""
+    model = network(nn).to(device)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 1, 8, 8, device=device)
+    before = cnn_triton.launches()  # no dispatch mode here: the compiler does not trace under one
+    y = compiled(x)
+    grads = torch.autograd.grad(y.sum(), list(model.parameters()))
+    after = cnn_triton.launches()
+    for name in ("conv2d", "conv2d_weight_grad", "max_pool2d_input_grad", "avg_pool2d", "linear"):
+        assert after.get(name, 0) > before.get(name, 0), f"no kernel of {name} ran"
+    assert_accurate(y, model(x), model(x).double())
+    for mine, right in zip(grads, torch.autograd.grad(model(x).sum(), list(model.parameters())), strict=True):
+        assert torch.equal(mine, right)

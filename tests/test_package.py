@@ -1,0 +1,179 @@
+"""The package: imports in one direction, what each file is for, a life without Triton, the README's example."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = [  # each may import from those before it, and from its own line
+    ("kernels/geometry.py", "kernels/lang.py"),
+    ("kernels/precision.py", "kernels/tiles.py"),
+    ("kernels/device.py", "kernels/op.py"),
+    ("kernels/epilogue.py",),
+    ("kernels/conv2d.py", "kernels/pool2d.py"),
+    ("kernels/linear.py",),
+    ("kernels/registry.py", "kernels/aot.py"),
+    ("cnn_triton/ops.py", "cnn_triton/dispatch.py"),
+    ("cnn_triton/autograd.py",),
+    ("cnn_triton/functional.py",),
+    ("cnn_triton/nn.py",),
+    ("cnn_triton/models.py", "cnn_triton/data.py"),
+    ("cnn_triton/training.py",),
+    ("cnn_triton/cli.py",),
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+ENTRANCES = {"kernels/__init__.py", "cnn_triton/__init__.py"}  # the second names everything, on first use
+
+
+def files(pattern="*.py"):
+    """The repository's files: tracked, or new and not ignored."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", pattern]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:  # a copy without its history
+        skip = {".venv", "build"}
+        return sorted(str(p.relative_to(ROOT)) for p in ROOT.rglob(pattern) if not skip & set(p.parts) and p.is_file())
+    return sorted(name for name in done.stdout.split("\n") if name and (ROOT / name).exists())
+
+
+def imported(name):
+    """The package's own files that a file imports."""
+    package = name.replace("kernels/", "cnn_triton/kernels/").removesuffix(".py").split("/")[:-1]
+    for node in ast.walk(ast.parse((ROOT / name).read_text())):
+        if isinstance(node, ast.Import):
+            found = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = base + (node.module.split(".") if node.module else [])
+            found = [base, *([*base, alias.name] for alias in node.names)]
+        else:
+            continue
+        for parts in found:
+            path = "/".join(parts).replace("cnn_triton/kernels/", "kernels/") + ".py"
+            if parts[0] == "cnn_triton" and (ROOT / path).exists():
+                yield path
+
+
+def test_imports_go_one_way():
+    ours = [name for name in files() if name.startswith(("kernels/", "cnn_triton/")) and name not in ENTRANCES]
+    assert sorted(ours) == sorted(LEVEL), "the list of layers names every file"
+    for name in ours:
+        for other in imported(name):
+            assert LEVEL[other] <= LEVEL[name], f"{name} imports {other}, which is above it"
+            if name.startswith("kernels/"):
+                assert other.startswith("kernels/"), f"{name} imports {other}, outside kernels/"
+
+
+def test_geometry_is_plain_python():
+    tree = ast.parse((ROOT / "kernels/geometry.py").read_text())
+    modules = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
+    modules += [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    assert {m.split(".")[0] for m in modules} <= set(sys.stdlib_module_names)
+
+
+def test_torch_library_is_used_in_one_place():
+    users = [
+        n for n in files() if n.startswith(("kernels/", "cnn_triton/")) and "torch.library.L" in (ROOT / n).read_text()
+    ]
+    assert users == ["cnn_triton/ops.py"]
+
+
+@pytest.mark.parametrize("name", files())
+def test_first_line_says_what_a_file_is_for(name):
+    docstring = ast.get_docstring(ast.parse((ROOT / name).read_text()))
+    assert docstring, f"{name} has no docstring"
+    assert len(docstring.splitlines()[0]) > 20
+
+
+def python(code, interpret):
+    """What a child process prints; with Triton's interpreter on or off."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_INTERPRET": "1"} if interpret else {}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT.parent, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_import_is_light():
+    assert python("import cnn_triton, sys; print({'torch', 'triton'} & set(sys.modules))", False) == "set()\n"
+
+
+WITHOUT_TRITON = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "triton":
+            raise ModuleNotFoundError("No module named 'triton'")
+sys.meta_path.insert(0, Block())
+import torch, cnn_triton
+from cnn_triton import functional, nn
+x, w = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3)
+"""
+
+
+def test_without_triton_cpu_tensors_go_to_pytorch():
+    code = WITHOUT_TRITON + "print(torch.equal(functional.conv2d(x, w), torch.nn.functional.conv2d(x, w)))"
+    assert python(code, False) == "True\n"
+
+
+@pytest.mark.parametrize(
+    "call", ["conv2d(x, w)", "max_pool2d(x, 2)", "avg_pool2d(x, 2)", "linear(x, torch.randn(4, 5))"]
+)
+def test_without_triton_a_kernel_says_what_is_missing(call):
+    code = (
+        WITHOUT_TRITON
+        + f"""
+try:
+    functional.{call}
+except RuntimeError as error:
+    print(error)
+"""
+    )
+    assert "needs Triton, which can't be imported here (No module named 'triton')" in python(code, True)
+
+
+def test_cpu_users_lose_nothing():
+    """Without the interpreter CPU tensors go straight to torch.nn.functional: no operator of ours, no Function."""
+    code = """
+import torch, cnn_triton
+from cnn_triton import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+names = set()
+class Watch(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        names.add(func.namespace)
+        return func(*args, **(kwargs or {}))
+x = torch.randn(2, 3, 8, 8, requires_grad=True)
+layer = nn.ConvReLU2d(3, 4, 3)
+with Watch():
+    y = nn.MaxPool2d(2)(layer(x))
+    y.sum().backward()
+print(names, cnn_triton.launches(), y.grad_fn.name(), cnn_triton.where(x.device))
+"""
+    assert python(code, False) == "{'aten'} {} MaxPool2DWithIndicesBackward0 PyTorch's own operators\n"
+
+
+def test_operators_on_a_cpu_are_the_reference():
+    """Called directly, without the interpreter, the operators compute the reference."""
+    code = """
+import torch
+from cnn_triton import functional
+x, w = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
+y = torch.ops.cnn_triton.conv2d(x, w, None, (1, 1), (0, 0, 0, 0), (1, 1), 1, "relu")
+print(torch.equal(y, torch.nn.functional.conv2d(x, w).relu()))
+"""
+    assert python(code, False) == "True\n"
+
+
+def test_readme_example():
+    """The README's first Python example runs as written."""
+    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert example, "the README has no example"
+    assert len(example[1].strip().splitlines()) <= 14
+    print(python(example[1], True))

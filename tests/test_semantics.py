@@ -1,0 +1,297 @@
+"""torch.nn.functional's semantics to the letter: NaN, ties, empty batches, memory formats, second gradients."""
+
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import cnn_triton
+from checks import assert_accurate, kernels_only
+from cnn_triton import functional
+from cnn_triton.kernels import pool2d
+
+NAN, INF = float("nan"), float("inf")
+PAIRS = {
+    "conv2d": (functional.conv2d, F.conv2d, ((2, 3, 6, 7), (4, 3, 3, 3), (4,)), (1, 1)),
+    "conv2d_relu": (functional.conv2d_relu, lambda *a: F.conv2d(*a).relu(), ((2, 3, 6, 7), (4, 3, 3, 3), (4,)), (1, 1)),
+    "linear": (functional.linear, F.linear, ((5, 6), (4, 6), (4,)), ()),
+    "linear_relu": (functional.linear_relu, lambda *a: F.linear(*a).relu(), ((5, 6), (4, 6), (4,)), ()),
+    "max_pool2d": (functional.max_pool2d, F.max_pool2d, ((2, 3, 6, 7),), (3, 2, 1)),
+    "avg_pool2d": (functional.avg_pool2d, F.avg_pool2d, ((2, 3, 6, 7),), (3, 2, 1)),
+}
+every = pytest.mark.parametrize("name", PAIRS)
+
+
+def draw(name, device, dtype=torch.float64):
+    """Leaves on a grid that float64 sums exactly."""
+    return [(torch.randn(s) * 1024).round().div(1024).to(device, dtype).requires_grad_() for s in PAIRS[name][2]]
+
+
+def both(name, tensors, extra=None):
+    """(ours, PyTorch's) results and gradients, for the same incoming gradient."""
+    ours, theirs, _, rest = PAIRS[name]
+    rest = rest if extra is None else extra
+    results = []
+    for function in (ours, theirs):
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        y = function(*leaves, *rest)
+        results.append((y, torch.autograd.grad(y.square().sum() if y.numel() else y.sum(), leaves)))
+    return results
+
+
+@every
+@pytest.mark.parametrize("value", [NAN, INF, -INF, -0.0], ids=str)
+def test_odd_values(name, value, device):
+    tensors = [t.detach() for t in draw(name, device)]
+    tensors[0].flatten()[::7] = value
+    if tensors[0].dim() == 4 and value != -0.0:
+        tensors[0][0, 0] = value  # whole windows of it
+    (ours, our_grads), (theirs, their_grads) = both(name, tensors)
+    assert_accurate(ours, theirs, theirs)
+    for ours, theirs in zip(our_grads, their_grads, strict=True):
+        assert_accurate(ours, theirs, theirs, "gradient")
+
+
+def test_relu_gradient_at_nan_and_zero(device):
+    """1 at NaN, 0 at 0 and at -0.0."""
+    x = torch.tensor([[NAN], [0.0], [-0.0], [1.0], [-1.0]], device=device, requires_grad=True)
+    one = torch.ones(1, 1, device=device)
+    y = functional.linear_relu(x, one)
+    (grad,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert grad.flatten().tolist() == [1, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("row", "value", "index"),
+    [
+        ([1, 3, 3, 2], 3, 1),
+        ([NAN, 1, NAN, 2], NAN, 2),
+        ([-INF, -INF, -INF, -INF], -INF, 0),
+        ([0.0, -0.0, 0.0, -0.0], 0, 0),
+        ([1, INF, NAN, INF], NAN, 2),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_winner(row, value, index, dtype, device):
+    x = torch.tensor(row, dtype=dtype, device=device).view(1, 1, 2, 2)
+    y, at = functional.max_pool2d(x, 2, return_indices=True)
+    right, place = F.max_pool2d(x, 2, return_indices=True)
+    assert at.item() == place.item() == index
+    assert torch.equal(y.isnan(), right.isnan())
+    assert y.item() == value or value != value
+    assert at.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"), [((15, 17), torch.uint8), ((16, 16), torch.int16), ((182, 182), torch.int32)], ids=str
+)
+def test_winner_is_small(size, dtype, device):
+    """One byte up to 255 taps, two beyond, four beyond 32,767 (for which only the shapes are computed: the window
+    has too many taps for the interpreter)."""
+    x = torch.randn(1, 1, 184, 184, device=device)
+    args = (x, size, (184, 184), (0, 0), (1, 1), False, True, False)
+    op = pool2d.MAX_POOL2D
+    assert op.fake(*args)[1].dtype == dtype
+    if size[0] < 20:
+        y, winner, _ = torch.ops.cnn_triton.max_pool2d(*args)
+        right = op.reference(*args)
+        assert torch.equal(y, right[0])
+        assert torch.equal(winner, right[1])
+
+
+@every
+def test_empty_batch(name, device):
+    tensors = [t.detach() for t in draw(name, device)]
+    tensors[0] = tensors[0][:0]
+    (ours, our_grads), (theirs, their_grads) = both(name, tensors)
+    assert ours.shape == theirs.shape
+    for ours, theirs in zip(our_grads, their_grads, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@every
+def test_unbatched(name, device):
+    tensors = [t.detach() for t in draw(name, device)]
+    tensors[0] = tensors[0][1]
+    with kernels_only(name.removesuffix("_relu")):
+        y = PAIRS[name][0](*tensors, *PAIRS[name][3])
+    right = PAIRS[name][1](*tensors, *PAIRS[name][3])
+    assert_accurate(y, right, right)
+    if "max" in name:
+        y, at = functional.max_pool2d(*tensors, 2, return_indices=True)
+        assert torch.equal(at, F.max_pool2d(*tensors, 2, return_indices=True)[1])
+
+
+def test_linear_leading_dimensions(device):
+    x, w = torch.randn(2, 3, 5, device=device).double(), torch.randn(5, 4, device=device).double().t()
+    for rows in (x, x[0, 0], x[:0], x.transpose(0, 1)):
+        right = F.linear(rows, w)
+        assert_accurate(functional.linear(rows, w), right, right)
+
+
+@pytest.mark.parametrize("stride", [None, [], ()], ids=str)
+@pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
+def test_stride_defaults_to_the_window(name, stride, device):
+    x = torch.randn(1, 2, 7, 9, device=device)
+    theirs = getattr(F, name)(x, (2, 3))
+    assert torch.equal(getattr(functional, name)(x, (2, 3), stride).shape == theirs.shape and theirs, theirs)
+
+
+@pytest.mark.parametrize("divisor", [None, 3, -2])
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize("ceil", [True, False])
+def test_divisors(divisor, include, ceil, device):
+    x = torch.randn(1, 2, 6, 6, device=device).double()
+    (ours, (our_grad,)), (theirs, (their_grad,)) = both("avg_pool2d", [x], (3, 2, 1, ceil, include, divisor))
+    assert_accurate(ours, theirs, theirs)
+    assert_accurate(our_grad, their_grad, their_grad)
+
+
+@pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
+def test_huge_window(name, device):
+    size = 112 if device.type == "cuda" else 40  # the interpreter takes a millisecond a tap
+    x = torch.randn(1, 1, size, size, device=device).mul(256).round().div(256).double()
+    (ours, (our_grad,)), (theirs, (their_grad,)) = both(name, [x], (size,))
+    assert_accurate(ours, theirs, theirs)
+    assert_accurate(our_grad, their_grad, their_grad)
+
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+@pytest.mark.parametrize("image", [(2, 3, 6, 7), (2, 1, 6, 7), (2, 3, 1, 1), (1, 3, 6, 7)], ids=str)
+@pytest.mark.parametrize("input_format", LAYOUTS, ids=str)
+@pytest.mark.parametrize("weight_format", LAYOUTS, ids=str)
+def test_conv_memory_format(input_format, weight_format, image, device):
+    """The output's format, and the gradients', are PyTorch's."""
+    x = torch.randn(image, device=device).to(memory_format=input_format).requires_grad_()
+    w = torch.randn(4, image[1], 3, 3, device=device).to(memory_format=weight_format).requires_grad_()
+    y, right = functional.conv2d(x, w, padding=1), F.conv2d(x, w, padding=1)
+    for layout in LAYOUTS:
+        assert y.is_contiguous(memory_format=layout) == right.is_contiguous(memory_format=layout)
+    grads = torch.autograd.grad(y.sum(), (x, w))
+    assert grads[0].stride() == x.stride()
+    assert grads[1].stride() == w.stride()
+
+
+@pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_pool_memory_format(name, layout, device):
+    x = torch.randn(2, 3, 6, 8, device=device).to(memory_format=layout).requires_grad_()
+    y = getattr(functional, name)(x, 2)
+    assert y.stride() == getattr(F, name)(x, 2).stride()
+    assert torch.autograd.grad(y.sum(), x)[0].stride() == x.stride()
+
+
+@every
+@pytest.mark.parametrize("view", ["expanded", "transposed", "sliced", "offset"])
+def test_views(name, view, device):
+    tensors = [t.detach() for t in draw(name, device)]
+    x = tensors[0]
+    tensors[0] = {
+        "expanded": lambda: x[:1].expand(x.shape),
+        "transposed": lambda: x.transpose(-1, -2).contiguous().transpose(-1, -2),
+        "sliced": lambda: torch.stack((x, x), -1).flatten(-2)[..., ::2],
+        "offset": lambda: torch.cat((x.new_ones(3), x.flatten()))[3:].view(x.shape),
+    }[view]()
+    (ours, our_grads), (theirs, their_grads) = both(name, tensors)
+    assert_accurate(ours, theirs, theirs)
+    for ours, theirs in zip(our_grads, their_grads, strict=True):
+        assert_accurate(ours, theirs, theirs, "gradient")
+
+
+@every
+def test_expanded_gradient(name, device):
+    """y.sum() sends back a gradient of stride 0."""
+    ours, theirs, _, rest = PAIRS[name]
+    leaves = draw(name, device)
+    grads = [torch.autograd.grad(function(*leaves, *rest).sum(), leaves) for function in (ours, theirs)]
+    for mine, right in zip(*grads, strict=True):
+        assert_accurate(mine, right, right)
+
+
+@every
+def test_second_gradients(name, device):
+    ours, theirs, _, rest = PAIRS[name]
+    leaves = draw(name, device)
+    found = []
+    for function in (ours, theirs):
+        y = function(*leaves, *rest)
+        grads = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        found.append(torch.autograd.grad(sum(g.square().sum() for g in grads), leaves))
+    for mine, right in zip(*found, strict=True):
+        # Second gradients multiply four drawn values: float64 rounds them, in another order than PyTorch does.
+        torch.testing.assert_close(mine, right, rtol=1e-12, atol=1e-12 * right.abs().max().item())
+
+
+@every
+def test_some_gradients(name, device):
+    """Each tensor alone can ask for its gradient."""
+    ours, theirs, shapes, rest = PAIRS[name]
+    for i in range(len(shapes)):
+        leaves = [t.detach().requires_grad_(i == j) for j, t in enumerate(draw(name, device))]
+        mine, right = (torch.autograd.grad(f(*leaves, *rest).sum(), leaves[i])[0] for f in (ours, theirs))
+        assert_accurate(mine, right, right)
+
+
+def test_backend(device):
+    x, w = torch.randn(1, 2, 5, 5, device=device), torch.randn(3, 2, 3, 3, device=device)
+    before = cnn_triton.launches()
+    with cnn_triton.backend("aten"):
+        assert torch.equal(functional.conv2d(x, w), F.conv2d(x, w))
+        assert cnn_triton.launches() == before
+        with cnn_triton.backend("auto"):
+            functional.conv2d(x, w)
+            assert cnn_triton.launches() != before
+        before = cnn_triton.launches()
+        functional.conv2d_relu(x, w)
+        assert cnn_triton.launches() == before
+    functional.conv2d(x, w)
+    assert cnn_triton.launches() != before
+    with pytest.raises(ValueError, match="'nope'"), cnn_triton.backend("nope"):
+        pass
+
+
+def test_threads(device):
+    """Calls from several threads at once are right."""
+    x, w = torch.randn(2, 3, 6, 6, device=device).double(), torch.randn(4, 3, 3, 3, device=device).double()
+    right, wrong = F.conv2d(x, w), []
+
+    def work():
+        for _ in range(3):
+            try:
+                torch.testing.assert_close(functional.conv2d(x, w), right)
+            except Exception as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_wide_offsets(monkeypatch, device):
+    """Offsets of 64 bits, which tensors beyond 2^31 elements get, give the same results."""
+    from cnn_triton.kernels import conv2d, epilogue, op, pool2d
+
+    wide = op.tl.int64
+    for module in (conv2d, epilogue, pool2d):
+        monkeypatch.setattr(module, "index_type", lambda *tensors: wide)
+    for name in PAIRS:
+        (ours, our_grads), (theirs, their_grads) = both(name, draw(name, device))
+        assert_accurate(ours, theirs, theirs)
+        for mine, right in zip(our_grads, their_grads, strict=True):
+            assert_accurate(mine, right, right)
+
+
+def test_wide_offsets_where_needed():
+    """64 bits for a tensor beyond 2^31 elements."""
+    from cnn_triton.kernels import op
+
+    small = torch.empty(2, 2, 2, 2, device="meta")
+    assert op.index_type(small) == op.tl.int32
+    assert op.index_type(small, torch.empty(2, 2**29, 2, 2, device="meta")) == op.tl.int64
