@@ -1,7 +1,5 @@
 """The layers as functions, with the names, arguments and defaults of torch.nn.functional."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 
@@ -17,7 +15,7 @@ from .ops import operator
 
 __all__ = ["avg_pool2d", "conv2d", "conv2d_relu", "linear", "linear_relu", "max_pool2d"]
 
-_Ints = int | Sequence[int]
+_Ints = int | tuple[int, ...] | list[int]
 _conv2d, _linear = operator(CONV2D), operator(LINEAR)
 _max_pool2d, _avg_pool2d = operator(MAX_POOL2D), operator(AVG_POOL2D)
 
@@ -45,7 +43,7 @@ def conv2d(
     errors: RuntimeError (shapes, dtypes, devices, impossible windows), TypeError (types)
     """
     if not runs_kernels(input.device):
-        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type, unused-ignore]
     return _conv(input, weight, bias, stride, padding, dilation, groups, "none")
 
 
@@ -66,7 +64,7 @@ def conv2d_relu(
     of its size.
     """
     if not runs_kernels(input.device):
-        return torch.relu(F.conv2d(input, weight, bias, stride, padding, dilation, groups))  # type: ignore[arg-type]
+        return torch.relu(F.conv2d(input, weight, bias, stride, padding, dilation, groups))  # type: ignore[arg-type, unused-ignore]
     return _conv(input, weight, bias, stride, padding, dilation, groups, "relu")
 
 
@@ -114,7 +112,7 @@ def max_pool2d(
     """
     if not runs_kernels(input.device):
         args = (input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-        return F.max_pool2d(*args)  # type: ignore[no-any-return]
+        return F.max_pool2d(*args)  # type: ignore[call-overload, no-any-return, unused-ignore]
     check_tensors(input=input)
     window = geometry.pool_window(kernel_size, stride, padding, dilation)
     images = input[None] if input.dim() == 3 else input

@@ -91,7 +91,7 @@ def fit(
             logits = model(images[batch])
             loss = cross_entropy(logits.float(), labels[batch])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
             seen += len(batch)
