@@ -6,6 +6,8 @@ import os
 import time
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the interpreter's small steps are slower on several threads
+
 import torch
 
 if not torch.cuda.is_available():

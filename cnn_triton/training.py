@@ -35,9 +35,9 @@ class Config:
     classes: tuple[str, ...]
     mean: float
     std: float
-    epochs: int = 12
+    epochs: int = 15
     batch_size: int = 128
-    lr: float = 0.008
+    lr: float = 0.01
     seed: int = 0
     dtype: str = "float32"
 

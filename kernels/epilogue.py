@@ -15,7 +15,7 @@ import torch
 from . import device, tiles
 from .device import offsets, pixel, sum_rows
 from .lang import tl, triton
-from .op import Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc
+from .op import Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type
 from .precision import accumulator
 
 
@@ -51,25 +51,25 @@ def sum_kernel(parts, total, rows, size, ROWS: tl.constexpr, BLOCK: tl.constexpr
 @triton.jit
 def epilogue_grad_kernel(
     grad, saved, masked, parts, grad_strides, saved_strides, masked_strides, size, channels, chunk,
-    BACKWARD: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    BACKWARD: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """masked = act'(saved) · grad, and parts[program, k] = Σ over the program's pixels of masked."""
     across = tl.cdiv(channels, CHANNELS)
     part = tl.program_id(0) // across
     k = (tl.program_id(0) % across * CHANNELS + tl.arange(0, CHANNELS)).to(INDEX)
     has = k < channels
-    acc = tl.zeros([PIXELS, CHANNELS], parts.dtype.element_ty)
+    acc = tl.zeros([PIXELS, CHANNELS], ACC)
     for step in range(part * chunk, (part + 1) * chunk):
         index = tl.cast(step, INDEX) * PIXELS + tl.arange(0, PIXELS)
         at = pixel(index, size[1], size[2])
         mask = (at[0] < size[0])[:, None] & has[None, :]
-        g = tl.load(grad + offsets(at, k, grad_strides), mask=mask, other=0.0).to(acc.dtype)
+        g = tl.load(grad + offsets(at, k, grad_strides), mask=mask, other=0.0).to(ACC)
         if saved is not None:
-            y = tl.load(saved + offsets(at, k, saved_strides), mask=mask, other=0.0).to(acc.dtype)
+            y = tl.load(saved + offsets(at, k, saved_strides), mask=mask, other=0.0).to(ACC)
             g = BACKWARD(g, y)
             tl.store(masked + offsets(at, k, masked_strides), g.to(masked.dtype.element_ty), mask=mask)
         acc += g
-    tl.store(parts + part.to(INDEX) * channels + k, sum_rows(acc), mask=has)
+    tl.store(parts + part.to(INDEX) * channels + k, sum_rows(acc).to(parts.dtype.element_ty), mask=has)
 
 
 def sum_parts(parts: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
@@ -92,17 +92,18 @@ def _launch(grad: torch.Tensor, saved: torch.Tensor | None, masked: torch.Tensor
     steps = triton.cdiv(batch * height * width, strip.pixels)
     chunk = triton.cdiv(steps, max(1, min(steps, 4 * tiles.CHIPS[chip].multiprocessors // across)))
     programs = triton.cdiv(steps, max(chunk, 1))
-    parts = new((max(programs, 1), channels), grad, dtype=accumulator(grad.dtype))
     bias = new((channels,), grad)
     if programs == 0:
         return bias.zero_()
+    parts = bias if programs == 1 else new((programs, channels), grad, dtype=accumulator(grad.dtype))
     launch(
         epilogue_grad_kernel, programs * across, grad, saved, masked, parts, nhwc(grad),
         nhwc(like), nhwc(masked), (batch, height, width), channels, chunk,
-        BACKWARD=backward, INDEX=index_type(grad, saved), PIXELS=strip.pixels, CHANNELS=strip.channels,
+        BACKWARD=backward, ACC=tl_type(accumulator(grad.dtype)), INDEX=index_type(grad, saved),
+        PIXELS=strip.pixels, CHANNELS=strip.channels,
         num_warps=strip.warps,
     )  # fmt: skip
-    return sum_parts(parts, bias)
+    return bias if parts is bias else sum_parts(parts, bias)
 
 
 def bias_grad_launch(grad: torch.Tensor) -> torch.Tensor:

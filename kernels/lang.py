@@ -1,5 +1,6 @@
 """The one place that imports Triton, so that the package imports (and says what is missing) without it."""
 
+import dataclasses
 import os
 from typing import Any
 
@@ -52,9 +53,17 @@ def device_function(function: Any) -> Any:
     return jitted
 
 
+def check_overflow(on: bool) -> None:
+    """Does the interpreter check every 32-bit integer sum and product for overflow? Half of its time goes there, so it
+    does not, as compiled code does not, unless asked to; the tests ask."""
+    interpreter_builder.options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=on)
+
+
 if INTERPRETING and not MISSING:
-    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.interpreter import InterpretedFunction, interpreter_builder
 
     class _Interpreted(InterpretedFunction):
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             return self.rewrite()(*args, **kwargs)
+
+    check_overflow(False)

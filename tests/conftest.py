@@ -5,6 +5,8 @@ import random
 import sys
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers are the parallelism; more threads wait for each other
+
 import pytest
 import torch
 
@@ -41,6 +43,14 @@ def pytest_report_header(config):
 
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "Triton's interpreter, no GPU"
     return f"kernels: {where}; torch {torch.__version__}, triton {triton.__version__}"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _overflow_checks():
+    from cnn_triton.kernels import lang
+
+    if lang.INTERPRETING:
+        lang.check_overflow(True)
 
 
 @pytest.fixture(autouse=True)
