@@ -78,6 +78,7 @@ def test_operators(chip):
     check(chip, calls)
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("chip", CHIPS)
 def test_full_precision(chip):
     """float64 and full float32 compile and fit; tensor cores have no full float32, so matrix instructions aren't
