@@ -21,11 +21,11 @@ demo: $(READY)
 # A seeded cover of the tests, in minutes. Another seed: make test SEED=1
 SEED ?= 0
 test: $(READY)
-	$(RUN) pytest -n $(WORKERS) --cover 0.1 --cover-seed $(SEED) $(ARGS)
+	$(RUN) pytest -n $(WORKERS) --dist worksteal --cover 0.1 --cover-seed $(SEED) $(ARGS)
 
 # Every test.
 check: $(READY)
-	$(RUN) pytest -n $(WORKERS) $(ARGS)
+	$(RUN) pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 # Format, lint, and a strict type check of the package as installed.
 lint: $(READY)
