@@ -101,6 +101,16 @@ def test_winner_is_small(size, dtype, device):
         assert torch.equal(winner, right[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_results_are_rounded_to_nearest(dtype, device):
+    x, bias = torch.randn(300, 16, device=device, dtype=dtype), torch.randn(16, device=device, dtype=dtype)
+    x[:8] *= torch.finfo(dtype).tiny / 16  # subnormal, and all that is left of some results
+    bias[:4] = 0
+    with kernels_only("linear"):
+        y = functional.linear(x, torch.eye(16, device=device, dtype=dtype), bias)
+    assert y.equal((x.double() + bias.double()).to(dtype))
+
+
 @every
 def test_empty_batch(name, device):
     tensors = [t.detach() for t in draw(name, device)]
