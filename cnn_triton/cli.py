@@ -1,7 +1,9 @@
 """The command line: cnn-triton train, demo, predict. PyTorch and Triton are imported once it is known where to run."""
 
+import math
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -38,7 +40,9 @@ class Dtype(StrEnum):
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training images.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per step.")]
 Rate = Annotated[float, typer.Option(help="Highest learning rate.")]
-Seed = Annotated[int, typer.Option(min=0, help="Decides the split, the weights' start and the order of images.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="Decides the split, the weights' start and the order of images.")
+]
 Where = Annotated[Device, typer.Option(help="auto: a CUDA GPU if there is one, else the CPU.")]
 Kind = Annotated[Dtype, typer.Option(help="Of weights and activations.")]
 Run = Annotated[Path, typer.Argument(help="Folder that `train` wrote.")]
@@ -62,6 +66,7 @@ def choose(device: Device) -> "torch.device":
         fail("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
     if device is Device.cpu or not cuda:
         os.environ.setdefault("TRITON_INTERPRET", "1")
+        warnings.filterwarnings("ignore", "(overflow|invalid value) encountered", RuntimeWarning)  # NumPy's, in there
         return torch.device("cpu")
     return torch.device("cuda")
 
@@ -70,18 +75,23 @@ def train_run(
     out: Path | None, epochs: int, batch_size: int, lr: float, seed: int, device: Device, dtype: Dtype
 ) -> tuple["torch.nn.Module", "ImageSet", "Config", "torch.device", float]:
     """Trains on the digits with a progress bar and saves the result: (model, data, config, device, accuracy)."""
-    if not lr > 0:
-        fail(f"--lr must be positive, but got {lr}")
+    if not (lr > 0 and math.isfinite(lr)):
+        fail(f"--lr must be a positive number, but got {lr}")
     if out is not None and out.exists() and not out.is_dir():
         fail(f"--out {out}: a file is there; name a folder")
     where = choose(device)
     import cnn_triton
 
     from .data import digits
-    from .training import Config, build, evaluate, fit, is_run, save
+    from .training import Config, Diverged, build, evaluate, fit, is_run, prepare, save
 
     if out is not None and is_run(out):
         fail(f"--out {out}: a run is there already, and nothing is overwritten; name another folder")
+    if out is not None:
+        try:
+            prepare(out)
+        except OSError as error:
+            fail(f"--out {out}: can't be written ({error})")
     print(f"Layers run as {cnn_triton.where(where)}.")
     data = digits(seed)
     mean, std = data.train_images.mean().item(), data.train_images.std().item()
@@ -95,7 +105,7 @@ def train_run(
         try:
             for _ in fit(model, data, config, where, on_batch):
                 pass
-        except RuntimeError as error:
+        except Diverged as error:
             fail(error)
     accuracy = evaluate(model, data, config, where)
     counts = cnn_triton.launches()

@@ -2,11 +2,12 @@
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,19 @@ from torch.nn.functional import cross_entropy
 from .data import ImageSet
 from .models import MODELS
 
-__all__ = ["DTYPES", "Config", "Epoch", "build", "evaluate", "fit", "load", "probabilities", "save"]
+__all__ = [
+    "DTYPES",
+    "Config",
+    "Diverged",
+    "Epoch",
+    "build",
+    "evaluate",
+    "fit",
+    "load",
+    "prepare",
+    "probabilities",
+    "save",
+]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -40,6 +53,7 @@ class Config:
     lr: float = 0.01
     seed: int = 0
     dtype: str = "float32"
+    smoothing: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,10 @@ class Epoch:
     loss: float
     accuracy: float
     images_per_second: float
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer finite."""
 
 
 def build(config: Config, device: torch.device) -> torch.nn.Module:
@@ -75,13 +93,16 @@ def fit(
 ) -> Iterator[Epoch]:
     """Trains the model; yields after each epoch. AdamW, the learning rate rising and falling once (OneCycleLR).
 
+    The loss is cross entropy with the labels smoothed by config.smoothing, so its least value is above zero.
+
     on_batch: called with (images in the batch; the epoch's loss, accuracy and images per second so far)
-    errors: RuntimeError if the loss is not finite
+    errors: Diverged, a RuntimeError, if the loss is not finite
     """
     images, labels = normalised(data.train_images, config, device), data.train_labels.to(device)
     shuffle = torch.Generator().manual_seed(config.seed)
     steps = -(-len(labels) // config.batch_size) * config.epochs
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01)
+    masters = _Masters(model)
+    optimizer = torch.optim.AdamW(masters.weights, lr=config.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps)
     model.train()
     for epoch in range(1, config.epochs + 1):
@@ -89,18 +110,44 @@ def fit(
         for batch in torch.randperm(len(labels), generator=shuffle).split(config.batch_size):
             batch = batch.to(device)
             logits = model(images[batch])
-            loss = cross_entropy(logits.float(), labels[batch])
-            optimizer.zero_grad()
+            loss = cross_entropy(logits.float(), labels[batch], label_smoothing=config.smoothing)
+            model.zero_grad()
             loss.backward()
+            masters.take_gradients()
             optimizer.step()
+            masters.give_weights()
             schedule.step()
             seen += len(batch)
             loss_sum += loss.item() * len(batch)
             right += int((logits.argmax(1) == labels[batch]).sum())
             if not loss.isfinite():
-                raise RuntimeError(f"the loss became {loss.item()} in epoch {epoch}; try a lower learning rate")
+                raise Diverged(f"the loss became {loss.item()} in epoch {epoch}; try a lower learning rate")
             on_batch(len(batch), loss_sum / seen, right / seen, seen / (time.perf_counter() - start))
         yield Epoch(epoch, loss_sum / seen, right / seen, seen / (time.perf_counter() - start))
+
+
+class _Masters:
+    """The weights that the optimizer moves: the model's own, or float32 copies of 16-bit ones.
+
+    AdamW's steps are lost in 16 bits: its eps and squared gradients are 0 in float16, and small steps round away.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.own = list(model.parameters())
+        self.weights = [p.detach().float() if p.dtype.itemsize == 2 else p for p in self.own]
+
+    def take_gradients(self) -> None:
+        """The model's gradients become the copies'."""
+        for weight, own in zip(self.weights, self.own, strict=True):
+            if weight is not own and own.grad is not None:
+                weight.grad = own.grad.float()
+
+    def give_weights(self) -> None:
+        """The copies' values become the model's."""
+        with torch.no_grad():
+            for weight, own in zip(self.weights, self.own, strict=True):
+                if weight is not own:
+                    own.copy_(weight)
 
 
 def probabilities(model: torch.nn.Module, images: torch.Tensor, config: Config, device: torch.device) -> torch.Tensor:
@@ -115,6 +162,13 @@ def evaluate(model: torch.nn.Module, data: ImageSet, config: Config, device: tor
     """Share of the test images that the model classifies right."""
     predicted = probabilities(model, data.test_images, config, device).argmax(1)
     return (predicted == data.test_labels).float().mean().item()
+
+
+def prepare(folder: Path) -> None:
+    """Makes a run's folder and tries it, before the work. Errors: OSError if it can't be made or written to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def save(model: torch.nn.Module, config: Config, folder: Path) -> None:
@@ -150,6 +204,23 @@ def is_run(folder: Path) -> bool:
     return (folder / _CONFIG).exists() or (folder / _WEIGHTS).exists()
 
 
+def _checked(values: dict[str, Any]) -> Config:
+    """The configuration of JSON's values. Errors: KeyError, TypeError, ValueError."""
+    config = Config(**{**values, "classes": tuple(values["classes"])})
+    kinds = {field.name: type(field.default) for field in fields(Config) if field.default is not MISSING}
+    kinds |= dict.fromkeys(("model", "data"), str) | dict.fromkeys(("channels", "height", "width"), int)
+    kinds |= dict.fromkeys(("mean", "std"), float) | {"classes": tuple}
+    for name, kind in kinds.items():
+        value = getattr(config, name)
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise TypeError(f"{name} must be {kind.__name__}, but is {value!r}")
+        if kind is float and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, but is {value}")
+    if not (config.std > 0 and all(isinstance(c, str) for c in config.classes)):
+        raise ValueError("std must be positive, and classes names")
+    return config
+
+
 def load(folder: Path, device: torch.device) -> tuple[torch.nn.Module, Config]:
     """The model of a run. Errors: ValueError, in one line, for a folder without one or weights of another model."""
     from safetensors import SafetensorError
@@ -158,8 +229,7 @@ def load(folder: Path, device: torch.device) -> tuple[torch.nn.Module, Config]:
     if not is_run(folder):
         raise ValueError(f"{folder}: no run is here ({_CONFIG} and {_WEIGHTS} are missing)")
     try:
-        values: dict[str, Any] = json.loads((folder / _CONFIG).read_text())
-        config = Config(**{**values, "classes": tuple(values["classes"])})
+        config = _checked(json.loads((folder / _CONFIG).read_text()))
         model = build(config, device)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / _CONFIG}: not the configuration of a run ({error!r})") from None
