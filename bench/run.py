@@ -2,48 +2,61 @@
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the interpreter's small steps are slower on several threads
+from typing import Any
 
 import torch
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+from .measure import ceilings, clock_for, measure, memory_returned, prepare
+from .problems import COMPILED, problems
+from .report import environment, table
 
-from .measure import ceilings, environment, measure, table
-from .problems import problems
-
-# torch.compile tunes each of its kernels for tens of seconds: only these are worth the wait.
-COMPILED = ("conv2d_relu resnet50 3x3 64 bfloat16", "max_pool2d vgg16 2x2 bfloat16", "training step")
+Report = dict[str, Any]
 
 
-def bench(out: Path, minutes: float, only: str, rounds: int) -> dict:
-    """Measures what fits into the time; the report is on disk after every row."""
+def write(report: Report, out: Path) -> None:
+    """Both files, each replaced in one step: a run that is stopped leaves what it had."""
+    for name, text in (("bench.json", json.dumps(report, indent=1) + "\n"), ("results.md", table(report))):
+        (out / f"{name}.part").write_text(text)
+        (out / f"{name}.part").replace(out / name)
+
+
+def bench(
+    out: Path, minutes: float, only: str = "", rounds: int = 30, batch: int = 128, compiled: tuple[str, ...] = COMPILED
+) -> Report:
+    """Measures what fits into the time; both files are there after every row. torch.compile comes second, since it
+    takes long and may fail: its rows replace those without it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.backends.cudnn.benchmark = True
     end = time.perf_counter() + 60 * minutes
-    report = {"environment": environment(device), "ceilings": ceilings(device), "rows": []}
+    prepare(device)
     out.mkdir(parents=True, exist_ok=True)
-    for label, make in problems(device).items():
-        if only not in label:
-            continue
-        if time.perf_counter() > end:
-            report.setdefault("left out for want of time", []).append(label)
+    clock = clock_for(device)
+    limits = ceilings(clock, device)
+    report: Report = {"environment": environment(device), "ceilings": limits, "rows": [], "failed": {}, "left out": []}
+    write(report, out)
+    chosen = {name: make for name, make in problems(device, batch).items() if only in name}
+    passes = [(name, False, 0.35) for name in chosen] + [(name, True, 0.1) for name in chosen if name in compiled]
+    for name, compile, spare in passes:
+        what = f"{name}, with torch.compile" if compile else name
+        if time.perf_counter() > end - spare * 60 * minutes:
+            report["left out"].append(what)
             continue
         torch.manual_seed(0)
-        tuned = device.type == "cuda" and label.startswith(COMPILED)
+        begun = time.perf_counter()
         try:
-            row = measure(make(), device, rounds, compile=tuned)
-        except Exception as error:  # one problem's failure must not cost the others, and is in the report
-            report.setdefault("failed", {})[label] = f"{type(error).__name__}: {error}"
-            continue
-        report["rows"].append({"label": label, **row})
-        (out / "bench.json").write_text(json.dumps(report, indent=1) + "\n")
-    (out / "bench.json").write_text(json.dumps(report, indent=1) + "\n")
-    (out / "results.md").write_text(table(report))
+            with memory_returned(device):
+                row = measure(name, chosen[name](), clock, limits, rounds, compile=compile)
+        except Exception as reason:  # one problem's failure must not cost the others, and is in the report
+            report["failed"][what] = f"{type(reason).__name__}: {reason}"[:1000]
+        else:
+            row["seconds"] = time.perf_counter() - begun
+            keep = [r for r in report["rows"] if r["problem"] != name]
+            place = next((i for i, r in enumerate(report["rows"]) if r["problem"] == name), len(keep))
+            report["rows"] = [*keep[:place], row, *keep[place:]]
+        print(f"{time.perf_counter() - begun:6.1f} s  {what}", flush=True)
+        write(report, out)
+    write(report, out)
     return report
 
 
@@ -53,12 +66,11 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--only", default="", help="problems whose name holds this")
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=128, help="of the demo's shapes, without a GPU")
     options = parser.parse_args()
-    report = bench(options.out, options.minutes, options.only, options.rounds)
+    report = bench(options.out, options.minutes, options.only, options.rounds, options.batch)
     print(table(report))
-    for label, reason in report.get("failed", {}).items():
-        print(f"failed: {label}: {reason}")
-    return 1 if report.get("failed") else 0
+    return 1 if report["failed"] or not report["rows"] else 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,82 @@
+"""What is said about a run: where and with what it was measured, and the table."""
+
+import datetime
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+import cnn_triton
+
+ROOT = Path(__file__).parents[1]
+
+
+def commit() -> str:
+    """The checkout's commit, and whether files were changed since; "unknown" without git."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + (" and changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Where and with what the figures came to be."""
+    gpu = device.type == "cuda"
+    found = {
+        "device": torch.cuda.get_device_name(device) if gpu else platform.processor() or platform.machine() or "CPU",
+        "kernels": cnn_triton.where(device),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "python": platform.python_version(),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "float32 convolutions": torch.backends.cudnn.conv.fp32_precision,
+        "float32 matrix products": torch.backends.cuda.matmul.fp32_precision,
+    }
+    if gpu:
+        major, minor = torch.cuda.get_device_capability(device)
+        found |= {
+            "compute capability": f"{major}.{minor}",
+            "CUDA": str(torch.version.cuda),
+            "cuDNN": str(torch.backends.cudnn.version()),
+        }
+    else:
+        found["PyTorch's threads"] = str(torch.get_num_threads())
+    return found
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    mine, ratio = row["milliseconds"]["ours"], row["ratio"]
+    return [
+        row["problem"],
+        f"{mine['p50']:.4g} ({mine['p20']:.4g}-{mine['p80']:.4g})",
+        f"{mine['host']:.3g}",
+        *(f"{ratio[name]:.3g}" if name in ratio else "" for name in ("eager", "compile")),
+        f"{row['TFLOP/s']:.3g}",
+        f"{row['share of product']:.2%}",
+        f"{row['GB/s']:.4g}",
+        f"{row['share of copy']:.2%}",
+    ]
+
+
+def table(report: dict[str, Any]) -> str:
+    """A report as Markdown. A ratio above 1 means that ours is faster."""
+    head = ["problem", "ours, ms (p20-p80)", "host, ms", "eager / ours", "compile / ours"]
+    head += ["TFLOP/s", "of product", "GB/s", "of copy"]
+    lines = ["# Results", ""]
+    lines += [f"- {name}: {value}" for name, value in report["environment"].items()]
+    lines += [f"- ceiling, {name}: {value:.4g}" for name, value in report["ceilings"].items()]
+    lines += ["", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines += ["| " + " | ".join(_cells(row)) + " |" for row in report["rows"]]
+    notes = [f"- {row['problem']}: torch.compile was {row['compile']}" for row in report["rows"] if "compile" in row]
+    notes += [f"- {row['problem']}: {' '.join(note.split())}" for row in report["rows"] for note in row["notes"]]
+    notes += [f"- failed: {name}: {' '.join(reason.split())}" for name, reason in report["failed"].items()]
+    notes += [f"- left out for want of time: {name}" for name in report["left out"]]
+    return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
