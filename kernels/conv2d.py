@@ -153,7 +153,7 @@ def matrix(weight: torch.Tensor) -> torch.Tensor:
 def product(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, window: geometry.Window,
     groups: int, transposed: bool, activation: str, dot: str,
-) -> torch.Tensor:  # fmt: skip
+) -> None:  # fmt: skip
     """y = act(window product of x and weight + bias), forward or with the taps running backwards (transposed)."""
     outputs, inputs = weight.shape[0] // groups, weight.shape[1]
     terms = window.taps * inputs
@@ -172,12 +172,11 @@ def product(
         PRECISION=dot, INDEX=index_type(x, weight, y), ACC=tl_type(accumulator(y.dtype)),
         M=tile.m, N=tile.n, K=tile.k, PACKED=tile.packed, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    return y
 
 
 def weight_product(
     grad: torch.Tensor, x: torch.Tensor, dw: torch.Tensor, window: geometry.Window, groups: int, dot: str
-) -> torch.Tensor:
+) -> None:
     """dw = Σ over pixels of grad · x̂, with the memory of the matrix [K, R·S·C/groups]; split sums meet in a
     workspace and are added in order."""
     outputs, channels = dw.shape[0] // groups, dw.shape[1]
@@ -197,7 +196,8 @@ def weight_product(
         ACC=tl_type(accumulator(x.dtype)), M=tile.m, N=tile.n, K=tile.k, PACKED=tile.packed,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    return dw if parts is dw else sum_parts(parts, dw)
+    if parts is not dw:
+        sum_parts(parts, dw)
 
 
 def _window(size: Sequence[int], stride: Any, padding: Any, dilation: Any) -> geometry.Window:
@@ -211,18 +211,15 @@ def conv2d_fake(input, weight, bias, stride, padding, dilation, groups, activati
     return new(shape, input, channels_last(input, weight))
 
 
-def conv2d_launch(input, weight, bias, stride, padding, dilation, groups, activation):
-    y = conv2d_fake(input, weight, bias, stride, padding, dilation, groups, activation)
+def conv2d_launch(y, input, weight, bias, stride, padding, dilation, groups, activation):
     window = _window(weight.shape, stride, padding, dilation)
-    return product(input, weight, bias, y, window, groups, False, activation, conv_dot(input.dtype))
+    product(input, weight, bias, y, window, groups, False, activation, conv_dot(input.dtype))
 
 
-def conv2d_reference(input, weight, bias, stride, padding, dilation, groups, activation):
-    y = conv2d_fake(input, weight, bias, stride, padding, dilation, groups, activation)
+def conv2d_aten(input, weight, bias, stride, padding, dilation, groups, activation):
     top, bottom, left, right = padding
     padded = F.pad(input, (left, right, top, bottom))
-    x = F.conv2d(padded, weight, bias, stride, 0, dilation, groups)
-    return y.copy_(ACTIVATIONS[activation].reference(x))
+    return ACTIVATIONS[activation].reference(F.conv2d(padded, weight, bias, stride, 0, dilation, groups))
 
 
 def input_grad_fake(grad, weight, input_size, stride, padding, dilation, groups, channels_last):
@@ -233,19 +230,17 @@ def input_grad_fake(grad, weight, input_size, stride, padding, dilation, groups,
     return new(input_size, grad, channels_last)
 
 
-def input_grad_launch(grad, weight, input_size, stride, padding, dilation, groups, channels_last):
-    dx = input_grad_fake(grad, weight, input_size, stride, padding, dilation, groups, channels_last)
+def input_grad_launch(dx, grad, weight, input_size, stride, padding, dilation, groups, channels_last):
     window = _window(weight.shape, stride, padding, dilation)
-    return product(grad, weight, None, dx, window, groups, True, "none", conv_dot(grad.dtype))
+    product(grad, weight, None, dx, window, groups, True, "none", conv_dot(grad.dtype))
 
 
-def input_grad_reference(grad, weight, input_size, stride, padding, dilation, groups, channels_last):
-    dx = input_grad_fake(grad, weight, input_size, stride, padding, dilation, groups, channels_last)
+def input_grad_aten(grad, weight, input_size, stride, padding, dilation, groups, channels_last):
     n, c, h, w = input_size
     top, bottom, left, right = padding
     size = (n, c, h + top + bottom, w + left + right)
     padded = torch.nn.grad.conv2d_input(size, weight, grad, stride, 0, dilation, groups)
-    return dx.copy_(padded[:, :, top : top + h, left : left + w])
+    return padded[:, :, top : top + h, left : left + w]
 
 
 def weight_grad_fake(grad, input, weight_size, stride, padding, dilation, groups, channels_last):
@@ -255,19 +250,18 @@ def weight_grad_fake(grad, input, weight_size, stride, padding, dilation, groups
     return new(weight_size, grad, channels_last)
 
 
-def weight_grad_launch(grad, input, weight_size, stride, padding, dilation, groups, channels_last):
-    dw = weight_grad_fake(grad, input, weight_size, stride, padding, dilation, groups, channels_last)
+def weight_grad_launch(dw, grad, input, weight_size, stride, padding, dilation, groups, channels_last):
     matrix = dw if dw.is_contiguous(memory_format=torch.channels_last) else new(weight_size, dw, True)
     window = _window(weight_size, stride, padding, dilation)
     weight_product(grad, input, matrix, window, groups, conv_dot(grad.dtype))
-    return dw if dw is matrix else dw.copy_(matrix)
+    if matrix is not dw:
+        dw.copy_(matrix)
 
 
-def weight_grad_reference(grad, input, weight_size, stride, padding, dilation, groups, channels_last):
-    dw = weight_grad_fake(grad, input, weight_size, stride, padding, dilation, groups, channels_last)
+def weight_grad_aten(grad, input, weight_size, stride, padding, dilation, groups, channels_last):
     top, bottom, left, right = padding
     padded = F.pad(input, (left, right, top, bottom))
-    return dw.copy_(torch.nn.grad.conv2d_weight(padded, weight_size, grad, stride, 0, dilation, groups))
+    return torch.nn.grad.conv2d_weight(padded, weight_size, grad, stride, 0, dilation, groups)
 
 
 def _flops(pixels_by_outputs: int, weight_size: Sequence[int]) -> int:
@@ -279,9 +273,9 @@ _WINDOW = "int[2] stride, int[4] padding, int[2] dilation, int groups"
 CONV2D = Op(
     name="conv2d",
     schema=f"(Tensor input, Tensor weight, Tensor? bias, {_WINDOW}, str activation) -> Tensor",
-    launcher=conv2d_launch,
     fake=conv2d_fake,
-    reference=conv2d_reference,
+    launcher=conv2d_launch,
+    aten=conv2d_aten,
     flops=lambda input, weight, *args: _flops(conv2d_fake(input, weight, *args).numel(), weight.shape),
     bytes=lambda *args: nbytes(*args[:3], conv2d_fake(*args)),
 )
@@ -289,9 +283,9 @@ CONV2D = Op(
 CONV2D_INPUT_GRAD = Op(
     name="conv2d_input_grad",
     schema=f"(Tensor grad, Tensor weight, SymInt[4] input_size, {_WINDOW}, bool channels_last) -> Tensor",
-    launcher=input_grad_launch,
     fake=input_grad_fake,
-    reference=input_grad_reference,
+    launcher=input_grad_launch,
+    aten=input_grad_aten,
     flops=lambda grad, weight, *args: _flops(grad.numel(), weight.shape),
     bytes=lambda *args: nbytes(*args[:2], input_grad_fake(*args)),
 )
@@ -299,9 +293,9 @@ CONV2D_INPUT_GRAD = Op(
 CONV2D_WEIGHT_GRAD = Op(
     name="conv2d_weight_grad",
     schema=f"(Tensor grad, Tensor input, SymInt[4] weight_size, {_WINDOW}, bool channels_last) -> Tensor",
-    launcher=weight_grad_launch,
     fake=weight_grad_fake,
-    reference=weight_grad_reference,
+    launcher=weight_grad_launch,
+    aten=weight_grad_aten,
     flops=lambda grad, input, weight_size, *args: _flops(grad.numel(), weight_size),
     bytes=lambda *args: nbytes(*args[:2], weight_grad_fake(*args)),
 )

@@ -72,7 +72,7 @@ def epilogue_grad_kernel(
     tl.store(parts + part.to(INDEX) * channels + k, sum_rows(acc).to(parts.dtype.element_ty), mask=has)
 
 
-def sum_parts(parts: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+def sum_parts(parts: torch.Tensor, total: torch.Tensor) -> None:
     """total = Σ_row parts[row, :], rows added in a fixed order; total's elements in the order of its memory."""
     size = total.numel()
     block = tiles.pick_sum(size, tiles.chip_name())
@@ -80,10 +80,9 @@ def sum_parts(parts: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         sum_kernel, triton.cdiv(size, block), parts, total, parts.shape[0], size,
         ROWS=16, BLOCK=block, INDEX=index_type(parts), num_warps=4,
     )  # fmt: skip
-    return total
 
 
-def _launch(grad: torch.Tensor, saved: torch.Tensor | None, masked: torch.Tensor, backward: Any) -> torch.Tensor:
+def _launch(bias: torch.Tensor, masked: torch.Tensor, grad: torch.Tensor, saved: torch.Tensor | None, backward: Any):
     batch, channels, height, width = grad.shape
     chip = tiles.chip_name()
     like = grad if saved is None else saved
@@ -92,9 +91,9 @@ def _launch(grad: torch.Tensor, saved: torch.Tensor | None, masked: torch.Tensor
     steps = triton.cdiv(batch * height * width, strip.pixels)
     chunk = triton.cdiv(steps, max(1, min(steps, 4 * tiles.CHIPS[chip].multiprocessors // across)))
     programs = triton.cdiv(steps, max(chunk, 1))
-    bias = new((channels,), grad)
     if programs == 0:
-        return bias.zero_()
+        bias.zero_()
+        return
     parts = bias if programs == 1 else new((programs, channels), grad, dtype=accumulator(grad.dtype))
     launch(
         epilogue_grad_kernel, programs * across, grad, saved, masked, parts, nhwc(grad),
@@ -103,44 +102,44 @@ def _launch(grad: torch.Tensor, saved: torch.Tensor | None, masked: torch.Tensor
         PIXELS=strip.pixels, CHANNELS=strip.channels,
         num_warps=strip.warps,
     )  # fmt: skip
-    return bias if parts is bias else sum_parts(parts, bias)
+    if parts is not bias:
+        sum_parts(parts, bias)
 
 
-def bias_grad_launch(grad: torch.Tensor) -> torch.Tensor:
+def bias_grad_fake(grad):
     check_tensors(grad=grad)
-    return _launch(grad, None, grad, device.identity_grad)
-
-
-def bias_grad_fake(grad: torch.Tensor) -> torch.Tensor:
     return grad.new_empty(grad.shape[1])
 
 
-def bias_grad_reference(grad: torch.Tensor) -> torch.Tensor:
+def bias_grad_launch(bias, grad):
+    _launch(bias, grad, grad, None, device.identity_grad)
+
+
+def bias_grad_aten(grad):
     return grad.sum((0, 2, 3))
 
 
-def activation_grad_launch(grad: torch.Tensor, output: torch.Tensor, activation: str) -> tuple[torch.Tensor, ...]:
+def activation_grad_fake(grad, output, activation):
     check_tensors(grad=grad, output=output)
-    masked, _ = activation_grad_fake(grad, output, activation)
-    return masked, _launch(grad, output, masked, ACTIVATIONS[activation].backward)
-
-
-def activation_grad_fake(grad: torch.Tensor, output: torch.Tensor, activation: str) -> tuple[torch.Tensor, ...]:
     return new(output.shape, output, channels_last(output)), bias_grad_fake(grad)
 
 
-def activation_grad_reference(grad: torch.Tensor, output: torch.Tensor, activation: str) -> tuple[torch.Tensor, ...]:
-    masked = new(output.shape, output, channels_last(output))
-    masked.copy_(ACTIVATIONS[activation].reference_grad(grad, output))
-    return masked, bias_grad_reference(masked)
+def activation_grad_launch(results, grad, output, activation):
+    masked, bias = results
+    _launch(bias, masked, grad, output, ACTIVATIONS[activation].backward)
+
+
+def activation_grad_aten(grad, output, activation):
+    masked = ACTIVATIONS[activation].reference_grad(grad, output)
+    return masked, bias_grad_aten(masked)
 
 
 BIAS_GRAD = Op(
     name="bias_grad",
     schema="(Tensor grad) -> Tensor",
-    launcher=bias_grad_launch,
     fake=bias_grad_fake,
-    reference=bias_grad_reference,
+    launcher=bias_grad_launch,
+    aten=bias_grad_aten,
     flops=lambda grad: grad.numel(),
     bytes=lambda grad: nbytes(grad) + grad.shape[1] * grad.element_size(),
 )
@@ -148,9 +147,9 @@ BIAS_GRAD = Op(
 ACTIVATION_GRAD = Op(
     name="activation_grad",
     schema="(Tensor grad, Tensor output, str activation) -> (Tensor, Tensor)",
-    launcher=activation_grad_launch,
     fake=activation_grad_fake,
-    reference=activation_grad_reference,
+    launcher=activation_grad_launch,
+    aten=activation_grad_aten,
     flops=lambda grad, output, activation: 2 * grad.numel(),
     bytes=lambda grad, output, activation: 2 * nbytes(grad) + nbytes(output) + grad.shape[1] * grad.element_size(),
 )

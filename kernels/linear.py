@@ -36,16 +36,13 @@ def linear_fake(input, weight, bias, activation):
     return new((input.shape[0], weight.shape[0]), input)
 
 
-def linear_launch(input, weight, bias, activation):
-    y = linear_fake(input, weight, bias, activation)
+def linear_launch(y, input, weight, bias, activation):
     dot = matmul_dot(input.dtype)
     product(images(input), images(weight), bias, images(y), _UNIT, 1, False, activation, dot)
-    return y
 
 
-def linear_reference(input, weight, bias, activation):
-    linear_fake(input, weight, bias, activation)
-    return ACTIVATIONS[activation].reference(F.linear(input, weight, bias)).contiguous()
+def linear_aten(input, weight, bias, activation):
+    return ACTIVATIONS[activation].reference(F.linear(input, weight, bias))
 
 
 def input_grad_fake(grad, weight):
@@ -54,10 +51,8 @@ def input_grad_fake(grad, weight):
     return new((grad.shape[0], weight.shape[1]), grad)
 
 
-def input_grad_launch(grad, weight):
-    dx = input_grad_fake(grad, weight)
+def input_grad_launch(dx, grad, weight):
     product(images(grad), images(weight), None, images(dx), _UNIT, 1, True, "none", matmul_dot(grad.dtype))
-    return dx
 
 
 def weight_grad_fake(grad, input):
@@ -66,8 +61,7 @@ def weight_grad_fake(grad, input):
     return new((grad.shape[1], input.shape[1]), grad)
 
 
-def weight_grad_launch(grad, input):
-    dw = weight_grad_fake(grad, input)
+def weight_grad_launch(dw, grad, input):
     weight_product(images(grad), images(input), images(dw), _UNIT, 1, matmul_dot(grad.dtype))
     return dw
 
@@ -79,9 +73,9 @@ def _flops(rows: torch.Tensor, columns: int) -> int:
 LINEAR = Op(
     name="linear",
     schema="(Tensor input, Tensor weight, Tensor? bias, str activation) -> Tensor",
-    launcher=linear_launch,
     fake=linear_fake,
-    reference=linear_reference,
+    launcher=linear_launch,
+    aten=linear_aten,
     flops=lambda input, weight, bias, activation: _flops(input, weight.shape[0]),
     bytes=lambda *args: nbytes(*args[:3], linear_fake(*args)),
 )
@@ -89,9 +83,9 @@ LINEAR = Op(
 LINEAR_INPUT_GRAD = Op(
     name="linear_input_grad",
     schema="(Tensor grad, Tensor weight) -> Tensor",
-    launcher=input_grad_launch,
     fake=input_grad_fake,
-    reference=lambda grad, weight: (grad @ weight).contiguous(),
+    launcher=input_grad_launch,
+    aten=lambda grad, weight: grad @ weight,
     flops=lambda grad, weight: _flops(grad, weight.shape[1]),
     bytes=lambda grad, weight: nbytes(grad, weight, input_grad_fake(grad, weight)),
 )
@@ -99,9 +93,9 @@ LINEAR_INPUT_GRAD = Op(
 LINEAR_WEIGHT_GRAD = Op(
     name="linear_weight_grad",
     schema="(Tensor grad, Tensor input) -> Tensor",
-    launcher=weight_grad_launch,
     fake=weight_grad_fake,
-    reference=lambda grad, input: (grad.T @ input).contiguous(),
+    launcher=weight_grad_launch,
+    aten=lambda grad, input: grad.T @ input,
     flops=lambda grad, input: _flops(grad, input.shape[1]),
     bytes=lambda grad, input: nbytes(grad, input, weight_grad_fake(grad, input)),
 )

@@ -25,29 +25,39 @@ launches: Counter[str] = Counter()
 class Op:
     """One operator. Registration, tests, compile checks and benchmarks follow from this record.
 
-    schema:    arguments and results, in torch.library's language
-    launcher:  computes the results with Triton kernels
-    fake:      allocates the results, uninitialised: the launcher's second step, and torch's shape function
-    reference: the same results from PyTorch's own operators, for any device
+    schema:   arguments and results, in torch.library's language
+    fake:     checks the arguments and allocates the results, uninitialised; also torch's shape function
+    launcher: fills the results with Triton kernels: launcher(results, *arguments)
+    aten:     the same results from PyTorch's own operators, in any layout; None for one that was not asked for
     flops, bytes: of one call with these arguments: arithmetic, and compulsory memory traffic
     """
 
     name: str
     schema: str
-    launcher: Callable[..., Any]
     fake: Callable[..., Any]
-    reference: Callable[..., Any]
+    launcher: Callable[..., None]
+    aten: Callable[..., Any]
     flops: Callable[..., int]
     bytes: Callable[..., int]
 
     def launch(self, *args: Any) -> Any:
-        """Runs the launcher; its kernels count as this operator's."""
+        """The results, from our kernels, which count as this operator's."""
         require()
+        results = self.fake(*args)
         token = _current.set(self.name)
         try:
-            return self.launcher(*args)
+            self.launcher(results, *args)
         finally:
             _current.reset(token)
+        return results
+
+    def reference(self, *args: Any) -> Any:
+        """The same results, strides included, from PyTorch's own operators on any device."""
+        results, values = self.fake(*args), self.aten(*args)
+        for result, value in zip(results, values, strict=True) if isinstance(results, tuple) else [(results, values)]:
+            if value is not None:
+                result.copy_(value)
+        return results
 
 
 def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:

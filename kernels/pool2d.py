@@ -142,24 +142,15 @@ def avg_grad_kernel(
     tl.store(dx + offsets(at, c, dx_strides), acc.to(dx.dtype.element_ty), mask=exists)
 
 
-def _window(kernel_size: Any, stride: Any, padding: Any, dilation: Any = (1, 1)) -> geometry.Window:
-    return geometry.pool_window(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation))
-
-
 def _stream(kernel: Any, over: torch.Tensor, args: tuple[Any, ...], **constants: Any) -> None:
     """Launches a kernel over all elements of `over`, in strips."""
     batch, channels, height, width = over.shape
     block = tiles.pick_strip(channels, over.stride(1) == 1, tiles.chip_name())
     programs = triton.cdiv(batch * height * width, block.pixels) * triton.cdiv(channels, block.channels)
     launch(
-        kernel,
-        programs,
-        *args,
-        PIXELS=block.pixels,
-        CHANNELS=block.channels,
-        num_warps=block.warps,
-        **constants,
-    )
+        kernel, programs, *args, (batch, height, width), channels, **constants, ACC=tl_type(accumulator(over.dtype)),
+        PIXELS=block.pixels, CHANNELS=block.channels, num_warps=block.warps,
+    )  # fmt: skip
 
 
 def _unroll(window: geometry.Window) -> int:
@@ -174,10 +165,9 @@ def winner_dtype(taps: int) -> torch.dtype:
 
 def max_pool2d_fake(input, kernel_size, stride, padding, dilation, ceil_mode, winner, indices):
     check_tensors(input=input)
-    window = _window(kernel_size, stride, padding, dilation)
+    window = geometry.pool_window(kernel_size, stride, padding, dilation)
     shape = geometry.pool_shape(input.shape, window, ceil_mode)
-    last = channels_last(input)
-    none = (0,)
+    last, none = channels_last(input), (0,)
     return (
         new(shape, input, last),
         new(shape, input, last, winner_dtype(window.taps)) if winner else input.new_empty(none, dtype=torch.uint8),
@@ -185,33 +175,22 @@ def max_pool2d_fake(input, kernel_size, stride, padding, dilation, ceil_mode, wi
     )
 
 
-def max_pool2d_launch(input, kernel_size, stride, padding, dilation, ceil_mode, winner, indices):
-    results = max_pool2d_fake(input, kernel_size, stride, padding, dilation, ceil_mode, winner, indices)
-    y, window = results[0], _window(kernel_size, stride, padding, dilation)
-    batch, channels, height, width = y.shape
+def max_pool2d_launch(results, input, kernel_size, stride, padding, dilation, ceil_mode, winner, indices):
+    y, taps, places = results
+    window = geometry.pool_window(kernel_size, stride, padding, dilation)
+    to = (y, taps if winner else None, places if indices else None)
     _stream(
-        max_kernel, y,
-        (input, y, results[1] if winner else None, results[2] if indices else None, nhwc(input), nhwc(y),
-         tuple(input.shape[2:]), (batch, height, width), channels),
-        WINDOW=window.constants(), UNROLL=_unroll(window), ACC=tl_type(accumulator(y.dtype)),
-        INDEX=index_type(input, y),
+        max_kernel, y, (input, *to, nhwc(input), nhwc(y), tuple(input.shape[2:])),
+        WINDOW=window.constants(), UNROLL=_unroll(window), INDEX=index_type(input, y),
     )  # fmt: skip
-    return results
 
 
-def max_pool2d_reference(input, kernel_size, stride, padding, dilation, ceil_mode, winner, indices):
-    results = max_pool2d_fake(input, kernel_size, stride, padding, dilation, ceil_mode, winner, indices)
+def max_pool2d_aten(input, kernel_size, stride, padding, dilation, ceil_mode, winner, indices):
     y, index = F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
-    results[0].copy_(y)
-    window = _window(kernel_size, stride, padding, dilation)
-    if indices:
-        results[2].copy_(index)
-    if winner:
-        p, q = (torch.arange(n, device=input.device) for n in y.shape[2:])
-        r = (index // input.shape[3] + padding[0] - p[:, None] * window.stride[0]) // window.dilation[0]
-        s = (index % input.shape[3] + padding[1] - q * window.stride[1]) // window.dilation[1]
-        results[1].copy_(r * window.size[1] + s)
-    return results
+    p, q = (torch.arange(n, device=input.device) for n in y.shape[2:])
+    r = (index // input.shape[3] + padding[0] - p[:, None] * stride[0]) // dilation[0]
+    s = (index % input.shape[3] + padding[1] - q * stride[1]) // dilation[1]
+    return y, r * kernel_size[1] + s if winner else None, index if indices else None
 
 
 def max_grad_fake(grad, winner, input_size, kernel_size, stride, padding, dilation, channels_last):
@@ -220,16 +199,12 @@ def max_grad_fake(grad, winner, input_size, kernel_size, stride, padding, dilati
     return new(input_size, grad, channels_last)
 
 
-def max_grad_launch(grad, winner, input_size, kernel_size, stride, padding, dilation, channels_last):
-    dx = max_grad_fake(grad, winner, input_size, kernel_size, stride, padding, dilation, channels_last)
-    batch, channels, height, width = dx.shape
+def max_grad_launch(dx, grad, winner, input_size, kernel_size, stride, padding, dilation, channels_last):
+    window = geometry.pool_window(kernel_size, stride, padding, dilation)
     _stream(
-        max_grad_kernel, dx,
-        (grad, winner, dx, nhwc(grad), nhwc(winner), nhwc(dx), tuple(grad.shape[2:]), (batch, height, width), channels),
-        WINDOW=_window(kernel_size, stride, padding, dilation).constants(), ACC=tl_type(accumulator(dx.dtype)),
-        INDEX=index_type(grad, winner, dx),
+        max_grad_kernel, dx, (grad, winner, dx, nhwc(grad), nhwc(winner), nhwc(dx), tuple(grad.shape[2:])),
+        WINDOW=window.constants(), INDEX=index_type(grad, winner, dx),
     )  # fmt: skip
-    return dx
 
 
 def winner_pixel(winner, width, kernel_size, stride, padding, dilation):
@@ -241,119 +216,45 @@ def winner_pixel(winner, width, kernel_size, stride, padding, dilation):
     return h * width + w
 
 
-def max_grad_reference(grad, winner, input_size, kernel_size, stride, padding, dilation, channels_last):
-    dx = max_grad_fake(grad, winner, input_size, kernel_size, stride, padding, dilation, channels_last)
+def max_grad_aten(grad, winner, input_size, kernel_size, stride, padding, dilation, channels_last):
     index = winner_pixel(winner, input_size[3], kernel_size, stride, padding, dilation)
-    flat = torch.zeros(
-        *input_size[:2], input_size[2] * input_size[3], device=grad.device, dtype=accumulator(grad.dtype)
-    )
-    flat.scatter_add_(2, index.flatten(2), grad.flatten(2).to(flat.dtype))
-    return dx.copy_(flat.view(input_size))
+    dx = torch.zeros(input_size, device=grad.device, dtype=accumulator(grad.dtype)).flatten(2)
+    return dx.scatter_add_(2, index.flatten(2), grad.flatten(2).to(dx.dtype)).view(input_size)
 
 
 def avg_pool2d_fake(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override):
     check_tensors(input=input)
     if divisor_override == 0:
         raise RuntimeError("divisor_override must not be 0; give another divisor, or None for the window's size")
-    shape = geometry.pool_shape(input.shape, _window(kernel_size, stride, padding), ceil_mode)
+    shape = geometry.pool_shape(input.shape, geometry.pool_window(kernel_size, stride, padding), ceil_mode)
     return new(shape, input, channels_last(input))
 
 
-def avg_pool2d_launch(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override):
-    y = avg_pool2d_fake(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    window = _window(kernel_size, stride, padding)
-    batch, channels, height, width = y.shape
+def avg_pool2d_launch(y, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override):
+    window = geometry.pool_window(kernel_size, stride, padding)
     _stream(
-        avg_kernel, y,
-        (input, y, nhwc(input), nhwc(y), tuple(input.shape[2:]), (batch, height, width), channels),
+        avg_kernel, y, (input, y, nhwc(input), nhwc(y), tuple(input.shape[2:])), INDEX=index_type(input, y),
         WINDOW=window.constants(), UNROLL=_unroll(window), PAD_COUNTS=count_include_pad, DIVISOR=divisor_override,
-        ACC=tl_type(accumulator(y.dtype)), INDEX=index_type(input, y),
     )  # fmt: skip
-    return y
 
 
-def avg_pool2d_reference(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override):
-    y = avg_pool2d_fake(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    return y.copy_(F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override))
-
-
-def avg_grad_fake(
-    grad,
-    input_size,
-    kernel_size,
-    stride,
-    padding,
-    ceil_mode,
-    count_include_pad,
-    divisor_override,
-    channels_last,
-):
+def avg_grad_fake(grad, input_size, kernel_size, stride, padding, ceil_mode, pad_counts, divisor, channels_last):
     check_tensors(grad=grad)
-    expected = geometry.pool_shape(input_size, _window(kernel_size, stride, padding), ceil_mode)
+    expected = geometry.pool_shape(input_size, geometry.pool_window(kernel_size, stride, padding), ceil_mode)
     geometry.same_shape("grad", grad.shape, expected)
     return new(input_size, grad, channels_last)
 
 
-def avg_grad_launch(
-    grad,
-    input_size,
-    kernel_size,
-    stride,
-    padding,
-    ceil_mode,
-    count_include_pad,
-    divisor_override,
-    channels_last,
-):
-    dx = avg_grad_fake(
-        grad,
-        input_size,
-        kernel_size,
-        stride,
-        padding,
-        ceil_mode,
-        count_include_pad,
-        divisor_override,
-        channels_last,
-    )
-    batch, channels, height, width = dx.shape
+def avg_grad_launch(dx, grad, input_size, kernel_size, stride, padding, ceil_mode, pad_counts, divisor, channels_last):
+    window = geometry.pool_window(kernel_size, stride, padding)
     _stream(
-        avg_grad_kernel, dx,
-        (grad, dx, nhwc(grad), nhwc(dx), tuple(grad.shape[2:]), (batch, height, width), channels),
-        WINDOW=_window(kernel_size, stride, padding).constants(), PAD_COUNTS=count_include_pad,
-        DIVISOR=divisor_override, ACC=tl_type(accumulator(dx.dtype)), INDEX=index_type(grad, dx),
+        avg_grad_kernel, dx, (grad, dx, nhwc(grad), nhwc(dx), tuple(grad.shape[2:])), INDEX=index_type(grad, dx),
+        WINDOW=window.constants(), PAD_COUNTS=pad_counts, DIVISOR=divisor,
     )  # fmt: skip
-    return dx
 
 
-def avg_grad_reference(
-    grad,
-    input_size,
-    kernel_size,
-    stride,
-    padding,
-    ceil_mode,
-    count_include_pad,
-    divisor_override,
-    channels_last,
-):
-    dx = avg_grad_fake(
-        grad,
-        input_size,
-        kernel_size,
-        stride,
-        padding,
-        ceil_mode,
-        count_include_pad,
-        divisor_override,
-        channels_last,
-    )
-    like = grad.new_empty(input_size)
-    return dx.copy_(
-        torch.ops.aten.avg_pool2d_backward(
-            grad, like, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-        )
-    )
+def avg_grad_aten(grad, input_size, *window_and_format):
+    return torch.ops.aten.avg_pool2d_backward(grad, grad.new_empty(input_size), *window_and_format[:-1])
 
 
 _MAX = "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation"
@@ -364,9 +265,9 @@ _AVG = (
 MAX_POOL2D = Op(
     name="max_pool2d",
     schema=f"(Tensor input, {_MAX}, bool ceil_mode, bool winner, bool indices) -> (Tensor, Tensor, Tensor)",
-    launcher=max_pool2d_launch,
     fake=max_pool2d_fake,
-    reference=max_pool2d_reference,
+    launcher=max_pool2d_launch,
+    aten=max_pool2d_aten,
     flops=lambda *args: max_pool2d_fake(*args)[0].numel() * args[1][0] * args[1][1],
     bytes=lambda *args: nbytes(args[0], *max_pool2d_fake(*args)),
 )
@@ -374,9 +275,9 @@ MAX_POOL2D = Op(
 MAX_POOL2D_INPUT_GRAD = Op(
     name="max_pool2d_input_grad",
     schema=f"(Tensor grad, Tensor winner, SymInt[4] input_size, {_MAX}, bool channels_last) -> Tensor",
-    launcher=max_grad_launch,
     fake=max_grad_fake,
-    reference=max_grad_reference,
+    launcher=max_grad_launch,
+    aten=max_grad_aten,
     flops=lambda grad, *args: grad.numel(),
     bytes=lambda *args: nbytes(*args[:2], max_grad_fake(*args)),
 )
@@ -384,9 +285,9 @@ MAX_POOL2D_INPUT_GRAD = Op(
 AVG_POOL2D = Op(
     name="avg_pool2d",
     schema=f"(Tensor input, {_AVG}) -> Tensor",
-    launcher=avg_pool2d_launch,
     fake=avg_pool2d_fake,
-    reference=avg_pool2d_reference,
+    launcher=avg_pool2d_launch,
+    aten=F.avg_pool2d,
     flops=lambda *args: avg_pool2d_fake(*args).numel() * args[1][0] * args[1][1],
     bytes=lambda *args: nbytes(args[0], avg_pool2d_fake(*args)),
 )
@@ -394,9 +295,9 @@ AVG_POOL2D = Op(
 AVG_POOL2D_INPUT_GRAD = Op(
     name="avg_pool2d_input_grad",
     schema=f"(Tensor grad, SymInt[4] input_size, {_AVG}, bool channels_last) -> Tensor",
-    launcher=avg_grad_launch,
     fake=avg_grad_fake,
-    reference=avg_grad_reference,
+    launcher=avg_grad_launch,
+    aten=avg_grad_aten,
     flops=lambda grad, *args: grad.numel(),
     bytes=lambda *args: nbytes(args[0], avg_grad_fake(*args)),
 )

@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+import zlib
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers are the parallelism; more threads wait for each other
@@ -14,10 +15,12 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 sys.path.insert(0, str(Path(__file__).parent))
 
+_left_out = [0]
+
 
 def pytest_addoption(parser):
     parser.addoption("--cover", type=float, default=1.0, help="part of the cases marked `cover` to run, by seed")
-    parser.addoption("--cover-seed", type=int, default=0, help="which part")
+    parser.addoption("--cover-seed", type=int, default=0, help="which part, and which values the tests draw")
 
 
 def pytest_configure(config):
@@ -36,6 +39,24 @@ def pytest_collection_modifyitems(config, items):
     for item in left:
         items.remove(item)
     config.hook.pytest_deselected(items=left)
+    _left_out[0] = len(left)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """A worker process has ended: what it left out, every other did too."""
+    _left_out[0] = getattr(node, "workeroutput", {}).get("left out", 0)
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left out"] = _left_out[0]
+
+
+def pytest_terminal_summary(terminalreporter):
+    count = {how: len(terminalreporter.stats.get(how, ())) for how in ("passed", "failed", "error", "skipped")}
+    ran = ", ".join(f"{number} {how}" for how, number in count.items())
+    terminalreporter.write_line(f"cases: {ran}; {_left_out[0]} left out by --cover")
 
 
 def pytest_report_header(config):
@@ -55,7 +76,8 @@ def _overflow_checks():
 
 @pytest.fixture(autouse=True)
 def _seed(request):
-    torch.manual_seed(abs(hash(request.node.nodeid)) % 2**32 if os.environ.get("FRESH_SEEDS") else 0)
+    """Each test draws its own values: the same ones again by the same seed, others by another seed."""
+    torch.manual_seed(zlib.crc32(f"{request.config.getoption('--cover-seed')} {request.node.nodeid}".encode()))
 
 
 @pytest.fixture(scope="session")
