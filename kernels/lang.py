@@ -61,6 +61,7 @@ def check_overflow(on: bool) -> None:
 
 if INTERPRETING and not MISSING:
     import torch
+    from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpretedFunction, TensorHandle, interpreter_builder
 
     class _Interpreted(InterpretedFunction):
@@ -78,5 +79,11 @@ if INTERPRETING and not MISSING:
             return otherwise(source, target)
         return TensorHandle(data, target.scalar)
 
+    def _patch(tensor: Any, scope: Any, before: Any = interpreter._patch_lang_tensor) -> None:
+        """Loop bounds become integers; Triton 3.6 does that in a way that NumPy 2.4 refuses."""
+        before(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
     interpreter_builder.cast_impl = _cast
+    interpreter._patch_lang_tensor = _patch
     check_overflow(False)
