@@ -8,10 +8,12 @@ from .lang import INTERPRETED, device_function, tl
 
 @device_function
 def dot(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a @ b. The interpreter multiplies bfloat16 as integers, so it gets float32, which is exact."""
+    """acc + a @ b. The interpreter's is rounded once: its BLAS adds in an order that depends on the CPU."""
     if INTERPRETED:
-        a, b = a.to(acc.dtype), b.to(acc.dtype)
-    return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+        a, b, total = a.to(tl.float64), b.to(tl.float64), acc.to(tl.float64)
+        return tl.dot(a, b, total, out_dtype=tl.float64).to(acc.dtype)
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
 
 
 @device_function
