@@ -1,15 +1,20 @@
-"""Images to learn from: scikit-learn's handwritten digits, and single image files for prediction."""
+"""Images to learn from: scikit-learn's handwritten digits, folders of image files, MNIST's IDX files; single images."""
 
+import contextlib
+import gzip
+import hashlib
+import re
+import struct
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-__all__ = ["DATASETS", "ImageSet", "digits", "load_image"]
+__all__ = ["ImageSet", "digits", "idx_files", "image_folder", "load_image", "read", "sample_photograph"]
 
 
 class ImageSet(NamedTuple):
@@ -31,6 +36,31 @@ class ImageSet(NamedTuple):
         """(height, width) of an image."""
         return (self.train_images.shape[2], self.train_images.shape[3])
 
+    @property
+    def digest(self) -> str:
+        """The same for the same images in the same parts, for no others."""
+        total = hashlib.sha256(repr(self.classes).encode())
+        for tensor in self[:4]:
+            total.update(repr(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
+        return total.hexdigest()[:16]
+
+
+def read(source: str, seed: int, size: tuple[int, int] = (32, 32)) -> ImageSet:
+    """The images that a name or a folder stands for: 'digits', MNIST's files, or a folder with a sub-folder a class.
+
+    size: (height, width) that a folder's images are brought to; the others have a size of their own
+    Errors: ValueError, in one line.
+    """
+    if source == "digits":
+        return digits(seed)
+    folder = Path(source)
+    if not folder.is_dir():
+        raise ValueError(f"{source}: neither 'digits' nor a folder of images")
+    try:
+        return idx_files(folder, seed) if _idx_pairs(folder) else image_folder(folder, seed, size)
+    except OSError as error:
+        raise ValueError(f"{source}: can't be read ({error})") from None
+
 
 def digits(seed: int) -> ImageSet:
     """Handwritten digits: 1,797 real images, 8 x 8, white on black; a stratified 80/20 split by seed.
@@ -38,23 +68,154 @@ def digits(seed: int) -> ImageSet:
     Source: scikit-learn's load_digits, from the UCI data set "Optical Recognition of Handwritten Digits".
     """
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
     data = load_digits()
     images = torch.from_numpy(data.images).float()[:, None] / 16
-    labels = torch.from_numpy(data.target).long()
-    train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=data.target, random_state=seed)
-    return ImageSet(images[train], labels[train], images[test], labels[test], tuple(str(c) for c in data.target_names))
+    return _split(images, torch.from_numpy(data.target).long(), tuple(str(c) for c in data.target_names), seed)
 
 
-DATASETS = {"digits": digits}
-"""Data sets by name; each takes a seed."""
+def sample_photograph(name: str) -> Path:
+    """The file of one of scikit-learn's sample photographs: 'china' or 'flower', 427 x 640 pixels, in colour."""
+    import sklearn.datasets
+
+    path = Path(sklearn.datasets.__file__).parent / "images" / f"{name}.jpg"
+    if name not in ("china", "flower"):
+        raise ValueError(f"{name}: no such image; name a file, 'china' or 'flower'")
+    return path
 
 
-def eight_bit(image: "Image.Image") -> "Image.Image":
+def _split(images: torch.Tensor, labels: torch.Tensor, classes: tuple[str, ...], seed: int) -> ImageSet:
+    """A fifth of the images, but at least as many as classes, for the test; each class in proportion."""
+    from sklearn.model_selection import train_test_split
+
+    held_back = max(len(classes), -(-len(labels) // 5))
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=held_back, stratify=labels.numpy(), random_state=seed
+    )
+    return ImageSet(images[train], labels[train], images[test], labels[test], classes)
+
+
+def image_folder(folder: Path, seed: int, size: tuple[int, int]) -> ImageSet:
+    """PNG and JPEG files, one sub-folder a class, brought to size = (H, W); a stratified 80/20 split by seed.
+
+    Grey if every image is grey, else RGB. Warns of files that are neither PNG nor JPEG, and leaves them out.
+    Errors: ValueError for fewer than two classes, a class of fewer than two images, an image that can't be read.
+    """
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(classes) < 2:
+        found = f"only {classes[0].name!r}" if classes else "none"
+        raise ValueError(f"{folder}: needs two or more sub-folders, one a class, but has {found}")
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, path in enumerate(classes):
+        there = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+        images = [file for file in there if file.suffix.lower() in (".png", ".jpg", ".jpeg")]
+        if len(images) < len(there):
+            warnings.warn(f"{path}: {len(there) - len(images)} files are no PNG or JPEG and are left out", stacklevel=2)
+        if len(images) < 2:
+            raise ValueError(f"{path}: a class needs two or more PNG or JPEG files, but has {len(images)}")
+        files += images
+        labels += [label] * len(images)
+    channels = 1 if all(_is_grey(file) for file in files) else 3
+    pixels = torch.stack([load_image(file, channels, size) for file in files])
+    return _split(pixels, torch.tensor(labels), tuple(path.name for path in classes), seed)
+
+
+def _idx_pairs(folder: Path) -> dict[str, dict[str, Path]]:
+    """The IDX files of a folder: {'train' or 'test': {'images' or 'labels': file}}."""
+    pairs: dict[str, dict[str, Path]] = {}
+    for path in sorted(folder.iterdir()):
+        found = re.search(r"(train|t10k|test)-(images|labels)[-.]idx\d-ubyte(\.gz)?$", path.name)
+        if found:
+            pairs.setdefault("train" if found[1] == "train" else "test", {})[found[2]] = path
+    return pairs
+
+
+def idx_files(folder: Path, seed: int) -> ImageSet:
+    """MNIST's files, also of its successors: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-..., plain or .gz.
+
+    Without a test pair, a fifth of the training images is held back, by seed. Errors: ValueError for a missing half
+    of a pair, a file that is not IDX, or numbers of images and labels that differ.
+    Source: http://yann.lecun.com/exdb/mnist, "the IDX file format".
+    """
+    pairs = _idx_pairs(folder)
+    parts = {}
+    for part in sorted({"train", *pairs}):
+        missing = {"images", "labels"} - pairs.get(part, {}).keys()
+        if missing:
+            raise ValueError(f"{folder}: the {' and '.join(sorted(missing))} file of the {part} images is missing")
+        images, labels = _idx(pairs[part]["images"], 3), _idx(pairs[part]["labels"], 1)
+        if len(images) != len(labels) or len(images) == 0:
+            raise ValueError(f"{folder}: the {part} files hold {len(images)} images and {len(labels)} labels")
+        parts[part] = torch.from_numpy(images).float()[:, None] / 255, torch.from_numpy(labels).long()
+    present = torch.cat([labels for _, labels in parts.values()]).unique()
+    parts = {part: (images, torch.searchsorted(present, labels)) for part, (images, labels) in parts.items()}
+    names = tuple(str(label) for label in present.tolist())
+    if len(names) < 2:
+        raise ValueError(f"{folder}: needs two or more classes, but every label is {names[0]}")
+    if "test" not in parts:
+        return _split(*parts["train"], names, seed)
+    if parts["train"][0].shape[1:] != parts["test"][0].shape[1:]:
+        raise ValueError(f"{folder}: training and test images differ in size")
+    return ImageSet(*parts["train"], *parts["test"], names)
+
+
+def _idx(path: Path, dimensions: int) -> np.ndarray:
+    """An IDX file of bytes: two zeros, the type 8, the number of dimensions, the sizes in big-endian, the values."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: not a readable gzip file ({error})") from None
+    header = 4 + 4 * dimensions
+    if len(content) < header or content[:4] != bytes((0, 0, 8, dimensions)):
+        raise ValueError(f"{path}: not an IDX file of bytes in {dimensions} dimensions")
+    shape = struct.unpack(f">{dimensions}I", content[4:header])
+    if len(content) - header != np.prod(shape, dtype=object):
+        raise ValueError(
+            f"{path}: {' x '.join(map(str, shape))} values are promised, but {len(content) - header} are there"
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
+
+
+def load_image(path: Path, channels: int, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """An image file as (channels, H, W) float32 in [0, 1], shrunk or enlarged to size = (H, W) if one is given.
+
+    channels: 1 (grey) or 3 (RGB). The ink is taken as it is: a network trained on white digits expects white digits.
+    A camera's note of which side is up is followed, 16-bit grey is scaled to the same range, transparent parts are
+    taken as black. Errors: ValueError, in one line, for a file that is missing, no readable image, or enormous (more
+    than Pillow's Image.MAX_IMAGE_PIXELS).
+    """
+    with _opened(path) as file:
+        image = eight_bit(ImageOps.exif_transpose(file)).convert("L" if channels == 1 else "RGB")
+    if size is not None:
+        image = image.resize(size[::-1], Image.Resampling.BOX)
+    pixels = torch.from_numpy(np.array(image, dtype=np.float32)) / 255
+    return pixels.view(image.height, image.width, channels).permute(2, 0, 1).contiguous()
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file, open; whatever is wrong with it becomes a ValueError of one line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                yield file
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such image") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{path}: too large an image ({error})") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable image ({error})") from None
+
+
+def _is_grey(path: Path) -> bool:
+    with _opened(path) as file:
+        return file.mode in ("1", "L", "LA", "I", "I;16", "I;16B", "F")
+
+
+def eight_bit(image: Image.Image) -> Image.Image:
     """The image with 8 bits a channel and nothing transparent. Errors: ValueError for pixels of unknown range."""
-    from PIL import Image
-
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.array(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
@@ -63,23 +224,3 @@ def eight_bit(image: "Image.Image") -> "Image.Image":
         seen = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", seen.size, "black"), seen)
     return image
-
-
-def load_image(path: Path, channels: int, size: tuple[int, int]) -> torch.Tensor:
-    """An image file as (channels, H, W) float32 in [0, 1], shrunk or enlarged to size = (H, W).
-
-    channels: 1 (grey) or 3 (RGB). The ink is taken as it is: a network trained on white digits expects white digits.
-    16-bit grey is scaled to the same range; transparent parts are taken as black.
-    Errors: ValueError, in one line, for a file that is missing or no readable image.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as file:
-            image = eight_bit(file).convert("L" if channels == 1 else "RGB").resize(size[::-1], Image.Resampling.BOX)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such image") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a readable image ({error})") from None
-    pixels = torch.from_numpy(np.array(image, dtype=np.float32)) / 255
-    return pixels.view(*size, channels).permute(2, 0, 1).contiguous()

@@ -1,43 +1,39 @@
 """Image classifiers made of this library's layers: a feature extractor and a fully connected classifier, by name."""
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import torch
 
 from .nn import ConvReLU2d, Linear, LinearReLU, MaxPool2d
 
-__all__ = ["MODELS", "LeNet5"]
+__all__ = ["MODELS", "VGG", "Classifier", "LeNet5"]
 
 
-class LeNet5(torch.nn.Module):
-    """A LeNet-5-like network: two rounds of convolution + ReLU and pooling, then three fully connected layers.
+class Classifier(torch.nn.Module):
+    """`features` turn images into maps, `classifier` turns the maps into logits; the models below say which.
 
-        features:    [conv 3x3 'same' + ReLU, max pool 2x2] twice: width, then 2·width channels
-        classifier:  120, 84, num_classes
-
-    input: (N, in_channels, H, W) of the given image_size (H, W), at least 4 x 4; returns logits (N, num_classes)
-    errors: ValueError for an image too small, or sizes below 1
-    Source: LeCun et al., "Gradient-based learning applied to document recognition", 1998, with ReLU and max pooling.
+    input: (N, in_channels, H, W) of the given image_size (H, W); returns logits (N, num_classes). Pools keep ragged
+    edges (ceil_mode), so that any image size will do: `halvings` of them leave ceil(H / 2^halvings) rows.
+    errors: ValueError for sizes below 1
     """
 
-    def __init__(self, in_channels: int, image_size: tuple[int, int], num_classes: int, width: int = 16) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        image_size: tuple[int, int],
+        num_classes: int,
+        features: list[torch.nn.Module],
+        width: int,
+        hidden: tuple[int, ...],
+    ) -> None:
         super().__init__()
-        height, w = image_size
-        if min(height, w) < 4:
-            raise ValueError(f"image_size must be at least 4 x 4, since it is halved twice, but got {height} x {w}")
-        if min(in_channels, num_classes, width) < 1:
-            raise ValueError(
-                f"in_channels, num_classes and width must be at least 1, but got {in_channels}, {num_classes}, {width}"
-            )
-        self.features = torch.nn.Sequential(
-            ConvReLU2d(in_channels, width, 3, padding="same"),
-            MaxPool2d(2),
-            ConvReLU2d(width, 2 * width, 3, padding="same"),
-            MaxPool2d(2),
-        )
-        self.classifier = torch.nn.Sequential(
-            LinearReLU(2 * width * (height // 4) * (w // 4), 120),
-            LinearReLU(120, 84),
-            Linear(84, num_classes),
-        )
+        self.features = torch.nn.Sequential(*features)
+        halvings = sum(isinstance(layer, MaxPool2d) for layer in features)
+        height, across = (-(-size // 2**halvings) for size in image_size)
+        sizes = (width * height * across, *hidden)
+        steps = [LinearReLU(n, m) for n, m in pairwise(sizes)]
+        self.classifier = torch.nn.Sequential(*steps, Linear(sizes[-1], num_classes))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (N, num_classes) of images (N, in_channels, H, W)."""
@@ -45,5 +41,62 @@ class LeNet5(torch.nn.Module):
         return logits
 
 
-MODELS = {"lenet5": LeNet5}
-"""Models by the name that a run's configuration holds."""
+def _checked(in_channels: int, image_size: tuple[int, int], num_classes: int, width: int) -> None:
+    if min(in_channels, *image_size, num_classes, width) < 1:
+        raise ValueError(
+            "in_channels, image_size, num_classes and width must be at least 1, "
+            f"but got {in_channels}, {tuple(image_size)}, {num_classes}, {width}"
+        )
+
+
+class LeNet5(Classifier):
+    """A LeNet-5-like network: two rounds of convolution + ReLU and pooling, then three fully connected layers.
+
+        features:    [conv 3x3 'same' + ReLU, max pool 2x2] twice: width, then 2·width channels
+        classifier:  120, 84, num_classes
+
+    Shapes and errors: see `Classifier`.
+    Source: LeCun et al., "Gradient-based learning applied to document recognition", 1998, with ReLU and max pooling.
+    """
+
+    def __init__(self, in_channels: int, image_size: tuple[int, int], num_classes: int, width: int = 16) -> None:
+        _checked(in_channels, image_size, num_classes, width)
+        layers = [
+            ConvReLU2d(in_channels, width, 3, padding="same"),
+            MaxPool2d(2, ceil_mode=True),
+            ConvReLU2d(width, 2 * width, 3, padding="same"),
+            MaxPool2d(2, ceil_mode=True),
+        ]
+        super().__init__(in_channels, image_size, num_classes, layers, 2 * width, (120, 84))
+
+
+class VGG(Classifier):
+    """A small VGG-like network: three blocks of two 3x3 convolutions and a pool, then two fully connected layers.
+
+        features:    [conv 3x3 'same' + ReLU, conv 3x3 'same' + ReLU, max pool 2x2] thrice: width, 2·width, 4·width
+        classifier:  128, num_classes
+
+    Weights start as He et al. have it ("Delving deep into rectifiers", 2015), biases at 0: signals keep their size
+    through the deeper stack. Shapes and errors: see `Classifier`.
+    Source: Simonyan and Zisserman, "Very deep convolutional networks for large-scale image recognition", 2014.
+    """
+
+    def __init__(self, in_channels: int, image_size: tuple[int, int], num_classes: int, width: int = 16) -> None:
+        _checked(in_channels, image_size, num_classes, width)
+        layers: list[torch.nn.Module] = []
+        channels = in_channels
+        for k in (width, 2 * width, 4 * width):
+            for c in (channels, k):
+                layers.append(ConvReLU2d(c, k, 3, padding="same"))
+            layers.append(MaxPool2d(2, ceil_mode=True))
+            channels = k
+        super().__init__(in_channels, image_size, num_classes, layers, channels, (128,))
+        for weight in self.parameters():
+            if weight.dim() > 1:
+                torch.nn.init.kaiming_normal_(weight, nonlinearity="relu")
+            else:
+                torch.nn.init.zeros_(weight)
+
+
+MODELS: dict[str, Callable[[int, tuple[int, int], int], Classifier]] = {"lenet5": LeNet5, "vgg": VGG}
+"""Models by the name that a run's configuration holds; each takes channels, (height, width), number of classes."""

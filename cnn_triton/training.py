@@ -1,39 +1,20 @@
-"""Training, evaluating, saving and loading a classifier."""
+"""Training and evaluating a classifier: the configuration, the loop epoch by epoch, its state, its figures."""
 
-import contextlib
-import json
-import math
-import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, asdict, dataclass, fields
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from .data import ImageSet
-from .models import MODELS
+from .dispatch import launches
+from .models import MODELS, Classifier
 
-__all__ = [
-    "DTYPES",
-    "Config",
-    "Diverged",
-    "Epoch",
-    "build",
-    "evaluate",
-    "fit",
-    "load",
-    "prepare",
-    "probabilities",
-    "save",
-]
+__all__ = ["DTYPES", "Config", "Diverged", "Epoch", "Trainer", "build", "evaluate", "normalised", "probabilities"]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
 
 @dataclass(frozen=True)
@@ -41,7 +22,8 @@ class Config:
     """Everything that decides a run's result, and what is needed to use its weights."""
 
     model: str
-    data: str
+    data: str  # 'digits' or a folder
+    digest: str  # of the images, ImageSet.digest
     channels: int
     height: int
     width: int
@@ -55,22 +37,40 @@ class Config:
     dtype: str = "float32"
     smoothing: float = 0.1
 
+    @classmethod
+    def of(cls, model: str, source: str, data: ImageSet, **settings: Any) -> "Config":
+        """The configuration of a run on these images."""
+        images = data.train_images
+        mean, std = images.mean().item(), images.std().item() or 1.0
+        return cls(model, source, data.digest, data.channels, *data.size, data.classes, mean, std, **settings)
+
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the training images gave."""
+    """What one pass over the training images gave: a row of metrics.csv.
+
+    Losses include the smoothing of labels; seconds and images per second are the training's alone; launches count
+    the kernels of the training and of the evaluation, by operator.
+    """
 
     epoch: int
-    loss: float
-    accuracy: float
+    batch_size: int
+    train_images: int
+    train_loss: float
+    train_accuracy: float
+    test_images: int
+    test_loss: float
+    test_accuracy: float
+    seconds: float
     images_per_second: float
+    launches: dict[str, int]
 
 
 class Diverged(RuntimeError):
     """The loss is no longer finite."""
 
 
-def build(config: Config, device: torch.device) -> torch.nn.Module:
+def build(config: Config, device: torch.device) -> Classifier:
     """A new model, initialised by the configuration's seed, in its dtype and channels_last."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -84,46 +84,82 @@ def normalised(images: torch.Tensor, config: Config, device: torch.device) -> to
     return scaled.to(device, DTYPES[config.dtype], memory_format=torch.channels_last)
 
 
-def fit(
-    model: torch.nn.Module,
-    data: ImageSet,
-    config: Config,
-    device: torch.device,
-    on_batch: Callable[[int, float, float, float], None] = lambda *progress: None,
-) -> Iterator[Epoch]:
-    """Trains the model; yields after each epoch. AdamW, the learning rate rising and falling once (OneCycleLR).
+class Trainer:
+    """Trains a model: AdamW, the learning rate rising and falling once (OneCycleLR), cross entropy of smoothed labels.
 
-    The loss is cross entropy with the labels smoothed by config.smoothing, so its least value is above zero.
-
-    on_batch: called with (images in the batch; the epoch's loss, accuracy and images per second so far)
-    errors: Diverged, a RuntimeError, if the loss is not finite
+    What the rest of a training depends on is its state: state_dict() after an epoch, load_state_dict() in another
+    process, and the remaining epochs give the same weights, bit for bit, as without the interruption.
     """
-    images, labels = normalised(data.train_images, config, device), data.train_labels.to(device)
-    shuffle = torch.Generator().manual_seed(config.seed)
-    steps = -(-len(labels) // config.batch_size) * config.epochs
-    masters = _Masters(model)
-    optimizer = torch.optim.AdamW(masters.weights, lr=config.lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps)
-    model.train()
-    for epoch in range(1, config.epochs + 1):
+
+    def __init__(self, model: Classifier, data: ImageSet, config: Config, device: torch.device) -> None:
+        self.model, self.data, self.config, self.device = model, data, config, device
+        self.epoch = 0  # finished ones
+        self._images, self._labels = normalised(data.train_images, config, device), data.train_labels.to(device)
+        self._shuffle = torch.Generator().manual_seed(config.seed)
+        self._masters = _Masters(model)
+        self._optimizer = torch.optim.AdamW(self._masters.weights, lr=config.lr, weight_decay=0.01)
+        steps = -(-len(self._labels) // config.batch_size) * config.epochs
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(self._optimizer, config.lr, total_steps=steps)
+
+    def run_epoch(self, on_batch: Callable[[int, float, float, float], None] = lambda *progress: None) -> Epoch:
+        """Trains on every image once, then evaluates.
+
+        on_batch: called with (images in the batch; the epoch's loss, accuracy and images per second so far)
+        errors: Diverged, a RuntimeError, if the loss is not finite
+        """
+        self.model.train()
+        epoch, before = self.epoch + 1, launches()
         start, seen, loss_sum, right = time.perf_counter(), 0, 0.0, 0
-        for batch in torch.randperm(len(labels), generator=shuffle).split(config.batch_size):
-            batch = batch.to(device)
-            logits = model(images[batch])
-            loss = cross_entropy(logits.float(), labels[batch], label_smoothing=config.smoothing)
-            model.zero_grad()
-            loss.backward()
-            masters.take_gradients()
-            optimizer.step()
-            masters.give_weights()
-            schedule.step()
+        for batch in torch.randperm(len(self._labels), generator=self._shuffle).split(self.config.batch_size):
+            loss, correct = self._step(batch.to(self.device))
             seen += len(batch)
             loss_sum += loss.item() * len(batch)
-            right += int((logits.argmax(1) == labels[batch]).sum())
+            right += correct
             if not loss.isfinite():
                 raise Diverged(f"the loss became {loss.item()} in epoch {epoch}; try a lower learning rate")
             on_batch(len(batch), loss_sum / seen, right / seen, seen / (time.perf_counter() - start))
-        yield Epoch(epoch, loss_sum / seen, right / seen, seen / (time.perf_counter() - start))
+        seconds = time.perf_counter() - start
+        test_loss, test_accuracy = evaluate(self.model, self.data, self.config, self.device)
+        ran = {name: count - before.get(name, 0) for name, count in launches().items()}
+        self.epoch = epoch
+        return Epoch(
+            epoch, self.config.batch_size, seen, loss_sum / seen, right / seen,
+            len(self.data.test_labels), test_loss, test_accuracy, seconds, seen / seconds, ran,
+        )  # fmt: skip
+
+    def _step(self, batch: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """One step of the optimizer: (loss, images classified right)."""
+        logits = self.model(self._images[batch])
+        loss = cross_entropy(logits.float(), self._labels[batch], label_smoothing=self.config.smoothing)
+        self.model.zero_grad()
+        loss.backward()
+        self._masters.take_gradients()
+        self._optimizer.step()
+        self._masters.give_weights()
+        self._schedule.step()
+        return loss.detach(), int((logits.argmax(1) == self._labels[batch]).sum())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the remaining epochs depend on, of tensors, numbers and texts."""
+        return {
+            "epoch": self.epoch,
+            "weights": [weight.detach() for weight in self._masters.weights],
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "shuffle": self._shuffle.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state. Errors: KeyError, TypeError, ValueError, RuntimeError for one of another training."""
+        for weight, value in zip(self._masters.weights, state["weights"], strict=True):
+            if weight.shape != value.shape:
+                raise ValueError(f"weights of {tuple(value.shape)} do not fit the model's {tuple(weight.shape)}")
+            weight.detach().copy_(value)
+        self._masters.give_weights()
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._shuffle.set_state(state["shuffle"])
+        self.epoch = state["epoch"]
 
 
 class _Masters:
@@ -150,94 +186,20 @@ class _Masters:
                     own.copy_(weight)
 
 
-def probabilities(model: torch.nn.Module, images: torch.Tensor, config: Config, device: torch.device) -> torch.Tensor:
-    """Class probabilities (N, classes), float32 on the CPU, of images in [0, 1]."""
+def _logits(model: Classifier, images: torch.Tensor, config: Config, device: torch.device) -> torch.Tensor:
+    """Logits (N, classes), float32 on the CPU, of images in [0, 1]."""
     model.eval()
     with torch.no_grad():
-        batches = normalised(images, config, device).split(512)
-        return torch.cat([model(batch).float().softmax(1) for batch in batches]).cpu()
+        return torch.cat([model(normalised(batch, config, device)).float().cpu() for batch in images.split(512)])
 
 
-def evaluate(model: torch.nn.Module, data: ImageSet, config: Config, device: torch.device) -> float:
-    """Share of the test images that the model classifies right."""
-    predicted = probabilities(model, data.test_images, config, device).argmax(1)
-    return (predicted == data.test_labels).float().mean().item()
+def probabilities(model: Classifier, images: torch.Tensor, config: Config, device: torch.device) -> torch.Tensor:
+    """Class probabilities (N, classes), float32 on the CPU, of images in [0, 1]."""
+    return _logits(model, images, config, device).softmax(1)
 
 
-def prepare(folder: Path) -> None:
-    """Makes a run's folder and tries it, before the work. Errors: OSError if it can't be made or written to."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
-
-
-def save(model: torch.nn.Module, config: Config, folder: Path) -> None:
-    """Writes the weights and the configuration to the run's folder; each file is complete or absent."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with _replacing(folder / _WEIGHTS) as file:
-        save_file(weights, file)
-    with _replacing(folder / _CONFIG) as file:
-        file.write_text(json.dumps(asdict(config), indent=2) + "\n")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the path's name, on the disk, when it is whole."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def is_run(folder: Path) -> bool:
-    """Does the folder hold a finished run?"""
-    return (folder / _CONFIG).exists() or (folder / _WEIGHTS).exists()
-
-
-def _checked(values: dict[str, Any]) -> Config:
-    """The configuration of JSON's values. Errors: KeyError, TypeError, ValueError."""
-    config = Config(**{**values, "classes": tuple(values["classes"])})
-    kinds = {field.name: type(field.default) for field in fields(Config) if field.default is not MISSING}
-    kinds |= dict.fromkeys(("model", "data"), str) | dict.fromkeys(("channels", "height", "width"), int)
-    kinds |= dict.fromkeys(("mean", "std"), float) | {"classes": tuple}
-    for name, kind in kinds.items():
-        value = getattr(config, name)
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise TypeError(f"{name} must be {kind.__name__}, but is {value!r}")
-        if kind is float and not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, but is {value}")
-    if not (config.std > 0 and all(isinstance(c, str) for c in config.classes)):
-        raise ValueError("std must be positive, and classes names")
-    return config
-
-
-def load(folder: Path, device: torch.device) -> tuple[torch.nn.Module, Config]:
-    """The model of a run. Errors: ValueError, in one line, for a folder without one or weights of another model."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not is_run(folder):
-        raise ValueError(f"{folder}: no run is here ({_CONFIG} and {_WEIGHTS} are missing)")
-    try:
-        config = _checked(json.loads((folder / _CONFIG).read_text()))
-        model = build(config, device)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / _CONFIG}: not the configuration of a run ({error!r})") from None
-    try:
-        model.load_state_dict(load_file(folder / _WEIGHTS))
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{folder / _WEIGHTS}: can't be read ({error})") from None
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{folder / _WEIGHTS}: the weights of another model ({reason})") from None
-    return model, config
+def evaluate(model: Classifier, data: ImageSet, config: Config, device: torch.device) -> tuple[float, float]:
+    """The test images' (loss, accuracy)."""
+    logits = _logits(model, data.test_images, config, device)
+    loss = cross_entropy(logits, data.test_labels, label_smoothing=config.smoothing)
+    return loss.item(), (logits.argmax(1) == data.test_labels).float().mean().item()

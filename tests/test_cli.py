@@ -1,111 +1,34 @@
-"""The command line: runs that are saved and used again, the same seed twice, and bad input in one clear line."""
+"""The command line: the user's own images learned and named, the demo's figures, and bad input in one clear line."""
 
+import csv
 import json
-import os
-import subprocess
-import sys
+import re
 
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_sample_image
+from typer.testing import CliRunner
 
-import cnn_triton
-from cnn_triton import training
-from cnn_triton.data import digits
-from cnn_triton.models import LeNet5
+from cnn_triton import runs, training
+from cnn_triton.cli import app
+from small import command, config, few, refused, trainer, write_images
 
 
 @pytest.fixture(scope="module")
 def data():
-    """A few of the digits, for short runs."""
-    whole = digits(0)
-    return whole._replace(
-        train_images=whole.train_images[:96],
-        train_labels=whole.train_labels[:96],
-        test_images=whole.test_images[:20],
-        test_labels=whole.test_labels[:20],
-    )
-
-
-def config(data, **changes):
-    values = {"epochs": 2, "batch_size": 48, "lr": 0.005} | changes
-    return training.Config("lenet5", "digits", data.channels, *data.size, data.classes, 0.3, 0.38, **values)
-
-
-def trained(data, device, **changes):
-    settings = config(data, **changes)
-    model = training.build(settings, device)
-    return model, settings, list(training.fit(model, data, settings, device))
+    return few()
 
 
 @pytest.fixture(scope="module")
 def run(data, device, tmp_path_factory):
-    """A saved run: its folder, model and epochs."""
+    """A short run on a few of the digits: its folder and model."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    before = cnn_triton.launches()
-    model, settings, epochs = trained(data, device, epochs=8, lr=0.02)
-    after = cnn_triton.launches()
-    for name in ("conv2d", "conv2d_weight_grad", "conv2d_input_grad", "max_pool2d_input_grad", "linear_weight_grad"):
-        assert after[name] > before.get(name, 0), f"no kernel of {name} ran"
-    training.save(model, settings, folder)
-    return folder, model, epochs
-
-
-def command(*args):
-    """A command's exit code, output and errors."""
-    done = subprocess.run(
-        [sys.executable, "-m", "cnn_triton.cli", *map(str, args)],
-        capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"},
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
-
-
-def test_training_learns(run):
-    epochs = run[2]
-    assert epochs[-1].loss < 0.8 * epochs[0].loss
-    assert [epoch.epoch for epoch in epochs] == list(range(1, 9))
-    assert all(epoch.images_per_second > 0 and 0 <= epoch.accuracy <= 1 for epoch in epochs)
-
-
-def test_same_seed_same_weights(data, device):
-    first, second, other = (trained(data, device, epochs=1, seed=seed)[0].state_dict() for seed in (1, 1, 2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not all(torch.equal(first[name], other[name]) for name in first)
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
-def test_dtypes(data, device, dtype):
-    model, _, epochs = trained(data, device, dtype=dtype)
-    assert next(model.parameters()).dtype == training.DTYPES[dtype]
-    assert epochs[-1].loss < epochs[0].loss + 0.1
-
-
-def test_a_loss_that_is_not_finite_ends_the_run(data, device):
-    with pytest.raises(RuntimeError, match=r"the loss became (nan|inf) in epoch \d; try a lower learning rate"):
-        trained(data, device, lr=1e30, epochs=4)
-
-
-@pytest.mark.parametrize(("channels", "size"), [(1, (28, 28)), (3, (32, 20)), (2, (4, 5))])
-def test_any_image(channels, size, device):
-    model = LeNet5(channels, size, 7).to(device)
-    assert model(torch.randn(2, channels, *size, device=device)).shape == (2, 7)
-    assert [name for name, _ in model.named_children()] == ["features", "classifier"]
-
-
-def test_too_small_an_image():
-    with pytest.raises(ValueError, match=r"at least 4 x 4.*3 x 8"):
-        LeNet5(1, (3, 8), 10)
-
-
-def test_round_trip(run, data, device):
-    folder, model, _ = run
-    loaded, settings = training.load(folder, device)
-    images = data.test_images
-    assert torch.equal(
-        training.probabilities(loaded, images, settings, device),
-        training.probabilities(model, images, settings, device),
-    )
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    one = trainer(data, device)
+    saved = runs.Run.create(folder, one)
+    saved.add(one.run_epoch(), one)
+    saved.close()
+    return folder, one.model
 
 
 @pytest.fixture
@@ -115,6 +38,47 @@ def picture(data, tmp_path):
     return path
 
 
+def photographs(folder, mode, count=40, side=96):
+    """PNGs of patches of scikit-learn's photographs, a class a photograph; returns patches of parts not used there."""
+    unseen = []
+    for name in ("china", "flower"):
+        photograph = Image.fromarray(load_sample_image(f"{name}.jpg")).convert(mode)
+        (folder / name).mkdir(parents=True)
+        for n in range(count):
+            left, top = (n * 37) % (420 - side), (n * 61) % (427 - side)
+            photograph.crop((left, top, left + side, top + side)).save(folder / name / f"{n}.png")
+        for top in (40, 130, 220):
+            path = folder.parent / f"{name} {top}.png"
+            photograph.crop((450, top, 450 + side, top + side)).save(path)
+            unseen.append((path, name))
+    return unseen
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_own_images(mode, tmp_path):
+    """A folder of photographs' patches, learned; images of parts not seen are named right, and evaluated."""
+    unseen = photographs(tmp_path / "images", mode)
+    run = tmp_path / "run"
+    code, out, error = command(
+        "train", "--data", tmp_path / "images", "--size", 16, "--epochs", 12, "--batch-size", 20, "--lr", 0.005,
+        "--out", run,
+    )  # fmt: skip
+    assert code == 0, error
+    assert "Triton kernels" in out
+    assert json.loads((run / "config.json").read_text())["channels"] == {"L": 1, "RGB": 3}[mode]
+    accuracy = float(re.search(r"test accuracy: (\d\.\d+)\nSaved", out)[1])
+    assert accuracy >= 0.8
+    code, out, error = command("predict", run, *(path for path, _ in unseen))
+    assert code == 0, error
+    lines = out.strip().splitlines()
+    assert len(lines) == len(unseen) == 6
+    assert sum(line.startswith(f"{path}: {name} (") for line, (path, name) in zip(lines, unseen, strict=True)) >= 5
+    code, out, error = command("evaluate", run)
+    assert code == 0, error
+    assert f"test accuracy: {accuracy:.3f}" in out
+    assert re.search(r"china\W+8\W", out)
+
+
 def test_predict(run, data, device, picture):
     code, out, _ = command("predict", run[0], picture, picture)
     assert code == 0
@@ -122,6 +86,35 @@ def test_predict(run, data, device, picture):
     lines = out.strip().splitlines()
     assert len(lines) == 2
     assert lines[0].startswith(f"{picture}: {shares.argmax().item()} (")
+
+
+def test_evaluate_and_report_other_data(run, tmp_path):
+    """Other images of some of the run's classes, in another order; and images that don't suit it."""
+    other = write_images(tmp_path / "images", ["7", "3"])
+    code, out, error = command("evaluate", run[0], "--data", other)
+    assert code == 0, error
+    assert sorted(re.findall(r"│ (\d) +│ (\d) ", out)) in ([("3", "1"), ("7", "2")], [("3", "2"), ("7", "1")])
+    code, out, error = command("report", run[0], "--data", other, "--class", "7")
+    assert code == 0, error
+    assert out.strip() == str(run[0] / "report.html")
+    assert 'data-class="7"' in (run[0] / "report.html").read_text()
+    refused(("report", run[0], "--data", other, "--class", "x"), "error: no test image is of a class 'x'")
+    refused(("evaluate", run[0], "--data", write_images(tmp_path / "b", ["7", "cat"])), "knows no class 'cat'")
+    refused(("evaluate", run[0], "--data", write_images(tmp_path / "c", ["7", "3"], 3)), "its images are (3, 8, 8)")
+
+
+def test_changed_images(tmp_path, device):
+    """A run whose images have changed since: a warning, for what was unseen may no longer be."""
+    images = write_images(tmp_path / "images", ["a", "b"])
+    code, _, error = command("train", "--data", images, "--size", 8, "--epochs", 1, "--out", tmp_path / "run")
+    assert code == 0, error
+    assert command("evaluate", tmp_path / "run")[2] == ""
+    (images / "a" / "new.png").write_bytes((images / "b" / "1.png").read_bytes())
+    code, _, error = command("evaluate", tmp_path / "run")
+    assert code == 0
+    assert "warning: the images in" in error
+    (images / "a" / "new.png").rename(images / "a" / "new.txt")
+    assert "files are no PNG or JPEG" in command("evaluate", tmp_path / "run")[2]
 
 
 def broken(folder, what, tmp_path):
@@ -144,15 +137,6 @@ def broken(folder, what, tmp_path):
     return copy
 
 
-def refused(args, *words):
-    code, out, error = command(*args)
-    assert code == 2, (code, out, error)
-    assert "Traceback" not in error + out
-    for word in words:
-        assert word in error, error
-    return error
-
-
 @pytest.mark.parametrize(
     ("what", "words"),
     [
@@ -172,27 +156,12 @@ def test_bad_run(run, what, words, picture, tmp_path):
 
 
 def test_bad_image(run, picture, tmp_path):
-    torn, text = tmp_path / "torn.png", tmp_path / "text.png"
+    torn = tmp_path / "torn.png"
     torn.write_bytes(picture.read_bytes()[:60])
-    text.write_text("no image")
-    for path, words in (
-        (torn, "not a readable image"),
-        (text, "not a readable image"),
-        (tmp_path / "none.png", "no such"),
-    ):
+    for path, words in ((torn, "not a readable image"), (tmp_path / "none.png", "no such")):
         error = refused(("predict", run[0], picture, path), "error: ", str(path), words)
         assert len(error.strip().splitlines()) == 1
     refused(("predict", tmp_path / "nowhere", picture), "no run is here")
-
-
-def test_nothing_is_overwritten(run, tmp_path):
-    before = {path: path.read_bytes() for path in run[0].iterdir()}
-    refused(("train", "--out", run[0]), "error: --out", "a run is there already")
-    assert {path: path.read_bytes() for path in run[0].iterdir()} == before
-    file = tmp_path / "file"
-    file.write_text("mine")
-    refused(("train", "--out", file), "error: --out", "a file is there")
-    assert file.read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -202,14 +171,38 @@ def test_nothing_is_overwritten(run, tmp_path):
         ("--batch-size", -1),
         ("--lr", 0),
         ("--lr", "nan"),
+        ("--lr", "inf"),
         ("--dtype", "int8"),
         ("--device", "tpu"),
+        ("--model", "resnet"),
+        ("--size", "0"),
+        ("--size", "32x"),
         ("--seed", -1),
+        ("--seed", 2**32),
+        ("--data", "nowhere"),
+        ("--out", "{file}/run"),
     ],
     ids=str,
 )
-def test_bad_options(args, tmp_path):
-    refused(("train", "--out", tmp_path / "new", *args), args[0])
+def test_refused_before_training(args, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    name, value = args[0], str(args[1]).format(file=file)
+    done = CliRunner().invoke(app, ["train", "--out", str(tmp_path / "new"), name, value])
+    assert done.exit_code == 2
+    assert name in done.output
+    assert "Training on" not in done.output
+    assert not (tmp_path / "new").exists()
+    assert file.read_text() == "mine"
+
+
+def test_bad_folders(tmp_path):
+    """An empty folder and one with a single class: a line, and no run."""
+    (tmp_path / "empty").mkdir()
+    write_images(tmp_path / "one", ["only"])
+    for name, words in (("empty", "has none"), ("one", "has only 'only'")):
+        error = refused(("train", "--data", tmp_path / name, "--out", tmp_path / "new"), "error: --data", words)
+        assert len(error.splitlines()) == 1
     assert not (tmp_path / "new").exists()
 
 
@@ -219,15 +212,41 @@ def test_cuda_that_is_not_there(tmp_path):
 
 
 def test_demo(tmp_path):
-    """The whole command, for one epoch: it says where the kernels ran, how often, and what the digits are."""
-    code, out, error = command("demo", "--epochs", 1, "--batch-size", 360, "--out", tmp_path / "run")
-    assert code == 0, error
-    assert "Triton kernels" in out
+    """The whole command, for two epochs, twice: it says where the kernels ran, how often, what the digits are, and
+    where the page is; every figure it prints is in metrics.csv."""
+    out = command("demo", "--epochs", 2, "--batch-size", 360, cwd=tmp_path)
+    assert out[0] == 0, out[2]
+    said = out[1]
+    run = tmp_path / "runs" / "demo"
+    assert "Triton kernels" in said
     if not torch.cuda.is_available():
-        assert "Triton's interpreter" in out
-    assert "images/s" in out
-    assert "Kernel launches: " in out
-    assert "conv2d_weight_grad" in out
-    assert "test accuracy: 0." in out
-    assert out.count("says ") == out.count("is   ") == 6
-    assert training.is_run(tmp_path / "run")
+        assert "Triton's interpreter" in said
+    assert said.count("says ") == said.count("is   ") == 6
+    page = run / "report.html"
+    assert said.endswith(f"What each layer sees: {page}\n")
+    assert page.exists()
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    counts = {name: str(sum(int(row[name]) for row in rows)) for name in rows[0] if rows[0][name].isdecimal()}
+    figures = 0
+    for row, line in zip(rows, re.findall(r"^epoch .*", said, re.M), strict=True):
+        texts = [
+            row["epoch"], str(len(rows)), f"{float(row['train_loss']):.4f}", f"{float(row['train_accuracy']):.3f}",
+            f"{float(row['test_accuracy']):.3f}", f"{float(row['images_per_second']):.0f}",
+        ]  # fmt: skip
+        assert re.findall(r"[\d.]+", line) == texts
+        figures += len(texts)
+    first = re.search(r"^Training on (\d+) images for (\d+) epochs, batches of (\d+)", said, re.M).groups()
+    assert first == (rows[0]["train_images"], str(len(rows)), rows[0]["batch_size"])
+    launched = re.search(r"^Kernel launches: (\d+) \((.*)\)", said, re.M)
+    assert launched[1] == counts["launches"]
+    by_operator = dict(part.split() for part in launched[2].split(", "))
+    assert by_operator["conv2d_weight_grad"] == counts["conv2d_weight_grad"] != "0"
+    assert all(counts[name] == number for name, number in by_operator.items())
+    assert re.search(r"^test accuracy: (.*)", said, re.M)[1] == f"{float(rows[-1]['test_accuracy']):.3f}"
+    # Nothing else that it prints is a figure: names of classes, kernels and files apart.
+    figures += 3 + 1 + len(by_operator) + 1
+    rest = re.sub(r"says \d|is   \d|2d|TRITON_INTERPRET=1|float\d+|/\S+", "", said)
+    assert len(re.findall(r"\d[\d.]*", rest)) == figures
+    assert command("demo", "--epochs", 1, "--batch-size", 720, cwd=tmp_path)[0] == 0
+    assert (tmp_path / "runs" / "demo-2" / "report.html").exists()

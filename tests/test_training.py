@@ -1,74 +1,109 @@
-"""Training in 16 bits, what a configuration may hold, unusual images, and refusals before any work is done."""
+"""Training: it learns, in every dtype, the same by the same seed, and goes on from its state bit for bit."""
 
-import json
+import io
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from typer.testing import CliRunner
 
 import cnn_triton
 from cnn_triton import training
-from cnn_triton.cli import app
-from cnn_triton.data import digits, load_image
+from cnn_triton.models import MODELS, VGG, LeNet5
+from small import config, few, trainer
 
 
 @pytest.fixture(scope="module")
 def data():
-    whole = digits(0)
-    return whole._replace(train_images=whole.train_images[:64], train_labels=whole.train_labels[:64])
+    return few()
 
 
-def config(data, **changes):
-    values = {"epochs": 4, "batch_size": 64, "lr": 0.005} | changes
-    return training.Config("lenet5", "digits", data.channels, *data.size, data.classes, 0.3, 0.38, **values)
+def weights(trained):
+    return {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_16_bits_learn(data, device, dtype):
-    settings = config(data, dtype=dtype)
-    model = training.build(settings, device)
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(("model", "lr"), [("lenet5", 0.01), ("vgg", 0.005)])
+def test_training_learns(data, device, model, lr):
     before = cnn_triton.launches()
-    epochs = list(training.fit(model, data, settings, device))
-    assert cnn_triton.launches()["conv2d_weight_grad"] > before.get("conv2d_weight_grad", 0)
-    assert epochs[-1].loss < epochs[0].loss
-    assert all(p.dtype == training.DTYPES[dtype] and p.isfinite().all() for p in model.parameters())
+    training_of = trainer(data, device, model=model, epochs=6, lr=lr)
+    epochs = [training_of.run_epoch() for _ in range(6)]
+    ran = cnn_triton.launches()
+    for name in ("conv2d", "conv2d_weight_grad", "conv2d_input_grad", "max_pool2d_input_grad", "linear_weight_grad"):
+        assert ran[name] > before.get(name, 0), f"no kernel of {name} ran"
+        assert sum(epoch.launches[name] for epoch in epochs) == ran[name] - before.get(name, 0)
+    assert epochs[-1].train_loss < 0.85 * epochs[0].train_loss
+    assert [epoch.epoch for epoch in epochs] == list(range(1, 7))
+    for epoch in epochs:
+        assert (epoch.train_images, epoch.test_images) == (96, 20)
+        assert 0 <= epoch.train_accuracy <= 1
+        assert epoch.images_per_second == pytest.approx(96 / epoch.seconds)
+    assert (epochs[-1].test_loss, epochs[-1].test_accuracy) == training.evaluate(
+        training_of.model, data, training_of.config, device
+    )
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"mean": "x"}, {"std": 0}, {"mean": float("nan")}, {"epochs": 1.5}, {"classes": [1, 2]}, {"model": ["lenet5"]}],
-    ids=str,
-)
-def test_bad_configuration(data, device, tmp_path, change):
-    settings = config(data)
-    training.save(training.build(settings, device), settings, tmp_path)
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    with pytest.raises(ValueError, match="not the configuration of a run"):
-        training.load(tmp_path, device)
+def test_same_seed_same_weights(data, device):
+    found = []
+    for seed in (1, 1, 2):
+        one = trainer(data, device, epochs=1, seed=seed)
+        one.run_epoch()
+        found.append(weights(one))
+    assert same(found[0], found[1])
+    assert not same(found[0], found[2])
 
 
-def test_images_of_other_kinds(tmp_path):
-    grey = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
-    clear = np.dstack([np.full((8, 8, 3), 255, np.uint8), grey])  # white ink on nothing
-    for name, pixels in (("8", grey), ("16", grey.astype(np.uint16) << 8), ("alpha", clear)):
-        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-        image = load_image(tmp_path / f"{name}.png", 1, (8, 8))
-        torch.testing.assert_close(image[0], torch.from_numpy(grey) / 255, atol=0.005, rtol=0)
-    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tiff")
-    with pytest.raises(ValueError, match="no known range"):
-        load_image(tmp_path / "float.tiff", 1, (8, 8))
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_dtypes_learn(data, device, dtype):
+    one = trainer(data, device, dtype=dtype, epochs=4)
+    epochs = [one.run_epoch() for _ in range(4)]
+    assert epochs[-1].train_loss < epochs[0].train_loss
+    assert all(p.dtype == training.DTYPES[dtype] and p.isfinite().all() for p in one.model.parameters())
 
 
-@pytest.mark.parametrize("args", [("--lr", "inf"), ("--seed", str(2**32)), ("--out", "{file}/run")], ids=str)
-def test_refused_before_training(args, tmp_path):
-    file = tmp_path / "file"
-    file.write_text("mine")
-    options = ["--out", str(tmp_path / "new"), *(a.format(file=file) for a in args)]
-    done = CliRunner().invoke(app, ["train", *options])
-    assert done.exit_code == 2
-    assert "Training on" not in done.output
-    assert not (tmp_path / "new").exists()
-    assert file.read_text() == "mine"
+@pytest.mark.parametrize(("stop", "dtype"), [(0, "float32"), (1, "float32"), (2, "float32"), (1, "bfloat16")])
+def test_a_state_goes_on_bit_for_bit(data, device, dtype, stop):
+    """Saved after `stop` epochs and loaded into another trainer, the rest gives the unbroken training's weights."""
+    unbroken, broken = (trainer(data, device, dtype=dtype, epochs=3) for _ in range(2))
+    figures = [unbroken.run_epoch() for _ in range(3)]
+    for _ in range(stop):
+        broken.run_epoch()
+    file = io.BytesIO()
+    torch.save(broken.state_dict(), file)
+    resumed = trainer(data, device, dtype=dtype, epochs=3)
+    resumed.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    assert resumed.epoch == stop
+    rest = [resumed.run_epoch() for _ in range(3 - stop)]
+    assert same(weights(unbroken), weights(resumed))
+    for ours, theirs in zip(rest, figures[stop:], strict=True):
+        assert (ours.epoch, ours.train_loss, ours.test_loss) == (theirs.epoch, theirs.train_loss, theirs.test_loss)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(data, device):
+    one = trainer(data, device, lr=1e30, epochs=4)
+    with pytest.raises(RuntimeError, match=r"the loss became (nan|inf) in epoch \d; try a lower learning rate"):
+        [one.run_epoch() for _ in range(4)]
+
+
+@pytest.mark.parametrize("size", [(28, 28), (32, 20), (4, 5), (3, 9), (1, 1)], ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", MODELS)
+def test_any_image(name, channels, size, device):
+    model = MODELS[name](channels, size, 7).to(device)
+    assert model(torch.randn(2, channels, *size, device=device)).shape == (2, 7)
+    assert [child for child, _ in model.named_children()] == ["features", "classifier"]
+
+
+@pytest.mark.parametrize("sizes", [(0, (8, 8), 10), (1, (0, 8), 10), (1, (8, 8), 0)], ids=str)
+@pytest.mark.parametrize("model", [LeNet5, VGG])
+def test_bad_sizes(model, sizes):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        model(*sizes)
+
+
+def test_probabilities(data, device):
+    one = trainer(data, device)
+    shares = training.probabilities(one.model, data.test_images, config(data), device)
+    assert shares.shape == (20, 10)
+    torch.testing.assert_close(shares.sum(1), torch.ones(20))

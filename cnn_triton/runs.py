@@ -1,0 +1,206 @@
+"""A run's folder: configuration, weights, figures and the training's state, whole at every moment.
+
+    config.json          what decides the result (training.Config)
+    model.safetensors    the weights after the last finished epoch
+    metrics.csv          a row of figures an epoch (training.Epoch)
+    training.pt          what the remaining epochs depend on (training.Trainer.state_dict)
+    report.html          the pictures (report.py)
+
+A folder appears complete, by a rename. Each file is replaced by a rename, figures first, weights last: a kill at any
+moment leaves every file whole, and training.pt says which epoch a continued training starts from.
+"""
+
+import contextlib
+import csv
+import errno
+import fcntl
+import io
+import json
+import math
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_weights
+from safetensors.torch import save as save_weights
+
+from .models import Classifier
+from .training import Config, Epoch, Trainer, build
+
+__all__ = ["METRICS", "REPORT", "Run", "is_run", "load", "read_config", "read_metrics", "replace"]
+
+CONFIG, WEIGHTS, METRICS, STATE, REPORT = (
+    "config.json", "model.safetensors", "metrics.csv", "training.pt", "report.html"
+)  # fmt: skip
+_LOCK, _UNFINISHED = ".lock", ".unfinished-"
+
+
+class Run:
+    """The folder of a training that goes on here; no other process can write to it until it is closed."""
+
+    def __init__(self, folder: Path, lock: Any) -> None:
+        self.folder = folder
+        self.epochs: list[dict[str, str]] = []
+        self._lock = lock
+
+    @classmethod
+    def create(cls, folder: Path, trainer: Trainer) -> "Run":
+        """A new folder, with the untrained weights. Errors: FileExistsError if one with files is there, OSError."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+        try:
+            new.chmod(0o755)
+            run = cls(new, _locked(new))
+            replace(new / CONFIG, (json.dumps(asdict(trainer.config), indent=2) + "\n").encode())
+            run._save(trainer, [])
+            try:
+                new.rename(folder)
+            except OSError as error:
+                if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise FileExistsError("it is there already, and nothing is overwritten") from None
+                raise
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        run.folder = folder
+        return run
+
+    @classmethod
+    def resume(cls, folder: Path, trainer: Trainer) -> "Run":
+        """Goes on in a folder: the trainer takes its state.
+
+        Errors: BlockingIOError if another process trains there, ValueError for a state that can't be used, OSError.
+        """
+        run = cls(folder, _locked(folder))
+        for left in folder.glob(f"{_UNFINISHED}*"):
+            left.unlink()
+        try:
+            trainer.load_state_dict(torch.load(folder / STATE, map_location="cpu", weights_only=True))
+        except OSError:
+            raise
+        except Exception as error:  # whatever a torn file or a stranger's makes of torch.load
+            raise ValueError(f"{folder / STATE}: not a state of this training ({_line(error)})") from None
+        run._save(trainer, [row for row in read_metrics(folder) if int(row["epoch"]) <= trainer.epoch])
+        return run
+
+    def add(self, epoch: Epoch, trainer: Trainer) -> None:
+        """Saves what an epoch gave. Errors: OSError; what was saved before is still there."""
+        figures = {name: str(value) for name, value in asdict(epoch).items() if name != "launches"}
+        counts = {"launches": sum(epoch.launches.values()), **dict(sorted(epoch.launches.items()))}
+        row = figures | {name: str(count) for name, count in counts.items()}
+        self._save(trainer, [*self.epochs, row])
+
+    def _save(self, trainer: Trainer, epochs: list[dict[str, str]]) -> None:
+        columns = list(dict.fromkeys(name for row in epochs for name in row)) or ["epoch"]
+        table = io.StringIO()
+        writer = csv.DictWriter(table, columns, restval="0", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(epochs)
+        replace(self.folder / METRICS, table.getvalue().encode())
+        state = io.BytesIO()
+        torch.save(trainer.state_dict(), state)
+        replace(self.folder / STATE, state.getvalue())
+        self.epochs = epochs  # from here on this is where a continued training starts
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in trainer.model.state_dict().items()}
+        replace(self.folder / WEIGHTS, save_weights(weights))
+
+    def close(self) -> None:
+        """Lets other processes write to the folder."""
+        self._lock.close()
+
+
+def _locked(folder: Path) -> Any:
+    """The folder's lock; it goes with the process. Errors: BlockingIOError if another process has it."""
+    lock = (folder / _LOCK).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise BlockingIOError("another process trains there") from None
+    return lock
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Writes a file under another name, and gives it its own once it is on the disk. Errors: OSError."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_UNFINISHED)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(handle)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def is_run(folder: Path) -> bool:
+    """Is a run in the folder?"""
+    return (folder / CONFIG).exists() or (folder / WEIGHTS).exists()
+
+
+def read_metrics(folder: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv. Errors: ValueError, in one line."""
+    try:
+        with (folder / METRICS).open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        if any(int(row["epoch"]) != n for n, row in enumerate(rows, 1)):
+            raise ValueError("epochs do not follow each other")
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ValueError(f"{folder / METRICS}: not the figures of a run ({_line(error)})") from None
+    return rows
+
+
+def _line(error: object) -> str:
+    """An error's message, in one line of bearable length."""
+    text = " ".join(str(error).split())
+    return text if len(text) < 300 else text[:300] + "..."
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a run. Errors: ValueError, in one line."""
+    if not is_run(folder):
+        raise ValueError(f"{folder}: no run is here ({CONFIG} and {WEIGHTS} are missing)")
+    try:
+        return _checked(json.loads((folder / CONFIG).read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / CONFIG}: not the configuration of a run ({error!r})") from None
+
+
+def _checked(values: dict[str, Any]) -> Config:
+    """The configuration of JSON's values. Errors: KeyError, TypeError, ValueError."""
+    config = Config(**{**values, "classes": tuple(values["classes"])})
+    for field in fields(Config):
+        name, kind, value = field.name, field.type, getattr(config, field.name)
+        if name != "classes" and type(value) is not kind and not (kind is float and type(value) is int):
+            raise TypeError(f"{name} must be {kind}, but is {value!r}")
+        if kind is float and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, but is {value}")
+    if min(config.std, config.epochs, config.batch_size) <= 0:
+        raise ValueError("std, epochs and batch_size must be positive")
+    if not all(isinstance(name, str) for name in config.classes):
+        raise ValueError("classes must be names")
+    return config
+
+
+def load(folder: Path, device: torch.device) -> tuple[Classifier, Config]:
+    """The model of a run. Errors: ValueError, in one line, for a folder without one or weights of another model."""
+    config = read_config(folder)
+    try:
+        model = build(config, device)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / CONFIG}: not the configuration of a run ({error!r})") from None
+    try:
+        model.load_state_dict(load_weights((folder / WEIGHTS).read_bytes()))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder / WEIGHTS}: can't be read ({error})") from None
+    except RuntimeError as error:
+        raise ValueError(f"{folder / WEIGHTS}: the weights of another model ({_line(error)})") from None
+    return model, config

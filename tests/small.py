@@ -1,0 +1,61 @@
+"""What the tests of the classifier share: a few digits, short configurations, image folders, commands."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cnn_triton import data, training
+
+
+def few(train=96, test=20):
+    """The first of the digits."""
+    whole = data.digits(0)
+    return data.ImageSet(
+        whole.train_images[:train], whole.train_labels[:train],
+        whole.test_images[:test], whole.test_labels[:test], whole.classes,
+    )  # fmt: skip
+
+
+def config(images, **changes):
+    """A short training of LeNet5."""
+    values = {"epochs": 2, "batch_size": 48, "lr": 0.005, "model": "lenet5"} | changes
+    return training.Config.of(values.pop("model"), "digits", images, **values)
+
+
+def trainer(images, device, **changes):
+    settings = config(images, **changes)
+    return training.Trainer(training.build(settings, device), images, settings, device)
+
+
+def write_images(folder, classes, channels=1, count=6, side=8):
+    """A folder of random PNGs, a sub-folder a class; each class has a brightness of its own."""
+    draw = np.random.default_rng(int(torch.randint(2**31, ())))
+    for level, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for n in range(count):
+            pixels = draw.integers(0, 60, (side, side, channels), np.uint8) + np.uint8(180 * level / len(classes))
+            Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(folder / name / f"{n}.png")
+    return folder
+
+
+def command(*args, **options):
+    """A command's exit code, output and errors."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cnn_triton.cli", *map(str, args)],
+        capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"}, **options,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def refused(args, *words, **options):
+    """The one line in which a command says what is wrong; it ends with code 2."""
+    code, out, error = command(*args, **options)
+    assert code == 2, (code, out, error)
+    assert "Traceback" not in error + out
+    for word in words:
+        assert word in error, error
+    return error
