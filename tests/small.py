@@ -7,8 +7,10 @@ import sys
 import numpy as np
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from cnn_triton import data, training
+from cnn_triton.cli import app
 
 
 def few(train=96, test=20):
@@ -42,8 +44,16 @@ def write_images(folder, classes, channels=1, count=6, side=8):
     return folder
 
 
-def command(*args, **options):
+def command(*args):
     """A command's exit code, output and errors."""
+    done = CliRunner().invoke(app, [str(a) for a in args], env={"COLUMNS": "200"})
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.stdout, done.stderr
+
+
+def process(*args, **options):
+    """The same in a process of its own, which may be limited or killed."""
     done = subprocess.run(
         [sys.executable, "-m", "cnn_triton.cli", *map(str, args)],
         capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"}, **options,
@@ -51,11 +61,12 @@ def command(*args, **options):
     return done.returncode, done.stdout, done.stderr
 
 
-def refused(args, *words, **options):
+def refused(args, *words, by=command, **options):
     """The one line in which a command says what is wrong; it ends with code 2."""
-    code, out, error = command(*args, **options)
+    code, out, error = by(*args, **options)
     assert code == 2, (code, out, error)
     assert "Traceback" not in error + out
+    assert len(error.strip().splitlines()) == 1, error
     for word in words:
         assert word in error, error
     return error

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from cnn_triton import runs, training
 from cnn_triton.data import digits
-from small import command, config, few, refused, trainer, write_images
+from small import command, config, few, process, refused, trainer, write_images
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,8 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-@pytest.mark.parametrize("moment", range(9))
+@pytest.mark.cover
+@pytest.mark.parametrize("moment", range(10))
 def test_killed_between_any_two_renames(finished, data, device, tmp_path, monkeypatch, moment):
     """Before each rename of a training in turn, the process ends; what is on the disk loads, and goes on."""
     folder = tmp_path / "run"
@@ -96,7 +97,8 @@ def test_killed_between_any_two_renames(finished, data, device, tmp_path, monkey
         assert not folder.exists()
         return
     runs.load(folder, device)
-    run.close()
+    if run is not None:
+        run.close()
     again = trainer(data, device)
     run = runs.Run.resume(folder, again)
     assert again.epoch == (moment - 4 + 1) // 3  # per epoch: figures, state (counts from here on), weights
@@ -199,7 +201,7 @@ def images(tmp_path_factory):
 
 def options(images, out):
     return (
-        "train", "--data", images, "--size", 8, "--epochs", 8, "--batch-size", 16, "--seed", 3, "--out", out,
+        "train", "--data", images, "--size", 8, "--epochs", 6, "--batch-size", 32, "--seed", 3, "--out", out,
     )  # fmt: skip
 
 
@@ -235,9 +237,9 @@ def test_killed_at_a_random_moment(unbroken, images, device, tmp_path, trial):
     finished = len(runs.read_metrics(out))
     code, said, error = command(*options(images, out), "--resume")
     assert code == 0, error
-    assert f"Going on after epoch {finished} of 8" in said or f"Going on after epoch {finished - 1} of 8" in said
+    assert f"Going on after epoch {finished} of 6" in said or f"Going on after epoch {finished - 1} of 6" in said
     assert same(load_file(out / "model.safetensors"), weights)
-    assert [row["epoch"] for row in runs.read_metrics(out)] == [str(n) for n in range(1, 9)]
+    assert [row["epoch"] for row in runs.read_metrics(out)] == [str(n) for n in range(1, 7)]
     assert names(out) == sorted([*FILES, "report.html"])
 
 
@@ -252,8 +254,7 @@ def test_resume_begins_and_ends(images, tmp_path):
     assert "Going on after epoch 1 of 1" in said
     assert {name: (out / name).read_bytes() for name in FILES} == before
     for option in (("--epochs", 2), ("--lr", 0.5), ("--model", "vgg"), ("--data", "digits"), ("--size", 9)):
-        error = refused(("train", "--out", out, "--resume", *option), f"error: {option[0]}: the run in {out} was begun")
-        assert len(error.splitlines()) == 1
+        refused(("train", "--out", out, "--resume", *option), f"error: {option[0]}: the run in {out} was begun")
     (images / "bright" / "more.png").write_bytes((images / "bright" / "0.png").read_bytes())
     try:
         refused(("train", "--out", out, "--resume"), "error: --data", "not the images that the run in")
@@ -270,8 +271,7 @@ def test_a_full_disk(images, device, tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
-    error = refused(options(images, out), "File too large", "keeps the state after epoch 0", preexec_fn=limit)
-    assert len(error.splitlines()) == 1
+    refused(options(images, out), "File too large", "keeps the state after epoch 0", by=process, preexec_fn=limit)
     assert names(out) == FILES
     runs.load(out, device)
     assert command(*options(images, out), "--resume")[0] == 0  # there is space again
@@ -279,8 +279,7 @@ def test_a_full_disk(images, device, tmp_path):
 
 def test_a_loss_that_is_not_finite(images, device, tmp_path):
     out = tmp_path / "run"
-    error = refused((*options(images, out), "--lr", 1e30), "the loss became", "try a lower learning rate", "keeps")
-    assert len(error.splitlines()) == 1
+    refused((*options(images, out), "--lr", 1e30), "the loss became", "try a lower learning rate", "keeps")
     assert names(out) == FILES
     model, _ = runs.load(out, device)
     assert all(p.isfinite().all() for p in model.parameters())
