@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import torch
 
-from .nn import ConvReLU2d, Linear, LinearReLU, MaxPool2d
+from .nn import Conv2d, ConvReLU2d, Linear, LinearReLU, MaxPool2d
 
 __all__ = ["MODELS", "VGG", "Classifier", "LeNet5"]
 
@@ -34,6 +34,11 @@ class Classifier(torch.nn.Module):
         sizes = (width * height * across, *hidden)
         steps = [LinearReLU(n, m) for n, m in pairwise(sizes)]
         self.classifier = torch.nn.Sequential(*steps, Linear(sizes[-1], num_classes))
+
+    @property
+    def first(self) -> Conv2d:
+        """The first convolution: the one that sees pixels."""
+        return next(layer for layer in self.features if isinstance(layer, Conv2d))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (N, num_classes) of images (N, in_channels, H, W)."""

@@ -32,7 +32,7 @@ from safetensors.torch import save as save_weights
 from .models import Classifier
 from .training import Config, Epoch, Trainer, build
 
-__all__ = ["METRICS", "REPORT", "Run", "is_run", "load", "read_config", "read_metrics", "replace"]
+__all__ = ["METRICS", "REPORT", "Run", "is_run", "launch_counts", "load", "read_config", "read_metrics", "replace"]
 
 CONFIG, WEIGHTS, METRICS, STATE, REPORT = (
     "config.json", "model.safetensors", "metrics.csv", "training.pt", "report.html"
@@ -156,6 +156,14 @@ def read_metrics(folder: Path) -> list[dict[str, str]]:
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise ValueError(f"{folder / METRICS}: not the figures of a run ({_line(error)})") from None
     return rows
+
+
+def launch_counts(rows: list[dict[str, str]]) -> dict[str, int]:
+    """The kernel launches of all epochs, by operator, from the rows of metrics.csv."""
+    operators = dict.fromkeys(name for row in rows for name in row)
+    for field in fields(Epoch):
+        operators.pop(field.name, None)
+    return {name: sum(int(row.get(name) or 0) for row in rows) for name in operators}
 
 
 def _line(error: object) -> str:

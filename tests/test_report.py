@@ -1,7 +1,6 @@
 """The pages: what is in them is true, every picture is there, and a browser shows them without an error."""
 
 import base64
-import csv
 import io
 import re
 import shutil
@@ -14,7 +13,7 @@ import torch
 from PIL import Image
 
 from checks import kernels_only
-from cnn_triton import nn, report, runs
+from cnn_triton import nn, pages, photograph, report, runs
 from cnn_triton.anatomy import feature_maps, stages, weight_counts
 from cnn_triton.models import MODELS
 from small import command, config, few, refused, trainer
@@ -77,7 +76,7 @@ def test_weight_counts():
     [(9, "9"), (9_000_000, "9,000,000"), (10**12, "10¹²"), (16 * 10**12, "1.6 · 10¹³"), (99_999_999, "10⁸")],
 )
 def test_counts_are_legible(number, text):
-    assert report.count(number) == text
+    assert pages.count(number) == text
 
 
 def test_feature_maps(device):
@@ -201,17 +200,17 @@ def test_photograph(device, tmp_path):
     image = torch.zeros(1, 40, 60)
     image[0, :, :30] = 1
     with kernels_only("conv2d", "max_pool2d"):
-        report.write_photograph(image, "half", None, device, tmp_path / "page.html")
+        photograph.write_photograph(image, "half", None, device, tmp_path / "page.html")
     page = Page((tmp_path / "page.html").read_text())
     maps = [picture(a["src"]) for a in page.classes("img", "map")]
     pooled = [picture(a["src"]) for a in page.classes("img", "pooled")]
-    assert len(maps) == len(report.EDGES) == 8
+    assert len(maps) == len(photograph.EDGES) == 8
     assert all(m.shape == (40, 60, 3) for m in maps)
     assert all(m.shape == (20, 30, 3) for m in pooled)
-    left = list(report.EDGES).index("bright on the left")
+    left = list(photograph.EDGES).index("bright on the left")
     assert maps[left][20, 29:31].min() > 200
     assert maps[left][20, :25].max() < 30
-    assert maps[list(report.EDGES).index("bright on the right")][20, 5:55].max() < 30
+    assert maps[list(photograph.EDGES).index("bright on the right")][20, 5:55].max() < 30
 
 
 def in_browser(path, tmp_path):
@@ -244,7 +243,7 @@ def test_in_a_browser(run, page, data, device, tmp_path):
     assert int(images) == len(page.of("img")) > 50
     assert (broken, drawn, seen) == ("0", "4", "7")
     assert console == []
-    report.write_photograph(torch.rand(1, 30, 40), "noise", None, device, tmp_path / "page.html")
+    photograph.write_photograph(torch.rand(1, 30, 40), "noise", None, device, tmp_path / "page.html")
     (images, broken, _, _), console = in_browser(tmp_path / "page.html", tmp_path)
     assert (images, broken) == (str(1 + 3 * 8), "0")
     assert console == []
@@ -279,8 +278,3 @@ def test_commands(tmp_path):
         refused(("show", *args), "error: ", words)
     assert page.read_bytes() == before
     assert not (tmp_path / "new.html").exists()
-
-
-def test_curves_are_the_figures(run):
-    with (run / "metrics.csv").open() as file:
-        assert {"train_loss", "test_loss", "train_accuracy", "test_accuracy"} <= set(next(csv.reader(file)))

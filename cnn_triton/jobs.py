@@ -1,0 +1,208 @@
+"""What the commands do: choose where to run, open images and runs, train; each failure is one line and exit code 2.
+
+PyTorch and Triton are imported once it is known where to run.
+"""
+
+import math
+import os
+import re
+import sys
+import warnings
+from collections.abc import Set
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+    from .data import ImageSet
+    from .models import Classifier
+    from .runs import Run
+    from .training import Config, Trainer
+
+__all__ = ["choose", "fail", "free_folder", "open_data", "open_run", "run_data", "train_run", "write_report"]
+
+
+def fail(reason: object) -> NoReturn:
+    """Ends the command: one line on the error stream, exit code 2."""
+    sys.stderr.write(f"error: {' '.join(str(reason).split())}\n")
+    raise typer.Exit(2)
+
+
+def choose(device: str) -> "torch.device":
+    """The device to run on; on a CPU, Triton's interpreter is switched on, so that the kernels run there too."""
+    # The interpreter's many small steps are 2.5 times slower on several threads, which wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        fail("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
+    if device == "cpu" or not cuda:
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+        warnings.filterwarnings("ignore", "(overflow|invalid value) encountered", RuntimeWarning)  # NumPy's, in there
+        return torch.device("cpu")
+    return torch.device("cuda")
+
+
+def open_data(source: str, seed: int, size: tuple[int, int]) -> "ImageSet":
+    """The images of --data; what was left out of them is said on the error stream."""
+    from . import data
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            images = data.read(source, seed, size)
+        except ValueError as error:
+            fail(f"--data {error}")
+    for warning in said:
+        sys.stderr.write(f"warning: {warning.message}\n")
+    return images
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) of 'SIDE' or 'HEIGHTxWIDTH'."""
+    numbers = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
+    if not numbers:
+        fail(f"--size must be a number of pixels, as 32, or two, as 24x32 (height x width), but got {text!r}")
+    return int(numbers[1]), int(numbers[2] or numbers[1])
+
+
+def train_run(
+    out: Path | None, device: str, resume: bool = False, given: Set[str] = frozenset(), **options: Any
+) -> Path:
+    """Trains, or goes on with a training, and writes its report; returns the run's folder.
+
+    options: data, model, size, epochs, batch_size, lr, seed, dtype
+    given: those that do not just stand at their defaults; a run that is gone on with must have been begun with them
+    """
+    if not (options["lr"] > 0 and math.isfinite(options["lr"])):
+        fail(f"--lr must be a positive number, but got {options['lr']}")
+    options["size"] = parse_size(options["size"])
+    if options["data"] != "digits":
+        options["data"] = str(Path(options["data"]).resolve())
+    if resume and out is None:
+        fail("--resume needs --out, the folder of the run to go on with")
+    out = out or free_folder(f"{Path(options['data']).name}-{options['model']}")
+    where = choose(device)
+    import cnn_triton
+
+    from .runs import launch_counts
+    from .terminal import TrainingProgress
+    from .training import Diverged
+
+    run, trainer = open_training(out, where, resume, given, options)
+    epochs, images = trainer.config.epochs, len(trainer.data.train_labels)
+    print(f"Layers run as {cnn_triton.where(where)}.")
+    if trainer.epoch:
+        print(f"Going on after epoch {trainer.epoch} of {epochs}.")
+    print(f"Training on {images} images for {epochs} epochs, batches of {trainer.config.batch_size}.")
+    with TrainingProgress(epochs, trainer.epoch, images) as progress:
+        while trainer.epoch < epochs:
+            try:
+                epoch = trainer.run_epoch(progress.on_batch)
+                run.add(epoch, trainer)
+            except (Diverged, OSError) as error:
+                fail(f"{error}; {out} keeps the state after epoch {len(run.epochs)}")
+            except KeyboardInterrupt:
+                fail(f"interrupted; go on with --out {out} --resume, after epoch {len(run.epochs)}")
+            progress.on_epoch(epoch)
+    counts = launch_counts(run.epochs)
+    by_operator = ", ".join(f"{name} {number}" for name, number in counts.items() if number)
+    print(f"Kernel launches: {sum(counts.values())} ({by_operator})")
+    write_report(out, trainer.model, trainer.config, trainer.data, where)
+    run.close()
+    print(f"test accuracy: {float(run.epochs[-1]['test_accuracy']):.3f}")
+    return out
+
+
+def open_training(
+    out: Path, where: "torch.device", resume: bool, given: Set[str], options: dict[str, Any]
+) -> tuple["Run", "Trainer"]:
+    """A new run, or the one in the folder, with its trainer."""
+    from . import runs
+    from .training import Config, Trainer, build
+
+    going_on = resume and runs.is_run(out)
+    if not going_on and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        fail(f"--out {out}: it is there already, and nothing is overwritten; name a new folder, or --resume a run")
+    try:
+        if going_on:
+            config = runs.read_config(out)
+            refuse_changes(config, {name: options[name] for name in given & options.keys()}, out)
+            data = open_data(config.data, config.seed, (config.height, config.width))
+            if data.digest != config.digest:
+                fail(f"--data {config.data}: these are not the images that the run in {out} was begun with")
+        else:
+            data = open_data(options["data"], options["seed"], options["size"])
+            settings = {name: value for name, value in options.items() if name not in ("data", "model", "size")}
+            config = Config.of(options["model"], options["data"], data, **settings)
+        trainer = Trainer(build(config, where), data, config, where)
+        return runs.Run.resume(out, trainer) if going_on else runs.Run.create(out, trainer), trainer
+    except (OSError, ValueError) as error:
+        fail(f"--out {out}: {error}")
+
+
+def refuse_changes(config: "Config", asked: dict[str, Any], out: Path) -> None:
+    """Fails if an option that was given contradicts the run that is gone on with."""
+    begun = {**vars(config), "size": (config.height, config.width)}
+    for name, value in asked.items():
+        if value != begun[name]:
+            fail(
+                f"--{name.replace('_', '-')}: the run in {out} was begun with {begun[name]}, not {value}; "
+                "leave the option out, or begin another run"
+            )
+
+
+def free_folder(name: str) -> Path:
+    """A folder in runs/ that is not there yet."""
+    return next(path for n in count(1) if not (path := Path("runs") / (name if n == 1 else f"{name}-{n}")).exists())
+
+
+def open_run(run: Path, where: "torch.device") -> tuple["Classifier", "Config"]:
+    """The model of a run."""
+    from .runs import load
+
+    try:
+        return load(run, where)
+    except ValueError as error:
+        fail(error)
+
+
+def write_report(
+    run: Path,
+    model: "Classifier",
+    config: "Config",
+    data: "ImageSet",
+    where: "torch.device",
+    shown: tuple[str, ...] = (),
+) -> Path:
+    """Writes a run's report.html."""
+    from . import report
+
+    try:
+        return report.write_report(run, model, config, data, where, shown)
+    except (OSError, ValueError) as error:
+        fail(error)
+
+
+def run_data(run: Path, config: "Config", other: str | None) -> "ImageSet":
+    """A run's own images, or others of the same kind, with the labels of the run's classes."""
+    source = other or config.data
+    images = open_data(source, config.seed, (config.height, config.width))
+    kind, expected = (images.channels, *images.size), (config.channels, config.height, config.width)
+    if kind != expected:
+        fail(f"--data {source}: its images are {kind} (channels, height, width), but {run} is of {expected}")
+    if unknown := set(images.classes) - set(config.classes):
+        fail(f"--data {source}: {run} knows no class {sorted(unknown)[0]!r}, only {', '.join(config.classes)}")
+    if other is None and images.digest != config.digest:
+        sys.stderr.write(f"warning: the images in {source} have changed since the training, which may have seen some\n")
+    import torch
+
+    order = torch.tensor([config.classes.index(name) for name in images.classes])
+    return images._replace(
+        train_labels=order[images.train_labels], test_labels=order[images.test_labels], classes=config.classes
+    )
