@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 __all__ = ["confusion", "curves", "kernels", "maps", "photograph", "pixels"]
@@ -96,8 +97,9 @@ def curves(metrics: list[dict[str, str]]) -> str:
         for part, colour in (("train", "#2a6f97"), ("test", "#c1440e")):
             values = [float(row[f"{part}_{quantity}"]) for row in metrics]
             axes.plot(epochs, values, color=colour, marker="o", markersize=3, label=f"{part} images")
-        axes.set(xlabel="epoch", ylabel=quantity)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(xlabel="epoch", ylabel=quantity, xlim=(0.5, len(epochs) + 0.5))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.ticklabel_format(useOffset=False)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)

@@ -85,7 +85,10 @@ class Run:
             raise
         except Exception as error:  # whatever a torn file or a stranger's makes of torch.load
             raise ValueError(f"{folder / STATE}: not a state of this training ({_line(error)})") from None
-        run._save(trainer, [row for row in read_metrics(folder) if int(row["epoch"]) <= trainer.epoch])
+        rows = read_metrics(folder)
+        if len(rows) < trainer.epoch:
+            raise ValueError(f"{folder / METRICS}: has {len(rows)} epochs, but {STATE} is of epoch {trainer.epoch}")
+        run._save(trainer, rows[: trainer.epoch])
         return run
 
     def add(self, epoch: Epoch, trainer: Trainer) -> None:
@@ -135,6 +138,11 @@ def replace(path: Path, content: bytes) -> None:
             os.fsync(handle)
         os.chmod(name, 0o644)
         os.replace(name, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name, too
+        finally:
+            os.close(folder)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(name)

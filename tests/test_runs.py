@@ -152,7 +152,9 @@ def test_nothing_is_overwritten(finished, data, device, tmp_path):
     assert names(mine) == ["notes.txt"]
 
 
-@pytest.mark.parametrize("what", ["state of another network", "torn state", "stranger's state", "no state", "figures"])
+@pytest.mark.parametrize(
+    "what", ["state of another network", "torn state", "stranger's state", "no state", "figures", "lost figures"]
+)
 def test_bad_state(data, device, tmp_path, what):
     folder = tmp_path / "run"
     train(folder, data, device, epochs=1)
@@ -166,9 +168,11 @@ def test_bad_state(data, device, tmp_path, what):
     elif what == "no state":
         state.unlink()
     else:
-        (folder / "metrics.csv").write_text("epoch,loss\n7,x\n")
+        (folder / "metrics.csv").write_text("epoch,loss\n7,x\n" if what == "figures" else "epoch,loss\n")
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises((ValueError, OSError), match=r"not a state of this training|No such file|not the figures"):
+    with pytest.raises(
+        (ValueError, OSError), match=r"not a state of this training|No such file|not the figures|has 0 epochs"
+    ):
         runs.Run.resume(folder, trainer(data, device, epochs=1))
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     runs.load(folder, device)
