@@ -88,16 +88,19 @@ def train_run(
         fail("--resume needs --out, the folder of the run to go on with")
     out = out or free_folder(f"{Path(options['data']).name}-{options['model']}")
     where = choose(device)
+    import torch
+
     import cnn_triton
 
-    from .runs import launch_counts
+    from .runs import is_run, launch_counts
     from .terminal import TrainingProgress
     from .training import Diverged
 
-    run, trainer = open_training(out, where, resume, given, options)
+    going_on = resume and is_run(out)
+    run, trainer = open_training(out, where, going_on, given, options)
     epochs, images = trainer.config.epochs, len(trainer.data.train_labels)
     print(f"Layers run as {cnn_triton.where(where)}.")
-    if trainer.epoch:
+    if going_on:
         print(f"Going on after epoch {trainer.epoch} of {epochs}.")
     print(f"Training on {images} images for {epochs} epochs, batches of {trainer.config.batch_size}.")
     with TrainingProgress(epochs, trainer.epoch, images) as progress:
@@ -107,6 +110,8 @@ def train_run(
                 run.add(epoch, trainer)
             except (Diverged, OSError) as error:
                 fail(f"{error}; {out} keeps the state after epoch {len(run.epochs)}")
+            except torch.OutOfMemoryError as error:
+                fail(f"{error}; a smaller --batch-size needs less memory")
             except KeyboardInterrupt:
                 fail(f"interrupted; go on with --out {out} --resume, after epoch {len(run.epochs)}")
             progress.on_epoch(epoch)
@@ -120,13 +125,12 @@ def train_run(
 
 
 def open_training(
-    out: Path, where: "torch.device", resume: bool, given: Set[str], options: dict[str, Any]
+    out: Path, where: "torch.device", going_on: bool, given: Set[str], options: dict[str, Any]
 ) -> tuple["Run", "Trainer"]:
-    """A new run, or the one in the folder, with its trainer."""
+    """A new run, or the one that is gone on with, and its trainer."""
     from . import runs
     from .training import Config, Trainer, build
 
-    going_on = resume and runs.is_run(out)
     if not going_on and out.exists() and (not out.is_dir() or any(out.iterdir())):
         fail(f"--out {out}: it is there already, and nothing is overwritten; name a new folder, or --resume a run")
     try:
@@ -142,7 +146,7 @@ def open_training(
             config = Config.of(options["model"], options["data"], data, **settings)
         trainer = Trainer(build(config, where), data, config, where)
         return runs.Run.resume(out, trainer) if going_on else runs.Run.create(out, trainer), trainer
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         fail(f"--out {out}: {error}")
 
 
