@@ -1,12 +1,14 @@
 """The command line: cnn-triton train, evaluate, predict, report, show, demo; what they do is in jobs.py."""
 
+import io
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .jobs import choose, fail, free_folder, open_run, run_data, train_run, write_report
+from .jobs import choose, fail, free_folder, guarded, open_run, run_data, train_run, write_report
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -41,7 +43,9 @@ class Model(StrEnum):
 DATA = "'digits', or a folder: of image files, a sub-folder a class, or of MNIST's IDX files."
 Data = Annotated[str, typer.Option(help=DATA)]
 OtherData = Annotated[str | None, typer.Option(help=f"{DATA} The run's own unless given.")]
-Size = Annotated[str, typer.Option(help="What a folder's images are brought to: SIDE or HEIGHTxWIDTH, in pixels.")]
+Size = Annotated[
+    str | None, typer.Option(help="What a folder's images are brought to, 32 unless given: SIDE or HEIGHTxWIDTH.")
+]
 Network = Annotated[Model, typer.Option(help="A network like LeNet-5, or a small one like VGG.")]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training images.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per step.")]
@@ -60,11 +64,12 @@ Images = Annotated[
 
 
 @app.command()
+@guarded
 def train(
     context: typer.Context,
     data: Data = "digits",
     model: Network = Model.lenet5,
-    size: Size = "32",
+    size: Size = None,
     epochs: Epochs = 15,
     batch_size: BatchSize = 128,
     lr: Rate = 0.01,
@@ -87,6 +92,7 @@ def train(
 
 
 @app.command()
+@guarded
 def demo(
     model: Network = Model.lenet5,
     epochs: Epochs = 15,
@@ -100,7 +106,7 @@ def demo(
     """Trains on handwritten digits, shows what the network says of a few unseen ones, and writes a page of pictures."""
     folder = train_run(
         out or free_folder("demo"), device,
-        data="digits", model=model.value, size="8",
+        data="digits", model=model.value, size=None,
         epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, dtype=dtype.value,
     )  # fmt: skip
     where = choose(device)
@@ -122,12 +128,14 @@ def demo(
 
 
 @app.command()
+@guarded
 def evaluate(run: Run, data: OtherData = None, device: Where = Device.auto) -> None:
     """Says how many of the test images a run classifies right, class by class."""
     where = choose(device)
     model, config = open_run(run, where)
     images = run_data(run, config, data)
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from .training import probabilities
@@ -137,12 +145,13 @@ def evaluate(run: Run, data: OtherData = None, device: Where = Device.auto) -> N
     for index, name in enumerate(config.classes):
         own = right[images.test_labels == index]
         if len(own):
-            table.add_row(name, str(len(own)), str(int(own.sum())), f"{own.float().mean().item():.3f}")
+            table.add_row(escape(name), str(len(own)), str(int(own.sum())), f"{own.float().mean().item():.3f}")
     Console().print(table)
     print(f"test accuracy: {right.float().mean().item():.3f}")
 
 
 @app.command()
+@guarded
 def predict(run: Run, images: Images, device: Where = Device.auto) -> None:
     """Names the class of each image, with its probability."""
     where = choose(device)
@@ -162,6 +171,7 @@ def predict(run: Run, images: Images, device: Where = Device.auto) -> None:
 
 
 @app.command()
+@guarded
 def report(
     run: Run,
     show_class: Annotated[
@@ -178,6 +188,7 @@ def report(
 
 
 @app.command()
+@guarded
 def show(
     image: Annotated[str, typer.Argument(help="An image file, or scikit-learn's 'china' or 'flower'.")],
     run: Annotated[Path | None, typer.Option(help="A run whose first layer to use, instead of edge kernels.")] = None,
@@ -204,6 +215,8 @@ def show(
 
 def main() -> None:
     """The command `cnn-triton`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     app()
 
 

@@ -6,13 +6,14 @@ import hashlib
 import re
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 __all__ = ["ImageSet", "digits", "idx_files", "image_folder", "load_image", "read", "sample_photograph"]
 
@@ -45,21 +46,25 @@ class ImageSet(NamedTuple):
         return total.hexdigest()[:16]
 
 
-def read(source: str, seed: int, size: tuple[int, int] = (32, 32)) -> ImageSet:
+def read(source: str, seed: int, size: tuple[int, int] | None = None) -> ImageSet:
     """The images that a name or a folder stands for: 'digits', MNIST's files, or a folder with a sub-folder a class.
 
-    size: (height, width) that a folder's images are brought to; the others have a size of their own
+    size: (height, width) that a folder's images are brought to, 32 x 32 unless given; the others have their own
     Errors: ValueError, in one line.
     """
-    if source == "digits":
-        return digits(seed)
     folder = Path(source)
-    if not folder.is_dir():
-        raise ValueError(f"{source}: neither 'digits' nor a folder of images")
     try:
-        return idx_files(folder, seed) if _idx_pairs(folder) else image_folder(folder, seed, size)
+        if source != "digits" and not folder.is_dir():
+            raise ValueError(f"{source}: neither 'digits' nor a folder of images")
+        if source != "digits" and not _idx_pairs(folder):
+            return image_folder(folder, seed, size or (32, 32))
+        images = digits(seed) if source == "digits" else idx_files(folder, seed)
     except OSError as error:
         raise ValueError(f"{source}: can't be read ({error})") from None
+    if size not in (None, images.size):
+        own = " x ".join(map(str, images.size))
+        raise ValueError(f"{source}: its images are {own} pixels; another size is for folders of image files")
+    return images
 
 
 def digits(seed: int) -> ImageSet:
@@ -105,6 +110,9 @@ def image_folder(folder: Path, seed: int, size: tuple[int, int]) -> ImageSet:
     if len(classes) < 2:
         found = f"only {classes[0].name!r}" if classes else "none"
         raise ValueError(f"{folder}: needs two or more sub-folders, one a class, but has {found}")
+    for path in classes:
+        if not path.name.isprintable():
+            raise ValueError(f"{folder}: the name of the sub-folder {path.name!a} can't be printed; rename it")
     files: list[Path] = []
     labels: list[int] = []
     for label, path in enumerate(classes):
@@ -164,7 +172,7 @@ def _idx(path: Path, dimensions: int) -> np.ndarray:
     """An IDX file of bytes: two zeros, the type 8, the number of dimensions, the sizes in big-endian, the values."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: not a readable gzip file ({error})") from None
     header = 4 + 4 * dimensions
     if len(content) < header or content[:4] != bytes((0, 0, 8, dimensions)):
@@ -174,6 +182,8 @@ def _idx(path: Path, dimensions: int) -> np.ndarray:
         raise ValueError(
             f"{path}: {' x '.join(map(str, shape))} values are promised, but {len(content) - header} are there"
         )
+    if 0 in shape:
+        raise ValueError(f"{path}: holds no values ({' x '.join(map(str, shape))})")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
 
 
@@ -186,7 +196,7 @@ def load_image(path: Path, channels: int, size: tuple[int, int] | None = None) -
     than Pillow's Image.MAX_IMAGE_PIXELS).
     """
     with _opened(path) as file:
-        image = eight_bit(ImageOps.exif_transpose(file)).convert("L" if channels == 1 else "RGB")
+        image = eight_bit(_upright(file)).convert("L" if channels == 1 else "RGB")
     if size is not None:
         image = image.resize(size[::-1], Image.Resampling.BOX)
     pixels = torch.from_numpy(np.array(image, dtype=np.float32)) / 255
@@ -198,6 +208,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     """An image file, open; whatever is wrong with it becomes a ValueError of one line."""
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow finds odd, and reads all the same
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
                 yield file
@@ -205,8 +216,29 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise ValueError(f"{path}: no such image") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{path}: too large an image ({error})") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # torn files make Pillow's decoders fail in every way
         raise ValueError(f"{path}: not a readable image ({error})") from None
+
+
+# EXIF's orientation, to how the image is brought upright.
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as the camera's note says it stands; a note that can't be read turns nothing."""
+    turn = None
+    with contextlib.suppress(Exception):  # the pixels may be fine
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _is_grey(path: Path) -> bool:

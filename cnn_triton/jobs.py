@@ -3,15 +3,16 @@
 PyTorch and Triton are imported once it is known where to run.
 """
 
+import functools
 import math
 import os
 import re
 import sys
 import warnings
-from collections.abc import Set
+from collections.abc import Callable, Set
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 
@@ -23,13 +24,34 @@ if TYPE_CHECKING:
     from .runs import Run
     from .training import Config, Trainer
 
-__all__ = ["choose", "fail", "free_folder", "open_data", "open_run", "run_data", "train_run", "write_report"]
+__all__ = ["choose", "fail", "free_folder", "guarded", "open_data", "open_run", "run_data", "train_run", "write_report"]
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def fail(reason: object) -> NoReturn:
     """Ends the command: one line on the error stream, exit code 2."""
     sys.stderr.write(f"error: {' '.join(str(reason).split())}\n")
     raise typer.Exit(2)
+
+
+def guarded(command: Callable[P, T]) -> Callable[P, T]:
+    """The command, in which a file or memory that can't be had is one line and exit code 2."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **options: P.kwargs) -> T:
+        try:
+            return command(*args, **options)
+        except OSError as error:
+            fail(error)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not re.search("allocate memory|out of memory", str(error)):
+                raise
+            fail(f"not enough memory ({str(error)[:200]}); smaller images or a smaller --batch-size need less")
+
+    return run
 
 
 def choose(device: str) -> "torch.device":
@@ -48,7 +70,7 @@ def choose(device: str) -> "torch.device":
     return torch.device("cuda")
 
 
-def open_data(source: str, seed: int, size: tuple[int, int]) -> "ImageSet":
+def open_data(source: str, seed: int, size: tuple[int, int] | None) -> "ImageSet":
     """The images of --data; what was left out of them is said on the error stream."""
     from . import data
 
@@ -63,9 +85,11 @@ def open_data(source: str, seed: int, size: tuple[int, int]) -> "ImageSet":
     return images
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """(height, width) of 'SIDE' or 'HEIGHTxWIDTH'."""
-    numbers = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of 'SIDE' or 'HEIGHTxWIDTH', up to 9999."""
+    if text is None:
+        return None
+    numbers = re.fullmatch(r"([1-9]\d{0,3})(?:x([1-9]\d{0,3}))?", text)
     if not numbers:
         fail(f"--size must be a number of pixels, as 32, or two, as 24x32 (height x width), but got {text!r}")
     return int(numbers[1]), int(numbers[2] or numbers[1])
@@ -87,9 +111,9 @@ def train_run(
     if resume and out is None:
         fail("--resume needs --out, the folder of the run to go on with")
     out = out or free_folder(f"{Path(options['data']).name}-{options['model']}")
+    if Path(options["data"]) in out.resolve().parents:
+        fail(f"--out {out}: it is inside --data, where a folder is a class; name one elsewhere")
     where = choose(device)
-    import torch
-
     import cnn_triton
 
     from .runs import is_run, launch_counts
@@ -110,8 +134,6 @@ def train_run(
                 run.add(epoch, trainer)
             except (Diverged, OSError) as error:
                 fail(f"{error}; {out} keeps the state after epoch {len(run.epochs)}")
-            except torch.OutOfMemoryError as error:
-                fail(f"{error}; a smaller --batch-size needs less memory")
             except KeyboardInterrupt:
                 fail(f"interrupted; go on with --out {out} --resume, after epoch {len(run.epochs)}")
             progress.on_epoch(epoch)
@@ -136,17 +158,18 @@ def open_training(
     try:
         if going_on:
             config = runs.read_config(out)
-            refuse_changes(config, {name: options[name] for name in given & options.keys()}, out)
-            data = open_data(config.data, config.seed, (config.height, config.width))
+            refuse_changes(config, {name: options[name] for name in given & options.keys() - {"data"}}, out)
+            source = options["data"] if "data" in given else config.data  # the images may have moved
+            data = open_data(source, config.seed, (config.height, config.width))
             if data.digest != config.digest:
-                fail(f"--data {config.data}: these are not the images that the run in {out} was begun with")
+                fail(f"--data {source}: these are not the images that the run in {out} was begun with")
         else:
             data = open_data(options["data"], options["seed"], options["size"])
             settings = {name: value for name, value in options.items() if name not in ("data", "model", "size")}
             config = Config.of(options["model"], options["data"], data, **settings)
         trainer = Trainer(build(config, where), data, config, where)
         return runs.Run.resume(out, trainer) if going_on else runs.Run.create(out, trainer), trainer
-    except (OSError, ValueError, MemoryError) as error:
+    except (OSError, ValueError) as error:
         fail(f"--out {out}: {error}")
 
 
@@ -202,8 +225,8 @@ def run_data(run: Path, config: "Config", other: str | None) -> "ImageSet":
         fail(f"--data {source}: its images are {kind} (channels, height, width), but {run} is of {expected}")
     if unknown := set(images.classes) - set(config.classes):
         fail(f"--data {source}: {run} knows no class {sorted(unknown)[0]!r}, only {', '.join(config.classes)}")
-    if other is None and images.digest != config.digest:
-        sys.stderr.write(f"warning: the images in {source} have changed since the training, which may have seen some\n")
+    if images.digest != config.digest:
+        sys.stderr.write(f"warning: {source} is not what the training held back from; it may have seen some of it\n")
     import torch
 
     order = torch.tensor([config.classes.index(name) for name in images.classes])

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import warnings
 
 import numpy as np
 import torch
@@ -84,7 +85,11 @@ def _sheet(tiles: list[np.ndarray], side: int, across: int = 16) -> str:
 
 def _svg(figure: Figure) -> str:
     buffer = io.BytesIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "cnn_triton", "font.family": "sans-serif"}):
+    with (
+        warnings.catch_warnings(),
+        rc_context({"svg.fonttype": "none", "svg.hashsalt": "cnn_triton", "font.family": "sans-serif"}),
+    ):
+        warnings.simplefilter("ignore")  # of glyphs that Matplotlib lacks: the browser has them
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return _uri(buffer.getvalue(), "svg+xml")
 
@@ -118,7 +123,8 @@ def confusion(counts: torch.Tensor, classes: tuple[str, ...]) -> str:
         for i, j in counts.nonzero().tolist():
             colour = "white" if share[i, j] > 0.5 else "black"
             axes.text(j, i, str(int(counts[i, j])), ha="center", va="center", color=colour, fontsize=9)
-        axes.set_xticks(range(n), classes, rotation=90 if max(map(len, classes)) > 2 else 0, parse_math=False)
-        axes.set_yticks(range(n), classes, parse_math=False)
+        names = [name if len(name) <= 20 else f"{name[:19]}…" for name in classes]
+        axes.set_xticks(range(n), names, rotation=90 if max(map(len, names)) > 2 else 0, parse_math=False)
+        axes.set_yticks(range(n), names, parse_math=False)
     axes.set(xlabel="the network says", ylabel="it is")
     return _svg(figure)

@@ -42,7 +42,7 @@ def write_report(
     layers = stages(model.features, config.channels, (config.height, config.width))
     examples = [
         _example(model, config, data.test_images[first_of[name][0]], name, layers, device)
-        for name in shown or present[:10]
+        for name in dict.fromkeys(shown or present[:10])
     ]
     chosen = next((example for example in examples if example["class"] == "7"), examples[0])
     page = render(
@@ -50,6 +50,7 @@ def write_report(
         run=folder.name,
         config=config,
         metrics=metrics,
+        unseen=data.digest == config.digest,
         stages=layers,
         weights=sum(p.numel() for p in model.parameters()),
         read=math.prod(layers[-1].output),

@@ -30,7 +30,7 @@ from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 
 from .models import Classifier
-from .training import Config, Epoch, Trainer, build
+from .training import LEAST_STD, Config, Epoch, Trainer, build
 
 __all__ = ["METRICS", "REPORT", "Run", "is_run", "launch_counts", "load", "read_config", "read_metrics", "replace"]
 
@@ -159,8 +159,12 @@ def read_metrics(folder: Path) -> list[dict[str, str]]:
     try:
         with (folder / METRICS).open(newline="") as file:
             rows = list(csv.DictReader(file))
-        if any(int(row["epoch"]) != n for n, row in enumerate(rows, 1)):
-            raise ValueError("epochs do not follow each other")
+        for n, row in enumerate(rows, 1):
+            if int(row["epoch"]) != n or None in row or None in row.values():
+                raise ValueError(f"line {n + 1} is not the figures of epoch {n}")
+            for field in fields(Epoch):
+                (float if field.type is float else int)(row[field.name])  # launches: their total
+        launch_counts(rows)
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise ValueError(f"{folder / METRICS}: not the figures of a run ({_line(error)})") from None
     return rows
@@ -186,8 +190,8 @@ def read_config(folder: Path) -> Config:
         raise ValueError(f"{folder}: no run is here ({CONFIG} and {WEIGHTS} are missing)")
     try:
         return _checked(json.loads((folder / CONFIG).read_text()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG}: not the configuration of a run ({error!r})") from None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{folder / CONFIG}: not the configuration of a run ({_line(repr(error))})") from None
 
 
 def _checked(values: dict[str, Any]) -> Config:
@@ -199,8 +203,12 @@ def _checked(values: dict[str, Any]) -> Config:
             raise TypeError(f"{name} must be {kind}, but is {value!r}")
         if kind is float and not math.isfinite(value):
             raise ValueError(f"{name} must be finite, but is {value}")
-    if min(config.std, config.epochs, config.batch_size) <= 0:
-        raise ValueError("std, epochs and batch_size must be positive")
+    if min(config.lr, config.epochs, config.batch_size) <= 0 or config.std < LEAST_STD:
+        raise ValueError("lr, std, epochs and batch_size must be positive")
+    if config.channels not in (1, 3) or not all(0 < side < 10**4 for side in (config.height, config.width)):
+        raise ValueError("channels must be 1 or 3, height and width 1 to 9999")
+    if not (0 <= config.seed < 2**32 and 0 <= config.smoothing <= 1):
+        raise ValueError("seed must be 0 to 2^32 - 1, smoothing 0 to 1")
     if not all(isinstance(name, str) for name in config.classes):
         raise ValueError("classes must be names")
     return config
@@ -211,8 +219,8 @@ def load(folder: Path, device: torch.device) -> tuple[Classifier, Config]:
     config = read_config(folder)
     try:
         model = build(config, device)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / CONFIG}: not the configuration of a run ({error!r})") from None
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{folder / CONFIG}: not the configuration of a run ({_line(repr(error))})") from None
     try:
         model.load_state_dict(load_weights((folder / WEIGHTS).read_bytes()))
     except (OSError, SafetensorError) as error:

@@ -1,8 +1,9 @@
 """Training and evaluating a classifier: the configuration, the loop epoch by epoch, its state, its figures."""
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from .models import MODELS, Classifier
 __all__ = ["DTYPES", "Config", "Diverged", "Epoch", "Trainer", "build", "evaluate", "normalised", "probabilities"]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+LEAST_STD = 1e-6
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Config:
     def of(cls, model: str, source: str, data: ImageSet, **settings: Any) -> "Config":
         """The configuration of a run on these images."""
         images = data.train_images
-        mean, std = images.mean().item(), images.std().item() or 1.0
+        mean, std = images.mean().item(), images.std().item()
+        std = std if std > LEAST_STD else 1.0  # images of a single colour
         return cls(model, source, data.digest, data.channels, *data.size, data.classes, mean, std, **settings)
 
 
@@ -120,6 +125,8 @@ class Trainer:
             on_batch(len(batch), loss_sum / seen, right / seen, seen / (time.perf_counter() - start))
         seconds = time.perf_counter() - start
         test_loss, test_accuracy = evaluate(self.model, self.data, self.config, self.device)
+        if not (math.isfinite(test_loss) and all(weight.isfinite().all() for weight in self._masters.weights)):
+            raise Diverged(f"the test images' loss became {test_loss} in epoch {epoch}; try a lower learning rate")
         ran = {name: count - before.get(name, 0) for name, count in launches().items()}
         self.epoch = epoch
         return Epoch(
@@ -142,6 +149,7 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the remaining epochs depend on, of tensors, numbers and texts."""
         return {
+            "config": asdict(self.config),
             "epoch": self.epoch,
             "weights": [weight.detach() for weight in self._masters.weights],
             "optimizer": self._optimizer.state_dict(),
@@ -151,6 +159,10 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a state. Errors: KeyError, TypeError, ValueError, RuntimeError for one of another training."""
+        if state["config"] != asdict(self.config):
+            raise ValueError("it is of another configuration")
+        if type(state["epoch"]) is not int or not 0 <= state["epoch"] <= self.config.epochs:
+            raise ValueError(f"it is of epoch {state['epoch']!r}")
         for weight, value in zip(self._masters.weights, state["weights"], strict=True):
             if weight.shape != value.shape:
                 raise ValueError(f"weights of {tuple(value.shape)} do not fit the model's {tuple(weight.shape)}")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 
 import pytest
@@ -112,7 +113,7 @@ def test_changed_images(tmp_path, device):
     (images / "a" / "new.png").write_bytes((images / "b" / "1.png").read_bytes())
     code, _, error = command("evaluate", tmp_path / "run")
     assert code == 0
-    assert "warning: the images in" in error
+    assert "is not what the training held back from" in error
     (images / "a" / "new.png").rename(images / "a" / "new.txt")
     assert "files are no PNG or JPEG" in command("evaluate", tmp_path / "run")[2]
 
@@ -175,6 +176,7 @@ def test_bad_image(run, picture, tmp_path):
         ("--model", "resnet"),
         ("--size", "0"),
         ("--size", "32x"),
+        ("--size", "10000"),
         ("--seed", -1),
         ("--seed", 2**32),
         ("--data", "nowhere"),
@@ -201,6 +203,26 @@ def test_bad_folders(tmp_path):
     for name, words in (("empty", "has none"), ("one", "has only 'only'")):
         refused(("train", "--data", tmp_path / name, "--out", tmp_path / "new"), "error: --data", words)
     assert not (tmp_path / "new").exists()
+
+
+def test_names_of_any_kind(run, data, picture, tmp_path):
+    """Names that are too long, of any bytes, or that look like markup; and a size for images that have their own."""
+    long = tmp_path / ("x" * 300)
+    for args in (("train", "--out", long), ("predict", long, picture), ("show", "china", "--out", long)):
+        refused(args, "error: ", "File name too long")
+    odd = tmp_path / os.fsdecode(b"\xff.png")
+    odd.write_bytes(picture.read_bytes())
+    code, out, error = process("predict", run[0], odd)
+    assert code == 0, error
+    assert "\\udcff.png: " in out
+    images = write_images(tmp_path / "images", ["[red]", "[link=a]b", "日本"])
+    refused(("train", "--data", images, "--out", images / "run"), "it is inside --data")
+    code, _, error = command("train", "--data", images, "--size", 8, "--epochs", 1, "--out", tmp_path / "run")
+    assert (code, error) == (0, "")
+    code, out, _ = command("evaluate", tmp_path / "run")
+    assert code == 0
+    assert all(name in out for name in ("[red]", "[link=a]b", "日本"))
+    refused(("train", "--size", 32, "--out", tmp_path / "new"), "error: --data digits: its images are 8 x 8 pixels")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA GPU is here, so asking for one is right")

@@ -152,6 +152,16 @@ def test_bad_idx(tmp_path):
     write_idx(images, np.zeros((39, 7, 6), np.uint8))
     with pytest.raises(ValueError, match="hold 39 images and 40 labels"):
         read(str(tmp_path), 0)
+    write_idx(images, np.zeros((0, 7, 6), np.uint8))
+    with pytest.raises(ValueError, match=r"holds no values \(0 x 7 x 6\)"):
+        read(str(tmp_path), 0)
+    images.unlink()
+    packed = bytearray(gzip.compress(whole))
+    packed[10] = 0xFF  # a kind of block that there is not: the data can't be unpacked
+    images.with_name(f"{images.name}.gz").write_bytes(packed)
+    with pytest.raises(ValueError, match="not a readable gzip file"):
+        read(str(tmp_path), 0)
+    write_idx(images, np.zeros((39, 7, 6), np.uint8))
     images.rename(f"{images}.gz")
     with pytest.raises(ValueError, match="not a readable gzip file"):
         read(str(tmp_path), 0)
@@ -184,6 +194,43 @@ def test_colour_size_and_direction(tmp_path):
     small = load_image(tmp_path / "turned.png", 3, (2, 5))
     assert small.shape == (3, 2, 5)
     assert torch.equal(small[0], torch.tensor([[0.0], [1.0]]).expand(2, 5))
+
+
+def test_broken_exif(tmp_path):
+    """Whatever is wrong with a camera's notes, the image is loaded, or refused in one line."""
+    pixels = Image.fromarray(np.full((16, 16, 3), 128, np.uint8))
+    notes = pixels.getexif()
+    notes[0x0112], notes[0x010F], notes[0x011A] = 6, "maker", 72.0
+    pixels.save(tmp_path / "good.jpg", exif=notes)
+    good = (tmp_path / "good.jpg").read_bytes()
+    draw, refusals = np.random.default_rng(int(torch.randint(2**31, ()))), []
+    for _ in range(300):
+        bad = bytearray(good)
+        bad[int(draw.integers(20, 120))] = int(draw.integers(256))
+        (tmp_path / "bad.jpg").write_bytes(bad)
+        try:
+            image = load_image(tmp_path / "bad.jpg", 3)
+        except ValueError as error:
+            refusals.append(str(error))
+        else:
+            assert image.shape == (3, 16, 16)
+    assert len(refusals) < 200
+    assert all("bad.jpg: not a readable image" in refusal for refusal in refusals)
+
+
+@pytest.mark.parametrize("name", ["a\x01b", "a\nb", "\udcff\udcfe"], ids=ascii)
+def test_a_class_that_cannot_be_printed(tmp_path, name):
+    write_images(tmp_path / "images", ["a", name])
+    with pytest.raises(ValueError, match=r"^[ -~]*can't be printed; rename it$"):
+        image_folder(tmp_path / "images", 0, (8, 8))
+
+
+def test_a_size_is_for_image_files(tmp_path):
+    idx_folder(tmp_path)
+    assert read(str(tmp_path), 0, (7, 6)).size == (7, 6)
+    for source in (str(tmp_path), "digits"):
+        with pytest.raises(ValueError, match=r"its images are \d x \d pixels; another size is for folders"):
+            read(source, 0, (9, 9))
 
 
 def test_unreadable_images(tmp_path):

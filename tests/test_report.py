@@ -16,6 +16,7 @@ from checks import kernels_only
 from cnn_triton import nn, pages, photograph, report, runs
 from cnn_triton.anatomy import feature_maps, stages, weight_counts
 from cnn_triton.models import MODELS
+from cnn_triton.training import normalised, probabilities
 from small import command, config, few, refused, trainer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -35,11 +36,12 @@ def perturbed(features, size, p, q):
     "layers",
     [
         lambda: [nn.Conv2d(2, 3, 3, padding="same")],
+        lambda: [nn.Conv2d(2, 3, 3, padding="same"), nn.MaxPool2d(2, ceil_mode=True), nn.Conv2d(3, 3, 3, padding=1)],
         lambda: [nn.Conv2d(2, 3, (4, 2), padding="same"), nn.AvgPool2d(2)],
         lambda: [nn.Conv2d(2, 4, 3, padding=1), nn.AvgPool2d(2), nn.Conv2d(4, 2, (3, 5)), nn.AvgPool2d(3, 2, 1)],
         lambda: [nn.Conv2d(2, 4, (5, 2), (2, 3), (3, 1)), nn.Conv2d(4, 4, 3, dilation=(2, 1), groups=2)],
     ],
-    ids=range(4),
+    ids=range(5),
 )
 def test_receptive_fields(layers):
     """The fields computed are those in which a change of the input changes the output."""
@@ -48,7 +50,9 @@ def test_receptive_fields(layers):
     found = stages(features, 2, size)
     for depth, stage in enumerate(found, 1):
         p, q = stage.output[1] // 2, stage.output[2] // 2
-        assert perturbed(features[:depth], size, p, q) == stage.field.box(p, q)
+        # A max pool passes the gradient of its winner alone: an average over the same window stands for it.
+        smooth = [nn.AvgPool2d(f.kernel_size, ceil_mode=True) if isinstance(f, nn.MaxPool2d) else f for f in features]
+        assert perturbed(torch.nn.Sequential(*smooth[:depth]), size, p, q) == stage.field.box(p, q)
     assert stage.output == features(torch.zeros(1, 2, *size, dtype=torch.float64)).shape[1:]
 
 
@@ -156,6 +160,86 @@ def test_every_picture_is_there(page, data):
     assert np.array_equal(pixels[..., 0], (data.test_images[seven, 0] * 255).round().byte().numpy())
 
 
+def tables(text):
+    """The cells of a page's tables, by row: {id or number: rows}."""
+    found = {}
+    for n, (attributes, body) in enumerate(re.findall(r"<table([^>]*)>(.*?)</table>", text, re.S)):
+        name = re.search(r'id="([^"]*)"', attributes)
+        rows = [re.findall(r"<td>(.*?)</td>", row, re.S) for row in re.findall(r"<tr>(.*?)</tr>", body, re.S)]
+        found[name[1] if name else n] = [row for row in rows if row]
+    return found
+
+
+def test_what_it_says_is_true(run, data, device):
+    """Weights, probabilities, kernels, maps, frames, the confusion matrix and the curves, each worked out anew."""
+    model, settings = runs.load(run, device)
+    text = report.write_report(run, model, settings, data, device).read_text()
+    page, found = Page(text), tables(text)
+    assert f"{sum(p.numel() for p in model.parameters()):,} weights and biases" in page.text
+    shares = probabilities(model, data.test_images, settings, device)
+
+    # one map: (HW)², HW·9, 9; the second layer: 16 maps of 4 x 4 to 32 of 4 x 4, and at 1000 x 1000 of 500 x 500
+    assert found["one-map"] == [["8 × 8", "4,096", "576", "9"], ["1000 × 1000", "10¹²", "9,000,000", "9"]]
+    small, big = 16 * 16 * 32 * 16, 16 * 500**2 * 32 * 500**2
+    assert found["layers"][1][1:] == [
+        f"{small:,}", f"{32 * 16 * 16 * 9:,}", "4,608", pages.count(big), pages.count(32 * 500**2 * 16 * 9), "4,608",
+    ]  # fmt: skip
+
+    first = [int((data.test_labels == c).nonzero()[0]) for c in range(10)]
+    for c in range(10):
+        top = shares[first[c]].argsort(descending=True).tolist()
+        assert [row[0] for row in found[c]] == [str(i) for i in top]
+        assert [row[2] for row in found[c]] == [f"{100 * shares[first[c], i]:.1f} %" for i in top]
+
+    # each tile of 48 + 4 pixels is a map's 8 x 8 (or 4, 2) pixels, brightest where the map is
+    sheets = [picture(a["src"]).astype(int).sum(2) for a in page.classes("img", "maps")]
+    for c in (0, 7):
+        image = normalised(data.test_images[first[c]][None], settings, device)
+        for sheet, values in zip(sheets[4 * c : 4 * c + 4], feature_maps(model.features, image), strict=True):
+            k, p, q = (int(i) for i in np.unravel_index(int(values.argmax()), values.shape))
+            side = 48 // values.shape[1]
+            tile = sheet[k // 16 * 52 :, k % 16 * 52 :][:48, :48]
+            assert tile[p * side, q * side] == tile.max() == max(sheet.max(), 1)
+    weight = model.first.weight.detach().float().cpu()
+    kernels = picture(page.classes("img", "sheet")[0]["src"]).astype(int)
+    redder = kernels[..., 0] - kernels[..., 2]
+    for k in (0, 5, 15):
+        r, s = divmod(int(weight[k, 0].abs().argmax()), 3)
+        assert (redder[16 * r + 8, 52 * k + 16 * s + 8] > 0) == (weight[k, 0, r, s] > 0)
+
+    # frames: the second is round the image, each as computed
+    frames = [a for a in page.of("rect") if a.get("stroke")]
+    for frame, stage in zip(frames, stages(model.features, 1, (8, 8)), strict=True):
+        box = stage.field.box(stage.output[1] // 2, stage.output[2] // 2)
+        assert tuple(int(frame[name]) for name in ("y", "x", "height", "width")) == box
+
+    drawn = base64.b64decode(page.of("img", id="confusion")[0]["src"].split(",")[1]).decode()
+    numbers = [int(n) for n in re.findall(r">(\d+)</text>", drawn)]
+    counts = torch.zeros(10, 10, dtype=torch.int64)
+    for right, said in zip(data.test_labels.tolist(), shares.argmax(1).tolist(), strict=True):
+        counts[right, said] += 1
+    filled = counts[counts > 0].tolist()
+    assert numbers[-len(filled) :] == filled  # row by row, after the axes' labels
+
+    wrong = (shares.argmax(1) != data.test_labels).nonzero()[:, 0]
+    worst = wrong[shares[wrong].amax(1).argsort(descending=True)][:12].tolist()
+    mistaken = [a["src"] for a in page.of("img") if (a.get("alt") or "").startswith("An image of class")]
+    for src, i in zip(mistaken, worst, strict=True):
+        assert np.array_equal(picture(src)[..., 0], (data.test_images[i, 0] * 255).round().byte().numpy())
+
+
+def test_other_images_are_not_called_unseen(run, data, device):
+    model, settings = runs.load(run, device)
+    other = data._replace(test_images=data.train_images[:20], test_labels=data.train_labels[:20])
+    text = report.write_report(run, model, settings, other, device).read_text()
+    assert "of 20 images, which the training may have seen, right" in text
+    assert "not seen in training" not in text
+    assert "unseen" not in text
+    few_classes = report.write_report(run, model, settings, data, device, ("7", "7", "3")).read_text()
+    assert "An example of 2 of the 10 classes" in few_classes
+    assert few_classes.count(" checked>") == 1
+
+
 def test_nothing_is_fetched(page):
     links = [a[k] for _, a in page.elements for k in ("src", "href") if k in a]
     assert links
@@ -165,8 +249,6 @@ def test_nothing_is_fetched(page):
 
 def test_mistakes_and_confusion(run, data, device, page):
     model, settings = runs.load(run, device)
-    from cnn_triton.training import probabilities
-
     shares = probabilities(model, data.test_images, settings, device)
     wrong = (shares.argmax(1) != data.test_labels).nonzero()[:, 0]
     assert len(page.classes("figure", "mistake")) == min(len(wrong), 12)

@@ -1,10 +1,13 @@
 """Run folders: whole after a kill at any moment, continued bit for bit, used by one process, never overwritten."""
 
 import csv
+import io
 import json
+import math
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from cnn_triton import runs, training
-from cnn_triton.data import digits
+from cnn_triton.data import digits, read
 from small import command, config, few, process, refused, trainer, write_images
 
 
@@ -152,30 +155,67 @@ def test_nothing_is_overwritten(finished, data, device, tmp_path):
     assert names(mine) == ["notes.txt"]
 
 
-@pytest.mark.parametrize(
-    "what", ["state of another network", "torn state", "stranger's state", "no state", "figures", "lost figures"]
-)
-def test_bad_state(data, device, tmp_path, what):
-    folder = tmp_path / "run"
+def state_of(trained, **changes):
+    """A training's state as bytes, with parts of it changed."""
+    file = io.BytesIO()
+    torch.save(trained.state_dict() | changes, file)
+    return file.getvalue()
+
+
+BAD_STATES = {
+    "torn": lambda good, one: good[:1000],
+    "missing": lambda good, one: None,
+    "a stranger's": lambda good, one: state_of(one(), config={}),
+    "of another network": lambda good, one: state_of(one(model="vgg")),
+    "of another seed": lambda good, one: state_of(one(seed=5)),
+    "of epoch -1": lambda good, one: state_of(one(), epoch=-1),
+    "of epoch 2": lambda good, one: state_of(one(), epoch=2),
+    "of epoch x": lambda good, one: state_of(one(), epoch="x"),
+}
+BAD_FIGURES = ("epoch,loss\n7,x\n", "epoch,loss\n", "epoch,loss\n1,2\n", "", None, "torn", "longer", "no number")
+
+
+@pytest.fixture(scope="module")
+def one_epoch(data, device, tmp_path_factory):
+    """A finished run of one epoch."""
+    folder = tmp_path_factory.mktemp("runs") / "one"
     train(folder, data, device, epochs=1)
-    state = folder / "training.pt"
-    if what == "state of another network":
-        torch.save(trainer(data, device, model="vgg").state_dict(), state)
-    elif what == "torn state":
-        state.write_bytes(state.read_bytes()[:1000])
-    elif what == "stranger's state":
-        torch.save({"epoch": 1}, state)
-    elif what == "no state":
-        state.unlink()
-    else:
-        (folder / "metrics.csv").write_text("epoch,loss\n7,x\n" if what == "figures" else "epoch,loss\n")
+    return folder
+
+
+def not_resumed(folder, data, device):
+    """A run that can't be gone on with: nothing of it is changed, and its weights still load."""
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(
-        (ValueError, OSError), match=r"not a state of this training|No such file|not the figures|has 0 epochs"
-    ):
+    with pytest.raises((ValueError, OSError), match=r"not a state of this|No such file|not the figures|has 0 epochs"):
         runs.Run.resume(folder, trainer(data, device, epochs=1))
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     runs.load(folder, device)
+
+
+@pytest.mark.parametrize("what", BAD_STATES)
+def test_bad_state(one_epoch, data, device, tmp_path, what):
+    folder = shutil.copytree(one_epoch, tmp_path / "run")
+    state = folder / "training.pt"
+    content = BAD_STATES[what](state.read_bytes(), lambda **changes: trainer(data, device, epochs=1, **changes))
+    if content is None:
+        state.unlink()
+    else:
+        state.write_bytes(content)
+    not_resumed(folder, data, device)
+
+
+@pytest.mark.parametrize("content", BAD_FIGURES)
+def test_bad_figures(one_epoch, data, device, tmp_path, content):
+    folder = shutil.copytree(one_epoch, tmp_path / "run")
+    file = folder / "metrics.csv"
+    good = file.read_text()
+    changed = {"torn": good[:-40], "longer": good.rstrip() + ",1,2\n", "no number": good.replace("\n1,", "\n1,x", 1)}
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(changed.get(content, content))
+        assert file.read_text() != good
+    not_resumed(folder, data, device)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +223,7 @@ def test_bad_state(data, device, tmp_path, what):
     [
         {"mean": "x"}, {"std": 0}, {"mean": float("nan")}, {"epochs": 1.5}, {"classes": [1, 2]}, {"model": ["lenet5"]},
         {"model": "resnet"}, {"batch_size": 0}, {"dtype": "int8"}, {"height": 0}, {"extra": 1},
+        {"height": 10**7}, {"smoothing": 5.0}, {"std": 10**400}, {"std": 1e-300}, {"seed": -1}, {"lr": -0.1},
     ],
     ids=str,
 )  # fmt: skip
@@ -252,19 +293,26 @@ def test_resume_begins_and_ends(images, tmp_path):
     out = tmp_path / "run"
     brief = ("train", "--data", images, "--size", 8, "--epochs", 1, "--out", out, "--resume")
     assert command(*brief)[0] == 0
-    before = {name: (out / name).read_bytes() for name in FILES}
+    kept = [name for name in FILES if name != "training.pt"]  # written again: the same state, packed otherwise
+    before = {name: (out / name).read_bytes() for name in kept}
     code, said, _ = command("train", "--out", out, "--resume")
     assert code == 0
     assert "Going on after epoch 1 of 1" in said
-    assert {name: (out / name).read_bytes() for name in FILES} == before
-    for option in (("--epochs", 2), ("--lr", 0.5), ("--model", "vgg"), ("--data", "digits"), ("--size", 9)):
+    assert {name: (out / name).read_bytes() for name in kept} == before
+    for option in (("--epochs", 2), ("--lr", 0.5), ("--model", "vgg"), ("--size", 9)):
         refused(("train", "--out", out, "--resume", *option), f"error: {option[0]}: the run in {out} was begun")
+    moved = images.rename(images.with_name("moved"))
+    refused(("train", "--out", out, "--resume"), "error: --data", "neither 'digits' nor a folder")
+    assert command("train", "--out", out, "--resume", "--data", moved)[0] == 0
+    assert {name: (out / name).read_bytes() for name in kept} == before
+    refused(("train", "--out", out, "--resume", "--data", "digits"), "error: --data digits: these are not the images")
+    moved.rename(images)
     (images / "bright" / "more.png").write_bytes((images / "bright" / "0.png").read_bytes())
     try:
         refused(("train", "--out", out, "--resume"), "error: --data", "not the images that the run in")
     finally:
         (images / "bright" / "more.png").unlink()
-    assert {name: (out / name).read_bytes() for name in FILES} == before
+    assert {name: (out / name).read_bytes() for name in kept} == before
     refused(("train", "--resume"), "--resume needs --out")
 
 
@@ -283,7 +331,14 @@ def test_a_full_disk(images, device, tmp_path):
 
 def test_a_loss_that_is_not_finite(images, device, tmp_path):
     out = tmp_path / "run"
-    refused((*options(images, out), "--lr", 1e30), "the loss became", "try a lower learning rate", "keeps")
+    refused((*options(images, out), "--lr", 1e30), "loss became", "try a lower learning rate", "keeps")
     assert names(out) == FILES
-    model, _ = runs.load(out, device)
-    assert all(p.isfinite().all() for p in model.parameters())
+    model, settings = runs.load(out, device)
+    kept = read(settings.data, settings.seed, (settings.height, settings.width))
+    assert math.isfinite(training.evaluate(model, kept, settings, device)[0])
+
+
+def test_a_single_step_that_breaks_the_weights(images, tmp_path):
+    """The loss is finite before the only step of the only epoch, and no longer after it: nothing is saved of it."""
+    brief = ("train", "--data", images, "--size", 8, "--epochs", 1, "--lr", 1e30, "--out", tmp_path / "run")
+    refused(brief, "loss became", "in epoch 1; try a lower learning rate", "keeps the state after epoch 0")
