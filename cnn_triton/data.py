@@ -153,7 +153,7 @@ def idx_files(folder: Path, seed: int) -> ImageSet:
         if missing:
             raise ValueError(f"{folder}: the {' and '.join(sorted(missing))} file of the {part} images is missing")
         images, labels = _idx(pairs[part]["images"], 3), _idx(pairs[part]["labels"], 1)
-        if len(images) != len(labels) or len(images) == 0:
+        if len(images) != len(labels):
             raise ValueError(f"{folder}: the {part} files hold {len(images)} images and {len(labels)} labels")
         parts[part] = torch.from_numpy(images).float()[:, None] / 255, torch.from_numpy(labels).long()
     present = torch.cat([labels for _, labels in parts.values()]).unique()

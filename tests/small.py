@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from cnn_triton import data, training
+from cnn_triton import data, runs, training
 from cnn_triton.cli import app
 
 
@@ -31,6 +31,21 @@ def config(images, **changes):
 def trainer(images, device, **changes):
     settings = config(images, **changes)
     return training.Trainer(training.build(settings, device), images, settings, device)
+
+
+def train(folder, data, device, **changes):
+    """A finished run, of two epochs unless told otherwise; returns its trainer."""
+    one = trainer(data, device, **changes)
+    run = runs.Run.create(folder, one)
+    while one.epoch < one.config.epochs:
+        run.add(one.run_epoch(), one)
+    run.close()
+    return one
+
+
+def same(a, b):
+    """Are two state_dicts equal, bit for bit?"""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def write_images(folder, classes, channels=1, count=6, side=8):

@@ -11,9 +11,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from typer.testing import CliRunner
 
-from cnn_triton import runs, training
+from cnn_triton import training
 from cnn_triton.cli import app
-from small import command, config, few, process, refused, trainer, write_images
+from small import command, config, few, process, refused, train, write_images
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +25,7 @@ def data():
 def run(data, device, tmp_path_factory):
     """A short run on a few of the digits: its folder and model."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    one = trainer(data, device)
-    saved = runs.Run.create(folder, one)
-    saved.add(one.run_epoch(), one)
-    saved.close()
+    one = train(folder, data, device, epochs=1)
     return folder, one.model
 
 

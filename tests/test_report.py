@@ -17,7 +17,7 @@ from cnn_triton import nn, pages, photograph, report, runs
 from cnn_triton.anatomy import feature_maps, stages, weight_counts
 from cnn_triton.models import MODELS
 from cnn_triton.training import normalised, probabilities
-from small import command, config, few, refused, trainer
+from small import command, config, few, refused, train, trainer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -127,10 +127,7 @@ def data():
 def run(data, device, tmp_path_factory):
     """A short run's folder."""
     folder = tmp_path_factory.mktemp("runs") / "<run> & co"
-    one = trainer(data, device)
-    saved = runs.Run.create(folder, one)
-    saved.add(one.run_epoch(), one)
-    saved.close()
+    train(folder, data, device, epochs=1)
     return folder
 
 

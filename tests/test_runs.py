@@ -19,22 +19,12 @@ from safetensors.torch import load_file
 
 from cnn_triton import runs, training
 from cnn_triton.data import digits, read
-from small import command, config, few, process, refused, trainer, write_images
+from small import command, config, few, process, refused, same, train, trainer, write_images
 
 
 @pytest.fixture(scope="module")
 def data():
     return few(48, 10)
-
-
-def train(folder, data, device, **changes):
-    """A finished run of two epochs."""
-    one = trainer(data, device, **changes)
-    run = runs.Run.create(folder, one)
-    while one.epoch < one.config.epochs:
-        run.add(one.run_epoch(), one)
-    run.close()
-    return one
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +33,6 @@ def finished(data, device, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "finished"
     one = train(folder, data, device)
     return folder, one.model.state_dict()
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def names(folder):

@@ -8,7 +8,7 @@ import torch
 import cnn_triton
 from cnn_triton import training
 from cnn_triton.models import MODELS, VGG, LeNet5
-from small import config, few, trainer
+from small import config, few, same, trainer
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +18,6 @@ def data():
 
 def weights(trained):
     return {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize(("model", "lr"), [("lenet5", 0.01), ("vgg", 0.005)])
