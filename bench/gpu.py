@@ -55,7 +55,7 @@ def part(name: str, command: list[str], out: Path, minutes: float, **variables: 
     return ended
 
 
-def commands(out: Path, minutes: float) -> dict[str, tuple[list[str], dict[str, str]]]:
+def commands(out: Path, minutes: float, resume: bool = False) -> dict[str, tuple[list[str], dict[str, str]]]:
     """What each part runs, and with which environment variables."""
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
     extra = [file for file, modules in NEEDS.items() if all(map(importlib.util.find_spec, modules))]
@@ -64,6 +64,7 @@ def commands(out: Path, minutes: float) -> dict[str, tuple[list[str], dict[str, 
     checked = [*pytest, "-v", "tests/test_ops.py", "-k", "same_bits_twice"]
     memcheck = [shutil.which("compute-sanitizer") or "", "--tool", "memcheck", "--error-exitcode", "1", *checked]
     bench = [sys.executable, "-m", "bench.run", "--out", str(out), "--minutes", f"{minutes:.3g}"]
+    bench += ["--resume"] if resume else []
     return {
         "tests": (native, {}),
         "sanitizer": (memcheck, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}),
@@ -71,14 +72,14 @@ def commands(out: Path, minutes: float) -> dict[str, tuple[list[str], dict[str, 
     }
 
 
-def run_parts(chosen: tuple[str, ...], out: Path, minutes: float) -> dict[str, str]:
+def run_parts(chosen: tuple[str, ...], out: Path, minutes: float, resume: bool = False) -> dict[str, str]:
     """How each part ended. The tests get a third of the time, the checker a minute, the benchmarks what is left."""
     end, ended = time.monotonic() + 60 * minutes, {}
     for name in chosen:
         left = (end - time.monotonic()) / 60
         share = left if len(chosen) == 1 else {"tests": minutes / 3, "sanitizer": minutes / 9}.get(name, left)
         limit = min(share, 1.0) if name == "sanitizer" else share
-        command, variables = commands(out, 0.85 * limit)[name]
+        command, variables = commands(out, 0.85 * limit, resume)[name]
         if command[0]:
             ended[name] = part(name, command, out, limit, **variables)
         else:
@@ -103,6 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", choices=PARTS, help="one part alone")
     parser.add_argument("--minutes", type=float, default=9, help="for all parts together")
+    parser.add_argument("--resume", action="store_true", help="the benchmarks go on with the folder's earlier run")
     parser.add_argument("--out", type=Path, help="folder; bench/results/<gpu> unless given")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
@@ -116,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     gpu = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
     out = (options.out or ROOT / "bench" / "results" / gpu).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    ended = run_parts((options.part,) if options.part else PARTS, out, options.minutes)
+    ended = run_parts((options.part,) if options.part else PARTS, out, options.minutes, options.resume)
     summary(ended, out)
     print(f"written to {out}")
     return 0 if all(how.startswith(("exit 0", "skipped")) for how in ended.values()) else 1

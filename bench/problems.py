@@ -1,4 +1,7 @@
-"""What is measured: layers of ResNet-50, VGG-16, LeNet-5 and the demo, in parts, and a whole training step."""
+"""What is measured: the layers of bench/layers.py, pools, the demo's layers, in parts, and a whole training step.
+
+Every layer is measured with bias and ReLU, whatever its network puts between: the figures compare like with like.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -8,6 +11,9 @@ import torch.nn.functional as F
 
 from cnn_triton import functional
 from cnn_triton.models import LeNet5
+
+from .layers import BATCH, BY_NAME, LAYERS, Layer
+from .layers import conv as conv_layer
 
 Call = Callable[..., Any]
 LAST = torch.channels_last
@@ -27,54 +33,34 @@ class Problem(NamedTuple):
     wrt: tuple[int, ...]
 
 
-class Layer(NamedTuple):
-    """A convolution layer: input (n, c, h, h), k outputs, window, stride, padding."""
-
-    n: int
-    c: int
-    h: int
-    k: int
-    size: int
-    stride: int
-    padding: int
-
-
-CONVS = {
-    "resnet50 conv1": Layer(32, 3, 224, 64, 7, 2, 3),
-    "resnet50 1x1 64-256": Layer(32, 64, 56, 256, 1, 1, 0),
-    "resnet50 3x3 64": Layer(32, 64, 56, 64, 3, 1, 1),
-    "resnet50 3x3 128 stride 2": Layer(32, 128, 56, 128, 3, 2, 1),
-    "resnet50 3x3 256": Layer(32, 256, 14, 256, 3, 1, 1),
-    "vgg16 3x3 256": Layer(32, 256, 56, 256, 3, 1, 1),
-    "lenet5 conv2": Layer(32, 6, 14, 16, 5, 1, 0),
-}
-POOLS = {"vgg16 2x2": (32, 64, 224, 2, 2, 0), "resnet50 3x3 stride 2": (32, 64, 112, 3, 2, 1)}
-LINEARS = {"vgg16 fc2": (32, 4096, 4096), "resnet50 fc": (32, 2048, 1000)}
-FEW = ("resnet50 1x1 64-256", "resnet50 3x3 64", "vgg16 3x3 256", "vgg16 2x2", "vgg16 fc2")  # for fp16 and TF32
-
-# torch.compile tunes each of its kernels for tens of seconds: only these are worth the wait.
-COMPILED = (
-    "bf16 conv2d_relu resnet50 3x3 64, forward",
-    "bf16 max_pool2d vgg16 2x2, forward",
-    "bf16 linear_relu vgg16 fc2, forward",
-    "bf16 LeNet5 256x3x64x64, training",
-)
+POOLS = {"vgg16 2x2": (BATCH, 64, 224, 2, 2, 0), "resnet50 3x3 stride 2": (BATCH, 64, 112, 3, 2, 1)}
+# The few for fp16 and TF32.
+FEW = ("1x1 64-256 @56 s1", "3x3 64-64 @56 s1", "3x3 256-256 @56 s1", "vgg16 2x2", "fc 4096-4096")
 CONV_MODES = ("forward", "training", "input grad", "weight grad")
+# torch.compile tunes each of its kernels for tens of seconds: only these are worth the wait, in this order.
+COMPILED = (
+    "bf16 conv2d_relu 3x3 64-64 @56 s1, forward",
+    "bf16 max_pool2d vgg16 2x2, forward",
+    "bf16 linear_relu fc 4096-4096, forward",
+    "bf16 LeNet5 256x3x64x64, training",
+    *(f"bf16 conv2d_relu {layer.name}, {mode}" for mode in CONV_MODES[:2] for layer in LAYERS if layer.heavy),
+)
 
 
-def conv(layer: Layer, mode: str, dtype: torch.dtype, device: torch.device) -> Problem:
+def conv(layer: Layer, n: int, mode: str, dtype: torch.dtype, device: torch.device) -> Problem:
     """conv2d_relu forward or training; or one gradient of the bare convolution, alone."""
-    n, c, h, k, size, stride, padding = layer
-    x = torch.randn(n, c, h, h, device=device).to(dtype).to(memory_format=LAST)
-    w = (torch.randn(k, c, size, size, device=device) / (c * size * size) ** 0.5).to(dtype).to(memory_format=LAST)
+    images, weight, _ = layer.shapes(n)
+    x = torch.randn(images, device=device).to(dtype).to(memory_format=LAST)
+    w = (torch.randn(weight, device=device) / (layer.weights / layer.k) ** 0.5).to(dtype).to(memory_format=LAST)
+    how = (layer.stride, layer.padding, 1, layer.groups)
     if mode in ("input grad", "weight grad"):
         wrt = (0,) if mode == "input grad" else (1,)
-        ours = lambda x, w: functional.conv2d(x, w, None, stride, padding)  # noqa: E731
-        return Problem(ours, lambda x, w: F.conv2d(x, w, None, stride, padding), (x, w), "backward", wrt)
-    b = torch.randn(k, device=device).to(dtype)
+        ours = lambda x, w: functional.conv2d(x, w, None, *how)  # noqa: E731
+        return Problem(ours, lambda x, w: F.conv2d(x, w, None, *how), (x, w), "backward", wrt)
+    b = torch.randn(layer.k, device=device).to(dtype)
     return Problem(
-        lambda x, w, b: functional.conv2d_relu(x, w, b, stride, padding),
-        lambda x, w, b: F.relu(F.conv2d(x, w, b, stride, padding)),
+        lambda x, w, b: functional.conv2d_relu(x, w, b, *how),
+        lambda x, w, b: F.relu(F.conv2d(x, w, b, *how)),
         (x, w, b),
         mode,
         (0, 1, 2),
@@ -123,15 +109,19 @@ def network(shape: tuple[int, int, int], width: int, dtype: torch.dtype, device:
 
 
 def _layers(
-    prefix: str, convs: dict, dense_layers: dict, pools: dict, modes: tuple[str, ...], *to: Any
+    prefix: str, named: dict[str, Layer], n: int, modes: tuple[str, ...], *to: Any
 ) -> Iterator[tuple[str, Call]]:
     for mode in modes:
-        for name, layer in convs.items():
-            what = "conv2d_relu" if mode in ("forward", "training") else "conv2d"
-            yield f"{prefix} {what} {name}, {mode}", lambda a=(layer, mode, *to): conv(*a)
-    for mode in ("forward", "training"):
-        for name, rows in dense_layers.items():
-            yield f"{prefix} linear_relu {name}, {mode}", lambda a=(rows, mode, *to): dense(*a)
+        for name, layer in named.items():
+            if layer.kind == "conv":
+                what = "conv2d_relu" if mode in ("forward", "training") else "conv2d"
+                yield f"{prefix} {what} {name}, {mode}", lambda a=(layer, n, mode, *to): conv(*a)
+            elif mode in ("forward", "training"):
+                rows = (layer.shapes(n).input[0], layer.c, layer.k)
+                yield f"{prefix} linear_relu {name}, {mode}", lambda a=(rows, mode, *to): dense(*a)
+
+
+def _pools(prefix: str, pools: dict[str, tuple[int, ...]], *to: Any) -> Iterator[tuple[str, Call]]:
     for mode in ("forward", "backward"):
         for kind in ("max", "avg"):
             for name, shape in pools.items():
@@ -139,28 +129,50 @@ def _layers(
 
 
 def _demo(batch: int, device: torch.device) -> Iterator[tuple[str, Call]]:
-    convs = {"demo conv1": Layer(batch, 1, 8, 16, 3, 1, 1), "demo conv2": Layer(batch, 16, 4, 32, 3, 1, 1)}
-    dense_layers = {f"demo fc{i}": (batch, c, k) for i, (c, k) in enumerate([(128, 120), (120, 84), (84, 10)], 1)}
+    layers = {"demo conv1": conv_layer(1, 8, 16, 3), "demo conv2": conv_layer(16, 4, 32, 3)}
+    layers |= {f"demo fc{i}": Layer("linear", c, 1, k) for i, (c, k) in enumerate([(128, 120), (120, 84), (84, 10)], 1)}
     pools = {"demo pool1": (batch, 16, 8, 2, 2, 0), "demo pool2": (batch, 32, 4, 2, 2, 0)}
-    step = ((batch, 1, 8), 16, torch.float32, device)
-    yield f"fp32 LeNet5 {batch}x1x8x8, training", lambda: network(*step)
-    yield from _layers("fp32", convs, dense_layers, pools, CONV_MODES, torch.float32, device)
+    to = (torch.float32, device)
+    yield f"fp32 LeNet5 {batch}x1x8x8, training", lambda: network((batch, 1, 8), 16, *to)
+    yield from _layers("fp32", layers, batch, CONV_MODES, *to)
+    yield from _pools("fp32", pools, *to)
 
 
-def _gpu(device: torch.device) -> Iterator[tuple[str, Call]]:
-    def few(layers: dict) -> dict:
-        return {name: layer for name, layer in layers.items() if name in FEW}
-
+def _every(device: torch.device) -> Iterator[tuple[str, Call]]:
+    few = {name: layer for name, layer in BY_NAME.items() if name in FEW}
     step = ((256, 3, 64), 64, torch.bfloat16, device)
     yield "bf16 LeNet5 256x3x64x64, training", lambda: network(*step)
-    yield from _layers("bf16", CONVS, LINEARS, POOLS, CONV_MODES, torch.bfloat16, device)
-    yield from _layers("tf32", few(CONVS), few(LINEARS), few(POOLS), CONV_MODES, torch.float32, device)
+    yield from _layers("bf16", BY_NAME, BATCH, CONV_MODES, torch.bfloat16, device)
+    yield from _pools("bf16", POOLS, torch.bfloat16, device)
+    yield from _layers("tf32", few, BATCH, CONV_MODES, torch.float32, device)
+    yield from _pools("tf32", {name: shape for name, shape in POOLS.items() if name in FEW}, torch.float32, device)
     # pools read bytes: float16's are bfloat16's
-    yield from _layers("fp16", few(CONVS), few(LINEARS), {}, ("forward", "training"), torch.float16, device)
+    yield from _layers("fp16", few, BATCH, CONV_MODES[:2], torch.float16, device)
+
+
+def layer_of(problem: str) -> Layer | None:
+    """The network's layer that a problem measures, by the problem's name; None for a pool, a network, the demo."""
+    _, _, rest = problem.partition(" ")
+    return BY_NAME.get(rest.rpartition(", ")[0].partition(" ")[2])
+
+
+def _turn(problem: str) -> int:
+    """When a problem's turn comes, for time may run out: heavy layers, those of ResNet-50 and VGG-16, the rest."""
+    layer = layer_of(problem)
+    if layer is None:
+        return 0 if "LeNet5" in problem else 2
+    if layer.heavy:
+        return 1
+    return 2 if layer.times("ResNet-50") or layer.times("VGG-16") else 3
+
+
+def _gpu(device: torch.device) -> list[tuple[str, Call]]:
+    return sorted(_every(device), key=lambda named: _turn(named[0]))
 
 
 def problems(device: torch.device, batch: int = 128) -> dict[str, Callable[[], Problem]]:
-    """Makers of the problems by name: on a GPU real layers in bf16, TF32 and fp16; else the demo's, at this batch.
+    """Makers of the problems by name: on a GPU real layers in bf16, TF32 and fp16, the important ones first; else the
+    demo's, at this batch.
 
     The first word of a name is the arithmetic, and names the ceiling that its rate is compared with.
     """

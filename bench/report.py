@@ -1,7 +1,8 @@
-"""What is said about a run: where and with what it was measured, and the table."""
+"""What is said about a run: where and with what it was measured, means over the layers, and the table."""
 
 import datetime
 import platform
+import statistics
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 import triton
 
 import cnn_triton
+
+from .layers import BATCH, LAYERS
+from .problems import CONV_MODES, layer_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,6 +70,57 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Geometric means over the networks' layers, by arithmetic and mode: how much faster ours is than each layer's best
+    baseline, and of the heavy layers' shares of the product's ceiling; each with the number of layers it is over."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if layer_of(row["problem"]):
+            groups.setdefault((row["problem"].split()[0], row["problem"].rpartition(", ")[2]), []).append(row)
+    found = []
+    for (arithmetic, mode), group in groups.items():
+        shares = [row["share of product"] for row in group if layer_of(row["problem"]).heavy]
+        found.append({
+            "arithmetic": arithmetic,
+            "mode": mode,
+            "layers": len(group),
+            "layers with compile": sum("compile" in row["ratio"] for row in group),
+            "best baseline / ours": statistics.geometric_mean(min(row["ratio"].values()) for row in group),
+            "heavy layers": len(shares),
+            "share of product": statistics.geometric_mean(shares) if shares else None,
+        })  # fmt: skip
+    return found
+
+
+def _means(rows: list[dict[str, Any]]) -> list[str]:
+    """The means as lines of Markdown; none if no layer of the networks was measured."""
+    found = means(rows)
+    if not found:
+        return []
+    every = {mode: sum(layer.kind == "conv" or mode in CONV_MODES[:2] for layer in LAYERS) for mode in CONV_MODES}
+    heavy = sum(layer.heavy for layer in LAYERS)
+    head = ["geometric means", "best baseline / ours", "over layers", "heavy: of product", "over heavy layers"]
+    lines = ["", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for mean in found:
+        share = mean["share of product"]
+        cells = [
+            f"{mean['arithmetic']} {mean['mode']}",
+            f"{mean['best baseline / ours']:.3g}",
+            f"{mean['layers']} of {every[mean['mode']]}",
+            "" if share is None else f"{share:.2%}",
+            f"{mean['heavy layers']} of {heavy}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    compiled = sum(mean["layers with compile"] for mean in found)
+    return [
+        *lines,
+        "",
+        f"The layers: every distinct one of five networks, at batch {BATCH}, each counted once; the heavy ones are 3x3 "
+        "convolutions of 128 channels or more. The best baseline is the faster of PyTorch eager and torch.compile, "
+        f"which {compiled} of these {sum(mean['layers'] for mean in found)} rows have.",
+    ]
+
+
 def table(report: dict[str, Any]) -> str:
     """A report as Markdown. A ratio above 1 means that ours is faster."""
     head = ["problem", "ours, ms (p20-p80)", "host, ms", "eager / ours", "compile / ours"]
@@ -73,6 +128,7 @@ def table(report: dict[str, Any]) -> str:
     lines = ["# Results", ""]
     lines += [f"- {name}: {value}" for name, value in report["environment"].items()]
     lines += [f"- ceiling, {name}: {value:.4g}" for name, value in report["ceilings"].items()]
+    lines += _means(report["rows"])
     lines += ["", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in report["rows"]]
     notes = [f"- {row['problem']}: torch.compile was {row['compile']}" for row in report["rows"] if "compile" in row]

@@ -1,4 +1,7 @@
-"""Runs the benchmarks and writes raw JSON and a table: python -m bench.run --out FOLDER [--minutes M] [--only WORD]."""
+"""Runs the benchmarks and writes raw JSON and a table: python -m bench.run --out FOLDER [--minutes M] [--only WORD].
+
+With --resume it goes on with what an earlier run in that folder left out, so that a long list can be run in parts.
+"""
 
 import argparse
 import json
@@ -10,35 +13,68 @@ import torch
 
 from .measure import ceilings, clock_for, measure, memory_returned, prepare
 from .problems import COMPILED, problems
-from .report import environment, table
+from .report import environment, means, table
 
 Report = dict[str, Any]
 
 
 def write(report: Report, out: Path) -> None:
     """Both files, each replaced in one step: a run that is stopped leaves what it had."""
+    report["means"] = means(report["rows"])
     for name, text in (("bench.json", json.dumps(report, indent=1) + "\n"), ("results.md", table(report))):
         (out / f"{name}.part").write_text(text)
         (out / f"{name}.part").replace(out / name)
 
 
+def earlier(out: Path, where: dict[str, str]) -> Report | None:
+    """The run that this folder holds; errors: ValueError if it had another chip, commit or version of anything."""
+    if not (out / "bench.json").exists():
+        return None
+    found: Report = json.loads((out / "bench.json").read_text())
+    then = found["environment"]
+    other = [name for name in sorted({*then, *where} - {"date"}) if then.get(name) != where.get(name)]
+    if other:
+        raise ValueError(f"the run in {out} can't be resumed, for it had another {', '.join(other)}")
+    return found | {"environment": where}
+
+
+def planned(
+    names: list[str], compiled: tuple[str, ...], rows: list[dict[str, Any]]
+) -> dict[str, tuple[str, bool, float]]:
+    """What is to be done that these rows haven't, in order: problem, whether with torch.compile, and the part of the
+    time that must be left to begin it."""
+    tried = {row["problem"]: row["torch.compile tried"] for row in rows}
+    second = {f"{name}, with torch.compile": name for name in compiled if name in names and not tried.get(name)}
+    spare = 0.35 if second else 0.1
+    first = {name: (name, False, spare) for name in names if name not in tried}
+    return first | {what: (name, True, 0.1) for what, name in second.items()}
+
+
 def bench(
-    out: Path, minutes: float, only: str = "", rounds: int = 30, batch: int = 128, compiled: tuple[str, ...] = COMPILED
+    out: Path,
+    minutes: float,
+    only: str = "",
+    rounds: int = 30,
+    batch: int = 128,
+    compiled: tuple[str, ...] = COMPILED,
+    resume: bool = False,
 ) -> Report:
     """Measures what fits into the time; both files are there after every row. torch.compile comes second, since it
-    takes long and may fail: its rows replace those without it."""
+    takes long and may fail: its rows replace those without it. A resumed run keeps its rows and its ceilings."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     end = time.perf_counter() + 60 * minutes
     prepare(device)
     out.mkdir(parents=True, exist_ok=True)
-    clock = clock_for(device)
-    limits = ceilings(clock, device)
-    report: Report = {"environment": environment(device), "ceilings": limits, "rows": [], "failed": {}, "left out": []}
-    write(report, out)
+    clock, where = clock_for(device), environment(device)
+    report = (earlier(out, where) if resume else None) or {
+        "environment": where, "ceilings": ceilings(clock, device), "rows": [], "failed": {}, "left out": [],
+    }  # fmt: skip
+    limits = report["ceilings"]
     chosen = {name: make for name, make in problems(device, batch).items() if only in name}
-    passes = [(name, False, 0.35) for name in chosen] + [(name, True, 0.1) for name in chosen if name in compiled]
-    for name, compile, spare in passes:
-        what = f"{name}, with torch.compile" if compile else name
+    passes = planned(list(chosen), compiled, report["rows"])
+    report["left out"] = [what for what in report["left out"] if what not in passes]
+    write(report, out)
+    for what, (name, compile, spare) in passes.items():
         if time.perf_counter() > end - spare * 60 * minutes:
             report["left out"].append(what)
             continue
@@ -50,10 +86,12 @@ def bench(
         except Exception as reason:  # one problem's failure must not cost the others, and is in the report
             report["failed"][what] = f"{type(reason).__name__}: {reason}"[:1000]
         else:
-            row["seconds"] = time.perf_counter() - begun
+            row["seconds"], row["torch.compile tried"] = time.perf_counter() - begun, compile
             keep = [r for r in report["rows"] if r["problem"] != name]
             place = next((i for i, r in enumerate(report["rows"]) if r["problem"] == name), len(keep))
             report["rows"] = [*keep[:place], row, *keep[place:]]
+            report["failed"].pop(what, None)
+            report["left out"] = [left for left in report["left out"] if left != name]
         print(f"{time.perf_counter() - begun:6.1f} s  {what}", flush=True)
         write(report, out)
     write(report, out)
@@ -67,8 +105,12 @@ def main() -> int:
     parser.add_argument("--only", default="", help="problems whose name holds this")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--batch", type=int, default=128, help="of the demo's shapes, without a GPU")
+    parser.add_argument("--resume", action="store_true", help="go on with the run that the folder holds")
     options = parser.parse_args()
-    report = bench(options.out, options.minutes, options.only, options.rounds, options.batch)
+    try:
+        report = bench(options.out, options.minutes, options.only, options.rounds, options.batch, resume=options.resume)
+    except ValueError as reason:
+        parser.error(str(reason))
     print(table(report))
     return 1 if report["failed"] or not report["rows"] else 0
 

@@ -1,6 +1,7 @@
 """The benchmarks as a test of themselves: every problem, baselines, both clocks, files and table, and their limits."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench import gpu, measure, problems, report  # noqa: E402
-from bench.run import bench  # noqa: E402
+from bench import gpu, layers, measure, problems, report  # noqa: E402
+from bench.run import bench, planned  # noqa: E402
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 LIMITS = {"copy, GB/s": 1.0, "fp32 product, TFLOP/s": 1.0}
@@ -32,6 +33,7 @@ def test_report(tmp_path, monkeypatch):
     assert not found["failed"]
     assert not found["left out"]
     assert [row["problem"] for row in found["rows"]] == names
+    assert found["means"] == []  # the demo's layers are none of the networks'
     for row in found["rows"]:
         assert row["launches"] > 0
         assert row["flops"] > 0
@@ -42,6 +44,86 @@ def test_report(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(found))
     lines = (tmp_path / "results.md").read_text().splitlines()
     assert sum(line.startswith("| ") for line in lines) == len(names) + 2  # its head is two lines
+
+
+@no_gpu
+def test_layers_of_the_networks(tmp_path, monkeypatch):
+    """LeNet-5's layers through all of it: rows, means that follow from the rows, both in the table."""
+    few = {layer.name: layer for layer in layers.LAYERS if layer.times("LeNet-5") and layer.k < 120}
+    made = lambda batch, device: problems._layers("fp32", few, batch, problems.CONV_MODES[:2], torch.float32, device)  # noqa: E731
+    monkeypatch.setattr(problems, "_demo", made)
+    found = bench(tmp_path, minutes=5, rounds=1, batch=2, compiled=())
+    assert not found["failed"]
+    assert len(found["rows"]) == 2 * len(few)
+    text = (tmp_path / "results.md").read_text()
+    for mode, mean in zip(("forward", "training"), found["means"], strict=True):
+        ratios = [row["ratio"]["eager"] for row in found["rows"] if row["problem"].endswith(f", {mode}")]
+        assert mean["layers"] == len(ratios) == len(few)
+        assert math.isclose(mean["best baseline / ours"], math.prod(ratios) ** (1 / len(ratios)))
+        assert f"| fp32 {mode} | {mean['best baseline / ours']:.3g} | {len(few)} of {len(layers.LAYERS)} |" in text
+
+
+@no_gpu
+def test_resumed(tmp_path, monkeypatch):
+    """A resumed run measures what is not there yet, keeps the rest and its ceilings, and retries what failed."""
+    monkeypatch.setattr(measure, "COMPILE", ({"backend": "aot_eager"},))
+    names = [name for name in problems.problems(CPU, 4) if "fc" in name and "forward" in name]
+    found = bench(tmp_path, 5, names[1], rounds=1, batch=4, compiled=())
+    dense = problems.dense
+    monkeypatch.setattr(problems, "dense", lambda *args: 1 / 0)
+    with monkeypatch.context() as patch:
+        patch.setattr("bench.run.ceilings", lambda *args: pytest.fail("measured anew"))
+        again = bench(tmp_path, 5, "fc", rounds=1, batch=4, compiled=(), resume=True)
+        assert again["rows"] == json.loads(json.dumps(found["rows"]))
+        assert names[0] in again["failed"]
+        assert names[1] not in again["failed"]
+        none = bench(tmp_path, 0, "fc", rounds=1, batch=4, compiled=tuple(names), resume=True)
+        assert set(none["left out"]) >= {names[0], names[2], f"{names[1]}, with torch.compile"}
+        patch.setattr(problems, "dense", dense)
+        last = bench(tmp_path, 5, "forward", rounds=1, batch=4, compiled=tuple(names[:2]), resume=True)
+    assert {row["problem"] for row in last["rows"]} >= set(names)
+    assert [name for name in names if name in last["failed"] or name in last["left out"]] == []
+    assert [row["problem"] for row in last["rows"] if "compile" in row["ratio"]] == [names[1], names[0]]
+    assert planned(names, tuple(names[:2]), last["rows"]) == {}
+    assert last["ceilings"] == found["ceilings"]
+    assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(last))
+    monkeypatch.setattr("bench.report.commit", lambda: "another")
+    with pytest.raises(ValueError, match="it had another commit"):
+        bench(tmp_path, 0, batch=4, resume=True)
+
+
+def row(problem, share=1.0, **ratio):
+    return {"problem": problem, "ratio": ratio, "share of product": share}
+
+
+def test_means():
+    """Of the best baseline of each layer, by arithmetic and mode; of heavy layers' shares; of nothing else."""
+    rows = [
+        row("bf16 conv2d_relu 3x3 256-256 @14 s1, forward", 0.4, eager=2.0, compile=1.0),
+        row("bf16 conv2d_relu 3x3 512-512 @7 s1, forward", 0.1, eager=4.0),
+        row("bf16 conv2d_relu 3x3 64-64 @56 s1, forward", 0.7, eager=8.0, compile=32.0),
+        row("bf16 conv2d_relu 3x3 384-384 @14 s1 g384, forward", 0.9, eager=0.5),
+        row("bf16 linear_relu fc 96-384 @56, forward", 0.5, eager=1.0),
+        row("bf16 conv2d_relu 3x3 256-256 @14 s1, training", 0.3, eager=3.0),
+        row("bf16 conv2d 3x3 256-256 @14 s1, weight grad", 0.2, eager=5.0),
+        row("tf32 conv2d_relu 3x3 64-64 @56 s1, forward", 0.7, eager=7.0),
+        row("bf16 max_pool2d vgg16 2x2, forward", 0.7, eager=100.0),
+        row("bf16 LeNet5 256x3x64x64, training", 0.7, eager=100.0),
+        row("fp32 conv2d_relu demo conv1, forward", 0.7, eager=100.0),
+    ]
+    found = {(mean.pop("arithmetic"), mean.pop("mode")): list(mean.values()) for mean in report.means(rows)}
+    # layers, of these with torch.compile, geometric mean of the ratios; heavy layers, geometric mean of their shares
+    assert found == {
+        ("bf16", "forward"): [5, 2, pytest.approx((1.0 * 4.0 * 8.0 * 0.5 * 1.0) ** 0.2), 2, pytest.approx(0.2)],
+        ("bf16", "training"): [1, 0, pytest.approx(3.0), 1, pytest.approx(0.3)],
+        ("bf16", "weight grad"): [1, 0, pytest.approx(5.0), 1, pytest.approx(0.2)],
+        ("tf32", "forward"): [1, 0, pytest.approx(7.0), 0, None],
+    }
+    text = "\n".join(report._means(rows))
+    assert "| bf16 forward | 1.74 | 5 of 89 | 20.00% | 2 of 12 |" in text
+    assert "| bf16 weight grad | 5 | 1 of 73 | 20.00% | 1 of 12 |" in text
+    assert "| tf32 forward | 7 | 1 of 89 |  | 0 of 12 |" in text
+    assert "torch.compile, which 2 of these 8 rows have" in text
 
 
 @no_gpu
@@ -66,6 +148,23 @@ def test_gpu_problems_are_well_formed(monkeypatch):
         results = measure.step(problem.theirs, problem, measure.gradient(problem))()
         shapes = [problem.tensors[i].shape for i in problem.wrt] if problem.mode != "forward" else []
         assert [r.shape for r in results[-len(shapes) :]] == shapes or problem.mode == "forward"
+
+
+def test_gpu_problems_cover_the_layers():
+    """Every layer forward and in training, every convolution's gradients alone; the important layers first."""
+    listed = list(problems.problems(torch.device("cuda")))
+    for mode in problems.CONV_MODES:
+        found = [problems.layer_of(name) for name in listed if name.startswith("bf16") and name.endswith(f", {mode}")]
+        wanted = [layer for layer in layers.LAYERS if layer.kind == "conv" or mode in ("forward", "training")]
+        assert {layer for layer in found if layer} == set(wanted)
+        assert len([layer for layer in found if layer]) == len(wanted)
+    few = {name.partition(" ")[2] for name in listed if name.startswith("tf32")}
+    assert {name for name in problems.FEW if not any(f" {name}, forward" in other for other in few)} == set()
+    order = [layer for layer in map(problems.layer_of, listed) if layer]
+    old = {"ResNet-50", "VGG-16"}
+    kinds = ["heavy" if layer.heavy else "old" if old & set(dict(layer.networks)) else "rest" for layer in order]
+    assert kinds == sorted(kinds, key=["heavy", "old", "rest"].index)
+    assert listed[0] == "bf16 LeNet5 256x3x64x64, training"
 
 
 def test_flops_and_bytes(device):
@@ -142,10 +241,11 @@ def test_gpu_command_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "Some GPU")
     made = gpu.commands(tmp_path, 1)["bench"][0]
+    assert gpu.commands(tmp_path, 1, resume=True)["bench"][0] == [*made, "--resume"]
     short = [*made, "--only", "linear_relu demo fc3, forward", "--batch", "4"]
     quick = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/test_ops.py", "--cover", "0.01"]
     monkeypatch.setattr(
-        gpu, "commands", lambda out, m: {"tests": (quick, {}), "sanitizer": ([""], {}), "bench": (short, {})}
+        gpu, "commands", lambda out, m, resume: {"tests": (quick, {}), "sanitizer": ([""], {}), "bench": (short, {})}
     )
     assert gpu.main(["--out", str(tmp_path), "--minutes", "3"]) == 0, capsys.readouterr().out
     text = (tmp_path / "results.md").read_text()
