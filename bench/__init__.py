@@ -9,4 +9,4 @@ import torch
 if torch.cuda.is_available():
     os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported
 else:
-    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # "0" is for looking at what compiles

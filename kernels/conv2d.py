@@ -5,144 +5,30 @@
 As a product of matrices that are never formed, with (n,p,q) = pixel and (r,s,c) = term:
 
     forward:          Y[pixel, k]    = X̂[pixel, term] · Ŵ[term, k]        X̂: what taps read, 0 outside
-    input gradient:   dX[pixel, c]   = Ĝ[pixel, (r,s,k)] · Ŵ'[(r,s,k), c]  the forward, taps running backwards
+    input gradient:   dX[pixel, c]   = Ĝ[pixel, (r,s,k)] · Ŵ'[(r,s,k), c]  the same along another walk (geometry.Walk)
     weight gradient:  dW[k, term]    = Gᵀ[k, pixel] · X̂[pixel, term]       the reduction is over pixels
 
-    for each tile of the result:                                  one program
-        acc = 0
-        for each step of the reduction:                           device.main_loop
-            acc += A(step) · B(step)                              tiles gathered as they are needed
-        store epilogue(acc)
+The weight is read as the matrix [K, R·S·C]: a channels_last weight is one already, others are copied. Where each pixel
+is a product of its own (1 x 1, stride 1) the images are one row of pixels, a plain product of matrices.
 
-The weight is read as the matrix [K, R·S·C]: a channels_last weight is one already, others are copied.
-Groups are independent products, side by side in the grid.
+The kernels differ in how they fetch the operands' tiles: conv2d_gather.py's by pointers, on any chip; conv2d_box.py's
+in boxes of pixels that the chip fetches by itself. tiles.py picks. They share one main loop, device.main_loop.
 Source: implicit GEMM, as in Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", arXiv:1410.0759.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from . import geometry, tiles
-from .device import as_tf32, gather, main_loop, offsets, pixel, program_tile, tap_of, tap_steps
+from .conv2d_box import conv_box_kernel, weight_grad_box_kernel
+from .conv2d_gather import conv_kernel, weight_grad_kernel
 from .epilogue import ACTIVATIONS, sum_parts
-from .lang import device_function, tl, triton
 from .op import Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type
 from .precision import accumulator, conv_dot
-
-
-@device_function
-def window_terms(operand, step, META: tl.constexpr):
-    """A of the forward: what this step's terms read, for fixed pixels. [M, K]"""
-    x, strides, size, at, exists, channels = operand
-    r, s, _, c, has = tap_of(step, channels, META[1], META[3], META[4])
-    return gather(x, strides, size, at, exists, r, s, c, has, META[1], META[2])
-
-
-@device_function
-def weight_terms(operand, step, META: tl.constexpr):
-    """B of the forward: this step's terms of the weight, for fixed columns. [K, N]"""
-    w, strides, column, exists, channels = operand
-    _, _, tap, c, has = tap_of(step, channels, META[1], META[3], META[4])
-    term = (tap * strides[1] + c * strides[0]).to(column.dtype)
-    mask = has[:, None] & exists[None, :]
-    tile = tl.load(w + term[:, None] + column[None, :] * strides[2], mask=mask, other=0.0)
-    return as_tf32(tile, META[0]) if META[2] else tile
-
-
-@triton.jit
-def conv_kernel(
-    x, w, bias, y, x_strides, w_strides, y_strides, x_size, y_size, channels, columns,
-    WINDOW: tl.constexpr, TRANSPOSED: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    INDEX: tl.constexpr, ACC: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PACKED: tl.constexpr,
-):  # fmt: skip
-    """y[pixel, column] = act(bias + Σ_term x̂ · w), for a tile of M pixels x N columns of one group."""
-    batch, height, width = y_size
-    rows = tl.cdiv(batch * height * width, M)
-    across = tl.cdiv(columns, N)
-    group = tl.program_id(0) // (rows * across)
-    row, column = program_tile(tl.program_id(0) % (rows * across), rows, across)
-
-    index = row.to(INDEX) * M + tl.arange(0, M)  # [M]
-    at = pixel(index, height, width)
-    exists = at[0] < batch
-    k = (column * N + tl.arange(0, N)).to(INDEX)  # [N]
-    has = k < columns
-
-    META: tl.constexpr = (PRECISION, WINDOW, TRANSPOSED, PACKED, K)
-    x += group.to(INDEX) * channels * x_strides[3]
-    w += group.to(INDEX) * w_strides[3]
-    a = (x, x_strides, x_size, at, exists, channels)
-    b = (w, w_strides, k, has, channels)
-    acc = tl.zeros([M, N], ACC)
-    steps = tap_steps(channels, WINDOW, PACKED, K)
-    acc = main_loop(acc, window_terms, a, weight_terms, b, 0, steps, META)
-
-    k += group * columns
-    if bias is not None:
-        acc += tl.load(bias + k, mask=has, other=0.0).to(ACC)[None, :]
-    y += offsets(at, k, y_strides)
-    tl.store(y, ACTIVATION(acc).to(y.dtype.element_ty), mask=exists[:, None] & has[None, :])
-
-
-@device_function
-def grad_terms(operand, step, META: tl.constexpr):
-    """A of the weight gradient: the output's gradient, transposed, for this step's pixels. [M, K]"""
-    grad, strides, size, column, has = operand
-    index = step * META[4] + tl.arange(0, META[4])  # [K]
-    at = pixel(index.to(column.dtype), size[1], size[2])
-    mask = (at[0] < size[0])[None, :] & has[:, None]
-    rows = at[0] * strides[0] + at[1] * strides[1] + at[2] * strides[2]
-    tile = tl.load(grad + rows[None, :] + column[:, None] * strides[3], mask=mask, other=0.0)
-    return as_tf32(tile, META[0])
-
-
-@device_function
-def window_pixels(operand, step, META: tl.constexpr):
-    """B of the weight gradient: what fixed terms read, for this step's pixels. [K, N]"""
-    x, strides, x_size, size, r, s, c, has = operand
-    index = step * META[4] + tl.arange(0, META[4])  # [K]
-    at = pixel(index.to(c.dtype), size[1], size[2])
-    tile = gather(x, strides, x_size, at, at[0] < size[0], r, s, c, has, META[1], META[2])
-    return as_tf32(tile, META[0])
-
-
-@triton.jit
-def weight_grad_kernel(
-    grad, x, dw, grad_strides, x_strides, size, x_size, outputs, channels, groups, split,
-    WINDOW: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PACKED: tl.constexpr,
-):  # fmt: skip
-    """dw[part, k, term] = Σ over the part's pixels of grad · x̂, for a tile of M outputs x N terms of one group."""
-    rows = tl.cdiv(outputs, M)
-    across = tap_steps(channels, WINDOW, PACKED, N)
-    part = tl.program_id(0) // (rows * across * groups)
-    group = tl.program_id(0) // (rows * across) % groups
-    row, column = program_tile(tl.program_id(0) % (rows * across), rows, across)
-
-    k = (row * M + tl.arange(0, M)).to(INDEX)  # [M]
-    has_k = k < outputs
-    r, s, tap, c, has = tap_of(column, channels, WINDOW, PACKED, N)  # [N]
-    c = c.to(INDEX)
-
-    steps = tl.cdiv(size[0] * size[1] * size[2], K)
-    chunk = tl.cdiv(steps, split)
-    META: tl.constexpr = (PRECISION, WINDOW, False, PACKED, K)
-    grad += group.to(INDEX) * outputs * grad_strides[3]
-    x += group.to(INDEX) * channels * x_strides[3]
-    a = (grad, grad_strides, size, k, has_k)
-    b = (x, x_strides, x_size, size, r, s, c, has)
-    acc = tl.zeros([M, N], ACC)
-    last = tl.minimum((part + 1) * chunk, steps)
-    acc = main_loop(acc, grad_terms, a, window_pixels, b, part * chunk, last, META)
-
-    terms = WINDOW[0][0] * WINDOW[0][1] * channels
-    k += (part * groups + group).to(INDEX) * outputs
-    dw += k[:, None] * terms + (tap * channels + c)[None, :]
-    tl.store(dw, acc.to(dw.dtype.element_ty), mask=has_k[:, None] & has[None, :])
 
 
 def matrix(weight: torch.Tensor) -> torch.Tensor:
@@ -150,28 +36,88 @@ def matrix(weight: torch.Tensor) -> torch.Tensor:
     return weight.contiguous(memory_format=torch.channels_last)
 
 
+class Images(NamedTuple):
+    """Images as kernels take them: size (n, h, w) and strides (n, h, w, c)."""
+
+    size: tuple[int, int, int]
+    strides: tuple[int, int, int, int]
+
+    def boxed(self, tensor: torch.Tensor, steps: tuple[int, int]) -> bool:
+        """Can boxes of every steps-th pixel be fetched: channels adjacent, all else at multiples of 16 bytes?"""
+        (_, h, w), (*outer, adjacent), channels = self.size, self.strides, tensor.shape[1]
+        aligned = tensor.data_ptr() % 16 == 0 and all(stride * tensor.element_size() % 16 == 0 for stride in outer)
+        whole = h % steps[0] == 0 and w % steps[1] == 0 and (steps[1] == 1 or outer[2] == channels)
+        return adjacent == 1 and aligned and min(outer) > 0 and whole
+
+
+def _images(tensor: torch.Tensor) -> Images:
+    n, c, h, w = tensor.shape
+    strides = nhwc(tensor)
+    # A direction of one pixel may have any stride; PyTorch's are not always multiples of 16 bytes.
+    outer = (c if size == 1 else stride for size, stride in zip((n, h, w), strides, strict=False))
+    return Images((n, h, w), (*outer, strides[3]))
+
+
+def images(window: geometry.Window, *tensors: torch.Tensor) -> tuple[Images, ...]:
+    """The tensors' images; where each pixel is a product of its own, all their pixels as one row if they lie so."""
+    every = [_images(tensor) for tensor in tensors]
+    rows = [geometry.row_stride(each.size, each.strides[:3]) for each in every]
+    if not window.is_point or None in rows:
+        return tuple(every)
+    pixels = math.prod(every[0].size)
+    return tuple(
+        Images((1, 1, pixels), (pixels * row, pixels * row, row, each.strides[3]))
+        for each, row in zip(every, rows, strict=True)
+    )
+
+
 def product(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, window: geometry.Window,
     groups: int, transposed: bool, activation: str, dot: str,
 ) -> None:  # fmt: skip
-    """y = act(window product of x and weight + bias), forward or with the taps running backwards (transposed)."""
+    """y = act(window product of x and weight + bias), forward or transposed (the input gradient)."""
+    if y.numel() == 0:
+        return
     outputs, inputs = weight.shape[0] // groups, weight.shape[1]
     terms = window.taps * inputs
     channels, columns = (outputs, inputs) if transposed else (inputs, outputs)
-    batch, _, height, width = y.shape
+    walks = window.walks(transposed)
+    steps, strides = zip(*(walk[:2] for walk in walks), strict=True)
+    weight = matrix(weight)
+    of_x, of_y = images(window, x, y)
     chip = tiles.chip_name()
     dot = tiles.dot_on(chip, dot)
-    kind = tiles.arithmetic(y.dtype, dot)
-    tile = tiles.pick_matrix(batch * height * width, columns, channels, window.taps, kind, chip, groups)
-    programs = triton.cdiv(batch * height * width, tile.m) * triton.cdiv(columns, tile.n) * groups
-    launch(
-        conv_kernel, programs, x, matrix(weight), bias, y, nhwc(x),
-        (terms if transposed else 1, inputs, 1 if transposed else terms, outputs * terms), nhwc(y),
-        tuple(x.shape[2:]), (batch, height, width), channels, columns,
-        WINDOW=window.constants(), TRANSPOSED=transposed, ACTIVATION=ACTIVATIONS[activation].forward,
-        PRECISION=dot, INDEX=index_type(x, weight, y), ACC=tl_type(accumulator(y.dtype)),
-        M=tile.m, N=tile.n, K=tile.k, PACKED=tile.packed, num_warps=tile.warps, num_stages=tile.stages,
+    n, *pixels = of_y.size
+    phase = [geometry.cdiv(size, step) for size, step in zip(pixels, steps, strict=True)]
+    boxed = groups == 1 and terms * weight.element_size() % 16 == 0 and weight.data_ptr() % 16 == 0
+    boxed = boxed and x.numel() > 0 and of_x.boxed(x, strides) and of_y.boxed(y, steps)
+    tile = tiles.pick_product(
+        tiles.Product(
+            (n, *phase), columns, channels, window.taps, math.prod(steps),
+            groups, boxed, whole=not (transposed or window.is_point),
+        ),
+        tiles.arithmetic(y.dtype, dot), chip,
     )  # fmt: skip
+    same = {
+        "DOWN": walks[0].constants(), "ACROSS": walks[1].constants(), "TRANSPOSED": transposed,
+        "ACTIVATION": ACTIVATIONS[activation].forward, "PRECISION": dot, "N": tile.n, "K": tile.k,
+        "num_warps": tile.warps, "num_stages": tile.stages,
+    }  # fmt: skip
+    if tile.box:
+        launch(
+            conv_box_kernel, tile.programs, x, weight, bias, y, of_x.strides[:3], of_y.strides[:3], of_x.size,
+            of_y.size, channels, columns, WINDOW=window.size, BOX=tile.box, **same,
+        )  # fmt: skip
+    else:
+        programs = (
+            geometry.cdiv(n * math.prod(phase), tile.m) * geometry.cdiv(columns, tile.n) * groups * math.prod(steps)
+        )
+        launch(
+            conv_kernel, programs, x, weight, bias, y, of_x.strides,
+            (terms if transposed else 1, inputs, 1 if transposed else terms, outputs * terms), of_y.strides,
+            of_x.size[1:], of_y.size, channels, columns, S=window.size[1], INDEX=index_type(x, weight, y),
+            ACC=tl_type(accumulator(y.dtype)), M=tile.m, PACKED=tile.packed, **same,
+        )  # fmt: skip
 
 
 def weight_product(
@@ -179,23 +125,39 @@ def weight_product(
 ) -> None:
     """dw = Σ over pixels of grad · x̂, with the memory of the matrix [K, R·S·C/groups]; split sums meet in a
     workspace and are added in order."""
+    if dw.numel() == 0:
+        return
     outputs, channels = dw.shape[0] // groups, dw.shape[1]
-    batch, _, height, width = grad.shape
-    terms, pixels = window.taps * channels, batch * height * width
+    terms = window.taps * channels
+    walks = window.walks(False)
+    of_grad, of_x = images(window, grad, x)
     chip = tiles.chip_name()
     dot = tiles.dot_on(chip, dot)
-    kind = tiles.arithmetic(x.dtype, dot)
-    tile = tiles.pick_weight_grad(outputs, channels, window.taps, pixels, kind, chip, groups)
-    parts = dw if tile.split == 1 else new((tile.split, dw.numel()), dw, dtype=accumulator(dw.dtype))
-    across = triton.cdiv(terms, tile.n) if tile.packed else window.taps * triton.cdiv(channels, tile.n)
-    programs = triton.cdiv(outputs, tile.m) * across * groups * tile.split
-    launch(
-        weight_grad_kernel, programs, grad, x, parts, nhwc(grad), nhwc(x), (batch, height, width),
-        tuple(x.shape[2:]), outputs, channels, groups, tile.split,
-        WINDOW=window.constants(), PRECISION=dot, INDEX=index_type(grad, x, parts),
-        ACC=tl_type(accumulator(x.dtype)), M=tile.m, N=tile.n, K=tile.k, PACKED=tile.packed,
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
+    boxed = groups == 1 and grad.numel() > 0 and of_grad.boxed(grad, (1, 1)) and of_x.boxed(x, (1, 1))
+    boxed = boxed and all(
+        geometry.taps_meet(*axis) for axis in zip(walks, of_x.size[1:], of_grad.size[1:], strict=True)
+    )
+    problem = tiles.WeightGrad(of_grad.size, outputs, channels, window.taps, groups, boxed)
+    tile = tiles.pick_weight_grad(problem, tiles.arithmetic(x.dtype, dot), chip)
+    parts = dw if tile.parts == 1 else new((tile.parts, dw.numel()), dw, dtype=accumulator(dw.dtype))
+    same = {
+        "DOWN": walks[0].constants(), "ACROSS": walks[1].constants(), "PRECISION": dot,
+        "INDEX": index_type(grad, x, parts), "M": tile.m, "N": tile.n, "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }  # fmt: skip
+    across = geometry.cdiv(terms, tile.n) if tile.packed else window.taps * geometry.cdiv(channels, tile.n)
+    programs = geometry.cdiv(outputs, tile.m) * across * groups * tile.parts
+    if tile.box:
+        launch(
+            weight_grad_box_kernel, programs, grad, x, parts, of_grad.strides[:3], of_x.strides[:3], of_grad.size,
+            of_x.size, outputs, channels, tile.parts, WINDOW=window.size, BOX=tile.box, **same,
+        )  # fmt: skip
+    else:
+        launch(
+            weight_grad_kernel, programs, grad, x, parts, of_grad.strides, of_x.strides, of_grad.size, of_x.size[1:],
+            outputs, channels, groups, tile.parts, ACC=tl_type(accumulator(x.dtype)), K=tile.k, PACKED=tile.packed,
+            **same,
+        )  # fmt: skip
     if parts is not dw:
         sum_parts(parts, dw)
 

@@ -5,6 +5,9 @@ Shape tags: [M] output pixels or rows, [N] columns, [K] reduction; a trailing co
 
 from .lang import INTERPRETED, device_function, tl
 
+# Where the numbers of a geometry.Walk stand in its constants.
+STEP, STRIDE, HOP, REACH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+
 
 @device_function
 def dot(a, b, acc, PRECISION: tl.constexpr):
@@ -75,63 +78,108 @@ def offsets(at, c, strides):
 
 
 @device_function
-def tap_of(step, channels, WINDOW: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr):
-    """Tap (r, s) and channels c [BLOCK] of a step along a window's terms, and which of them exist.
+def phase_of(a, WALK: tl.constexpr):
+    """(first, count, offset, some) of a walk's phase a: see geometry.Walk."""
+    PHASES: tl.constexpr = WALK[STEP]
+    if PHASES == 1:
+        first: tl.constexpr = WALK[4]
+        count: tl.constexpr = WALK[5]
+        offset: tl.constexpr = WALK[6]
+        some: tl.constexpr = WALK[7]
+        return first, count, offset, some
+    else:
+        first, count, offset, some = 0, 1, 0, 0
+        for i in tl.static_range(PHASES):
+            first = tl.where(a == i, WALK[4 + 4 * i], first)
+            count = tl.where(a == i, WALK[5 + 4 * i], count)
+            offset = tl.where(a == i, WALK[6 + 4 * i], offset)
+            some = tl.where(a == i, WALK[7 + 4 * i], some)
+        return first, count, offset, some
+
+
+@device_function
+def tap_of(step, channels, taps, PACKED: tl.constexpr, BLOCK: tl.constexpr):
+    """Tap (r, s) and channels c [BLOCK] of a step along the terms of taps = (rows, columns); and which terms exist.
 
     packed:    term = tap · channels + c, BLOCK terms a step: [BLOCK] taps
     otherwise: one tap and BLOCK channels a step, taps fastest (they share input): [1] tap
     """
-    R: tl.constexpr = WINDOW[0][0]
-    S: tl.constexpr = WINDOW[0][1]
     if PACKED:
         term = step * BLOCK + tl.arange(0, BLOCK)
         tap = term // channels
         c = term - tap * channels
-        exists = tap < R * S
+        exists = tap < taps[0] * taps[1]
     else:
-        tap = tl.full([1], step % (R * S), tl.int32)
-        c = step // (R * S) * BLOCK + tl.arange(0, BLOCK)
+        tap = tl.full([1], step % (taps[0] * taps[1]), tl.int32)
+        c = step // (taps[0] * taps[1]) * BLOCK + tl.arange(0, BLOCK)
         exists = c < channels
-    return tap // S, tap % S, tap, c, exists
+    return tap // taps[1], tap % taps[1], c, exists
 
 
 @device_function
-def tap_steps(channels, WINDOW: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr):
+def tap_steps(channels, taps, PACKED: tl.constexpr, BLOCK: tl.constexpr):
     """Number of steps that `tap_of` takes through a window's terms."""
-    taps: tl.constexpr = WINDOW[0][0] * WINDOW[0][1]
     if PACKED:
-        return tl.cdiv(taps * channels, BLOCK)
+        return tl.cdiv(taps[0] * taps[1] * channels, BLOCK)
     else:
-        return taps * tl.cdiv(channels, BLOCK)
+        return taps[0] * taps[1] * tl.cdiv(channels, BLOCK)
 
 
 @device_function
-def source(p, q, r, s, WINDOW: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """The pixel (h, w) that tap (r, s) reads for pixel (p, q), and whether it is one.
-
-    forward:    h = p · stride − pad + r · dilation
-    transposed: h = (p + pad − r · dilation) / stride, where that is whole
-    """
-    if TRANSPOSED:
-        h = p + WINDOW[2][0] - r * WINDOW[3][0]
-        w = q + WINDOW[2][1] - s * WINDOW[3][1]
-        whole = (h % WINDOW[1][0] == 0) & (w % WINDOW[1][1] == 0)
-        return h // WINDOW[1][0], w // WINDOW[1][1], whole & (h >= 0) & (w >= 0)
-    else:
-        h = p * WINDOW[1][0] - WINDOW[2][0] + r * WINDOW[3][0]
-        w = q * WINDOW[1][1] - WINDOW[2][1] + s * WINDOW[3][1]
-        return h, w, (h >= 0) & (w >= 0)
-
-
-@device_function
-def gather(x, strides, size, at, exists, r, s, c, has, WINDOW: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """The tile [pixels, terms] of what taps (r, s), channels c read for pixels at = (n, p, q); 0 outside."""
-    n, p, q = at
-    h, w, inside = source(p[:, None], q[:, None], r[None, :], s[None, :], WINDOW, TRANSPOSED)  # [pixels, terms or 1]
-    inside = inside & (h < size[0]) & (w < size[1]) & exists[:, None]
+def gather(x, strides, size, at, exists, h, w, c, has):
+    """The tile [pixels, terms] of what lies (h, w) away from pixels at = (n, p, q) in channels c; 0 outside."""
+    h, w = at[1][:, None] + h[None, :], at[2][:, None] + w[None, :]  # [pixels, terms or 1]
+    inside = (h >= 0) & (w >= 0) & (h < size[0]) & (w < size[1]) & exists[:, None]
     # Addresses outside are clamped to the pixel's own image: masked, but never far off.
-    image = n[:, None] * strides[0] + tl.where(inside, h * strides[1] + w * strides[2], 0)
+    image = at[0][:, None] * strides[0] + tl.where(inside, h * strides[1] + w * strides[2], 0)
     return tl.load(x + image + c[None, :] * strides[3], mask=inside & has[None, :], other=0.0)
+
+
+@device_function
+def split(h, STRIDE: tl.constexpr):
+    """⌊h / STRIDE⌋ and the rest, for any h above −2²⁰·STRIDE."""
+    if STRIDE == 1:
+        return h, 0
+    else:
+        lifted = h + (1 << 20) * STRIDE
+        return lifted // STRIDE - (1 << 20), lifted % STRIDE
+
+
+@device_function
+def box_at(index, size, BOX: tl.constexpr):
+    """The first pixel (n, p, q) of a box of BOX pixels, and their number: boxes tile images of size (n, p, q)."""
+    down, across = tl.cdiv(size[1], BOX[1]), tl.cdiv(size[2], BOX[2])
+    row = index // across
+    return row // down * BOX[0], row % down * BOX[1], (index - row * across) * BOX[2]
+
+
+@device_function
+def boxes(size, BOX: tl.constexpr):
+    """Number of boxes that tile images of size (n, p, q)."""
+    return tl.cdiv(size[0], BOX[0]) * tl.cdiv(size[1], BOX[1]) * tl.cdiv(size[2], BOX[2])
+
+
+@device_function
+def box_descriptor(x, size, strides, channels, BOX: tl.constexpr, CHANNELS: tl.constexpr, STEP: tl.constexpr):
+    """Fetches or stores a box of pixels x CHANNELS of channels_last images of size (n, h, w), every STEP-th pixel, at
+    [n, i, a, j, b·channels + c] for pixel (a + i·STEP, b + j·STEP). Outside the images it reads 0 and stores nothing.
+    """
+    n, h, w = strides[0].to(tl.int64), strides[1].to(tl.int64), strides[2].to(tl.int64)
+    return tl.make_tensor_descriptor(
+        x,
+        [size[0], size[1] // STEP[0], STEP[0], size[2] // STEP[1], STEP[1] * channels],
+        [n, h * STEP[0], h, w * STEP[1], 1],
+        [BOX[0], BOX[1], 1, BOX[2], CHANNELS],
+    )
+
+
+@device_function
+def source(p, q, r, s, WINDOW: tl.constexpr):
+    """The pixel (h, w) that a pooling window's tap (r, s) reads for pixel (p, q), and whether it is not above or left
+    of the image."""
+    h = p * WINDOW[1][0] - WINDOW[2][0] + r * WINDOW[3][0]
+    w = q * WINDOW[1][1] - WINDOW[2][1] + s * WINDOW[3][1]
+    return h, w, (h >= 0) & (w >= 0)
 
 
 @device_function

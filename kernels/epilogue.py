@@ -14,6 +14,7 @@ import torch
 
 from . import device, tiles
 from .device import offsets, pixel, sum_rows
+from .geometry import cdiv
 from .lang import tl, triton
 from .op import Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type
 from .precision import accumulator
@@ -77,7 +78,7 @@ def sum_parts(parts: torch.Tensor, total: torch.Tensor) -> None:
     size = total.numel()
     block = tiles.pick_sum(size, tiles.chip_name())
     launch(
-        sum_kernel, triton.cdiv(size, block), parts, total, parts.shape[0], size,
+        sum_kernel, cdiv(size, block), parts, total, parts.shape[0], size,
         ROWS=16, BLOCK=block, INDEX=index_type(parts), num_warps=4,
     )  # fmt: skip
 
@@ -87,10 +88,10 @@ def _launch(bias: torch.Tensor, masked: torch.Tensor, grad: torch.Tensor, saved:
     chip = tiles.chip_name()
     like = grad if saved is None else saved
     strip = tiles.pick_strip(channels, like.stride(1) == 1, chip)
-    across = triton.cdiv(channels, strip.channels)
-    steps = triton.cdiv(batch * height * width, strip.pixels)
-    chunk = triton.cdiv(steps, max(1, min(steps, 4 * tiles.CHIPS[chip].multiprocessors // across)))
-    programs = triton.cdiv(steps, max(chunk, 1))
+    across = cdiv(channels, strip.channels)
+    steps = cdiv(batch * height * width, strip.pixels)
+    chunk = cdiv(steps, max(1, min(steps, 4 * tiles.CHIPS[chip].multiprocessors // across)))
+    programs = cdiv(steps, max(chunk, 1))
     if programs == 0:
         bias.zero_()
         return

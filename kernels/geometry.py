@@ -4,6 +4,9 @@ Names: batch n, input pixel (h, w), output pixel (p, q), tap (r, s), input chann
 """
 
 from collections.abc import Sequence
+from functools import cache
+from itertools import chain
+from math import gcd
 from typing import Any, NamedTuple
 
 Pair = tuple[int, int]
@@ -28,9 +31,65 @@ class Window(NamedTuple):
         """Extent of the dilated window, in pixels."""
         return (self.dilation[0] * (self.size[0] - 1) + 1, self.dilation[1] * (self.size[1] - 1) + 1)
 
+    @property
+    def is_point(self) -> bool:
+        """Does each output pixel read the input pixel of its own place and no other?"""
+        return self.size == (1, 1) and self.stride == (1, 1) and self.pads == (0, 0, 0, 0)
+
     def constants(self) -> tuple[Pair, Pair, Pair, Pair]:
-        """What a kernel is compiled for: size, stride, top and left padding, dilation."""
+        """What a pooling kernel is compiled for: size, stride, top and left padding, dilation."""
         return (self.size, self.stride, (self.pads[0], self.pads[2]), self.dilation)
+
+    @cache  # noqa: B019 - a window is a small immutable value
+    def walks(self, transposed: bool) -> tuple["Walk", "Walk"]:
+        """The vertical and the horizontal walk of a convolution, forward or transposed."""
+        each = zip(self.size, self.stride, (self.pads[0], self.pads[2]), self.dilation, strict=True)
+        return tuple(_transposed(*axis) if transposed else _forward(*axis) for axis in each)  # type: ignore[return-value]
+
+
+class Walk(NamedTuple):
+    """One direction of a product of windows. The result's pixels come in `step` phases, every step-th pixel each:
+
+        y[a + i·step] = Σ_{j < count} x[i·stride + offset + j·reach] · w[first + j·hop]
+
+    with (first, count, offset, some) = phases[a]; `some` is 0 for a phase without taps, its count 1.
+
+    forward:    one phase: y[p] = Σ_r x[p·stride − pad + r·dilation] · w[r]
+    transposed: the input gradient, x[h] = Σ y[p] · w[r] over p·stride = h + pad − r·dilation. Pixels h of one residue
+                modulo the stride have the same taps, every hop-th, and read adjacent pixels: a dense walk of stride 1.
+    """
+
+    step: int
+    stride: int
+    hop: int
+    reach: int
+    phases: tuple[tuple[int, int, int, int], ...]
+
+    def constants(self) -> tuple[int, ...]:
+        """What a convolution kernel is compiled for: all numbers in one row."""
+        return (*self[:4], *chain(*self.phases))
+
+
+def _forward(size: int, stride: int, pad: int, dilation: int) -> Walk:
+    return Walk(1, stride, 1, dilation, ((0, size, -pad, 1),))
+
+
+def _transposed(size: int, stride: int, pad: int, dilation: int) -> Walk:
+    common = gcd(dilation, stride)
+    hop = stride // common
+    phases = []
+    for a in range(stride):
+        first = next((r for r in range(min(hop, size)) if (a + pad - r * dilation) % stride == 0), None)
+        if first is None:
+            phases.append((0, 1, 0, 0))
+        else:
+            phases.append((first, (size - first - 1) // hop + 1, (a + pad - first * dilation) // stride, 1))
+    return Walk(stride, 1, hop, -dilation // common, tuple(phases))
+
+
+def cdiv(size: int, part: int) -> int:
+    """How many parts cover the size. (Triton's own takes some microseconds on the host.)"""
+    return -(-size // part)
 
 
 def _is_int(value: Any) -> bool:
@@ -193,3 +252,25 @@ def is_channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
 def span_elements(shape: Sequence[int], strides: Sequence[int]) -> int:
     """Largest offset, in elements, that indexing this tensor can reach, plus one."""
     return 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True) if n > 0)
+
+
+def row_stride(size: Sequence[int], strides: Sequence[int]) -> int | None:
+    """The stride, in elements, of the pixels of images of this size (n, h, w) and these strides, if all pixels lie in
+    one row of that stride; else None."""
+    stride, expected = 0, None
+    for count, step in zip(reversed(size), reversed(strides), strict=True):
+        if count == 1:
+            continue
+        if expected is None:
+            stride = expected = step
+        elif step != expected:
+            return None
+        expected *= count
+    return stride
+
+
+def taps_meet(walk: Walk, image: int, result: int) -> bool:
+    """Does every tap of a forward walk meet a pixel of the image, not only padding, for some pixel of the result?"""
+    ((_, count, offset, _),) = walk.phases
+    reads = [offset + r * walk.reach for r in range(count)]
+    return all(image > h % walk.stride and result + h // walk.stride > 0 and h < image for h in reads)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .geometry import is_channels_last, span_elements
-from .lang import INTERPRETING, require, tl
+from .lang import INTERPRETING, require, tl, triton
 from .precision import PRECISION
 
 _current: contextvars.ContextVar[str] = contextvars.ContextVar("operator", default="(none)")
@@ -60,6 +60,11 @@ class Op:
         return results
 
 
+def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+    """Device memory for the descriptors that a kernel builds; PyTorch's is aligned to 512 bytes, and stream-ordered."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
+
+
 def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
     """Launches `programs` programs of a kernel; none for an empty problem."""
     if programs == 0:
@@ -67,6 +72,7 @@ def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
     device = next(a for a in args if isinstance(a, torch.Tensor)).device
     guard = _interpreter if INTERPRETING else torch.cuda.device(device) if device.type == "cuda" else None
     with guard or contextlib.nullcontext():
+        triton.set_allocator(_scratch)  # by context: autograd's threads have their own
         kernel[(programs,)](*args, **constants)
     launches[_current.get()] += 1
 

@@ -57,7 +57,7 @@ def max_kernel(
     best = tl.full([PIXELS, CHANNELS], float("-inf"), ACC)
     tap = tl.full([PIXELS, CHANNELS], -1, tl.int32)
     for t in tl.range(0, WINDOW[0][0] * WINDOW[0][1], loop_unroll_factor=UNROLL):
-        h, w, inside = source(at[1], at[2], t // WINDOW[0][1], t % WINDOW[0][1], WINDOW, False)
+        h, w, inside = source(at[1], at[2], t // WINDOW[0][1], t % WINDOW[0][1], WINDOW)
         inside = (inside & (h < x_size[0]) & (w < x_size[1]))[:, None] & exists
         value = tl.load(x + offsets((at[0], h, w), c, x_strides), mask=inside, other=0.0).to(ACC)
         wins = inside & ((value > best) | (value != value) | (tap < 0))
@@ -68,7 +68,7 @@ def max_kernel(
     if winner is not None:
         tl.store(winner + to, tap.to(winner.dtype.element_ty), mask=exists)
     if indices is not None:
-        h, w, _ = source(at[1][:, None], at[2][:, None], tap // WINDOW[0][1], tap % WINDOW[0][1], WINDOW, False)
+        h, w, _ = source(at[1][:, None], at[2][:, None], tap // WINDOW[0][1], tap % WINDOW[0][1], WINDOW)
         tl.store(indices + to, h.to(tl.int64) * x_size[1] + w, mask=exists)
 
 
@@ -115,7 +115,7 @@ def avg_kernel(
     at, c, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
     acc = tl.zeros([PIXELS, CHANNELS], ACC)
     for t in tl.range(0, WINDOW[0][0] * WINDOW[0][1], loop_unroll_factor=UNROLL):
-        h, w, inside = source(at[1], at[2], t // WINDOW[0][1], t % WINDOW[0][1], WINDOW, False)
+        h, w, inside = source(at[1], at[2], t // WINDOW[0][1], t % WINDOW[0][1], WINDOW)
         inside = (inside & (h < x_size[0]) & (w < x_size[1]))[:, None] & exists
         acc += tl.load(x + offsets((at[0], h, w), c, x_strides), mask=inside, other=0.0).to(ACC)
     acc = acc / avg_divisor(at[1], at[2], x_size, WINDOW, PAD_COUNTS, DIVISOR)[:, None].to(ACC)
@@ -146,7 +146,7 @@ def _stream(kernel: Any, over: torch.Tensor, args: tuple[Any, ...], **constants:
     """Launches a kernel over all elements of `over`, in strips."""
     batch, channels, height, width = over.shape
     block = tiles.pick_strip(channels, over.stride(1) == 1, tiles.chip_name())
-    programs = triton.cdiv(batch * height * width, block.pixels) * triton.cdiv(channels, block.channels)
+    programs = geometry.cdiv(batch * height * width, block.pixels) * geometry.cdiv(channels, block.channels)
     launch(
         kernel, programs, *args, (batch, height, width), channels, **constants, ACC=tl_type(accumulator(over.dtype)),
         PIXELS=block.pixels, CHANNELS=block.channels, num_warps=block.warps,

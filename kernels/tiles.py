@@ -1,22 +1,38 @@
-"""Which tile a kernel runs with: candidates, one validity function, and a choice from problem and chip.
+"""Which tile a kernel runs with: candidates by one validity function, ranked by a model of the chip.
 
-A matrix tile computes `m` x `n` outputs and reduces `k` terms a step. `pick_matrix` takes the candidate with the
-least estimated time: waves of programs over the multiprocessors, times the work of a tile, over the rate that
-the tile's shape can reach. The choice depends on its arguments alone, so every process picks the same tile.
+A tile computes m x n outputs and reduces k terms a step. Its time is estimated in clocks of one multiprocessor, which
+runs up to `resident` programs at once:
+
+    work      = 2·m·n·k / rate          one step's arithmetic, at the rate of the matrix instructions
+    fill      = (m + n)·k·bytes / fill  one step's operands, from the L2 cache; and the instructions that gather them
+    throughput: r programs together take r · (steps · max(work, fill) + store), however well they overlap
+    latency:    none takes less than start + steps · max(work, fill, latency / (stages − 1)) + store
+    wave(r)   = max(throughput, latency)
+    time      = full waves · wave(resident) + wave(the last wave's programs per multiprocessor)
+
+So large tiles win by fewer operand bytes per product, until their waves leave multiprocessors idle or their last box of
+pixels is mostly empty; deep pipelines win where the latency shows; two programs at once hide each other's start and
+end. The choice depends on its arguments alone, so every process picks the same tile.
+Sources of the chips' figures: the vendors' datasheets and architecture papers (A100, Ada, H100, Blackwell, CDNA 3);
+`fill`, `latency` and `start` are rounded from public microbenchmarks; bench/tune.py says on a GPU how far they lead.
 """
 
+from collections.abc import Iterator
 from functools import cache, lru_cache
-from itertools import product
 from typing import NamedTuple
 
 import torch
 
 from .lang import INTERPRETING, triton
 
+Box = tuple[int, int, int]  # batch, rows, columns
+
 
 class Tile(NamedTuple):
     """A kernel's block sizes. `packed`: the taps and channels of a window are one flat reduction (few channels).
-    `split`: in how many parts the reduction is cut, summed in order by a second kernel."""
+    `parts`: in how many the reduction is cut, summed in order by a second kernel. `box`: its pixels are a box that the
+    chip fetches by itself; else they are gathered. `programs`: how many run at once, each for several tiles; 0: one
+    program a tile."""
 
     m: int
     n: int
@@ -24,45 +40,91 @@ class Tile(NamedTuple):
     warps: int = 4
     stages: int = 2
     packed: bool = False
-    split: int = 1
+    parts: int = 1
+    box: Box | None = None
+    programs: int = 0
 
 
 class Chip(NamedTuple):
-    """What tiles need to know of a chip. `shared`: bytes of shared memory that one program may take; `sums`: how many
-    32-bit sums a thread may hold: more where matrix instructions read their operands from shared memory."""
+    """What the model knows of a chip; bytes, clocks and FLOPs are of one multiprocessor."""
 
     multiprocessors: int
-    shared: int
-    sums: int = 64
+    shared: int  # bytes of shared memory that one program may take
+    rates: tuple[int, int, int, int]  # FLOP per clock: half, tf32, float, double
+    fill: int  # bytes per clock from L2
+    latency: int  # clocks from asking for an operand to having it
+    start: int = 1500  # clocks a program spends before its first step and after its last
+    sums: int = 64  # 32-bit sums a thread may hold: more where matrix instructions read shared memory
     lanes: int = 32  # threads of a warp
-    tf32: bool = True  # has matrix instructions for float32 operands
+    registers: int = 65536  # of a multiprocessor
+    boxes: bool = False  # fetches boxes of images by itself
 
 
 CHIPS = {
-    "sm_80": Chip(108, 163 << 10),  # A100
-    "sm_89": Chip(128, 99 << 10),  # RTX 4090, L40
-    "sm_90": Chip(132, 227 << 10, sums=128),  # H100, H200
-    "sm_100": Chip(148, 227 << 10, sums=128),  # B200
-    "sm_120": Chip(170, 99 << 10),  # RTX 5090
-    "gfx942": Chip(304, 64 << 10, sums=32, lanes=64),  # MI300X
-    "gfx": Chip(256, 64 << 10, sums=32, lanes=64, tf32=False),  # any other AMD chip
-    "interpreter": Chip(1, 1 << 30),
+    "sm_80": Chip(108, 163 << 10, (2048, 1024, 128, 128), 44, 600),  # A100
+    "sm_89": Chip(128, 99 << 10, (512, 256, 256, 4), 20, 700),  # RTX 4090, L40
+    "sm_90": Chip(132, 227 << 10, (4096, 2048, 256, 256), 46, 900, sums=128, boxes=True),  # H100, H200
+    "sm_100": Chip(148, 227 << 10, (8192, 4096, 256, 128), 64, 1000, sums=128, boxes=True),  # B200
+    "sm_120": Chip(170, 99 << 10, (512, 256, 256, 4), 20, 700),  # RTX 5090
+    "gfx942": Chip(304, 64 << 10, (2048, 1024, 256, 256), 56, 900, sums=32, lanes=64, registers=131072),  # MI300X
+    "gfx": Chip(256, 64 << 10, (2048, 0, 256, 256), 56, 900, sums=32, lanes=64, registers=131072),  # other AMD chips
+    "interpreter": Chip(1, 1 << 30, (1, 1, 1, 1), 1, 1),
 }
 ELSEWHERE = "sm_89"  # an NVIDIA chip that is not in the table is treated as the most modest that is
 
-# Arithmetic of a product: bytes per operand element, and (m, n, warps) of its tiles. "float" is full float32.
-_HALF = ((128, 256, 8), (256, 128, 8), (128, 128, 8), (128, 64, 8), (64, 128, 4), (64, 64, 4), (64, 32, 4))
-_SHAPES = {
-    "half": (2, _HALF),
-    "tf32": (4, ((128, 128, 8), (128, 64, 8), (64, 128, 8), (64, 64, 8), (32, 32, 4))),
-    "float": (4, ((64, 64, 8), (32, 32, 4))),
-    "double": (8, ((64, 64, 8), (32, 32, 4))),
+# Arithmetic of a product: bytes per operand element. "float" is full float32.
+_BYTES = {"half": 2, "tf32": 4, "float": 4, "double": 8}
+ARITHMETIC = tuple(_BYTES)
+# (m, n, warps) of the tiles, by how the operands come: gathered, packed (gathered, few channels), boxes of a product (n
+# is the matrix instructions' first direction there, 64 for each four warps), boxes of a weight gradient.
+_SMALL = ((64, 64, 8), (32, 32, 4))
+_SHAPES: dict[str, dict[str, tuple[tuple[int, int, int], ...]]] = {
+    "gathered": {
+        "half": ((128, 128, 8), (128, 64, 8), (64, 128, 4), (64, 64, 4), (64, 32, 4)),
+        "tf32": ((128, 128, 8), (128, 64, 8), (64, 128, 8), *_SMALL),
+        "float": _SMALL,
+        "double": _SMALL,
+    },
+    "packed": {"half": ((128, 64, 8), (64, 64, 4), (64, 32, 4)), "tf32": _SMALL, "float": _SMALL, "double": _SMALL},
+    "boxes": {
+        "half": ((256, 128, 8), (128, 256, 8), (128, 128, 8), (256, 64, 4), (128, 64, 4), (64, 128, 8), (64, 64, 4)),
+        "tf32": ((256, 128, 8), (128, 128, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4)),
+    },
+    "weight boxes": {
+        "half": ((256, 128, 8), (128, 128, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4)),
+        "tf32": ((128, 128, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4)),
+    },
 }
-ARITHMETIC = tuple(_SHAPES)
-STEPS = (32, 64)  # the most terms a step, for few channels and for more; a whole step is a 128-byte line
-DEPTHS = (3, 4)  # the most stages, for reductions of up to two steps and for longer ones
-_PACK_BELOW = 32  # channels: below, a tap a step would leave much of a reduction step empty
+_GATHER = 2  # clocks in which a warp gathers 16 bytes a thread: eight instructions, at four warps a clock
+_PACK_UP_TO = 32  # channels: a tap a step would leave half of a step empty
 _INTERPRETED_ELEMENTS = 1 << 19  # the interpreter's cost is per program: few, large tiles
+
+
+class Product(NamedTuple):
+    """What the tile of a convolution or of its input gradient depends on: `images` (n, p, q) of a phase of the result,
+    `columns` outputs, and a reduction of taps x channels, in each of `groups`. `boxes`: the operands can be fetched in
+    boxes; `whole`: only if a step's channels (and, with phases, a tile's columns) don't reach over their end."""
+
+    images: Box
+    columns: int
+    channels: int
+    taps: int
+    phases: int = 1
+    groups: int = 1
+    boxes: bool = False
+    whole: bool = False
+
+
+class WeightGrad(NamedTuple):
+    """What the tile of a weight gradient depends on: outputs x (taps x channels) results in each of `groups`, each a
+    sum over all pixels of `images` (n, p, q). `boxes`: the operands can be fetched in boxes."""
+
+    images: Box
+    outputs: int
+    channels: int
+    taps: int
+    groups: int = 1
+    boxes: bool = False
 
 
 def chip_name() -> str:
@@ -82,86 +144,257 @@ def arithmetic(dtype: torch.dtype, dot: str) -> str:
     return {8: "double", 4: "tf32" if dot == "tf32" else "float"}.get(dtype.itemsize, "half")
 
 
+def boxable(kind: str, chip: str) -> bool:
+    """Can the chip fetch boxes for products of this arithmetic? Its matrix instructions take no others from there."""
+    return CHIPS[chip].boxes and kind in _SHAPES["boxes"]
+
+
+def dot_on(chip: str, dot: str) -> str:
+    """How the chip rounds float32 dots that may use TF32: full float32 where it has no instruction for it."""
+    return dot if CHIPS[chip].rates[1] else "ieee"
+
+
 def _power(value: int, least: int, most: int) -> int:
     """The smallest power of two that holds `value`, within [least, most]."""
     return min(max(1 << max(value - 1, 0).bit_length(), least), most)
 
 
-def dot_on(chip: str, dot: str) -> str:
-    """How the chip rounds float32 dots that may use TF32: full float32 where it has no instruction for it."""
-    return dot if CHIPS[chip].tf32 else "ieee"
+def _shared(tile: Tile, itemsize: int, chip: str, boxes: bool) -> int:
+    """Shared memory of a tile: the operands of its stages (AMD's compiler keeps one in registers), and where a product
+    of boxes is stored, a box on its way out."""
+    stages = tile.stages - (CHIPS[chip].lanes == 64)
+    return stages * (tile.m + tile.n) * tile.k * itemsize + boxes * (tile.m * tile.n * itemsize + 1024)
 
 
-def valid(tile: Tile, itemsize: int, chip: str) -> bool:
-    """Does the tile fit the chip: the operands of all stages in shared memory, a thread's sums in its registers, and
-    16 bytes of each operand for every thread to load?"""
-    _, shared, most_sums, lanes, _ = CHIPS[chip]
-    operands = tile.stages * (tile.m + tile.n) * tile.k * itemsize
-    sums = tile.m * tile.n * max(itemsize, 4) // 4 // (tile.warps * lanes)
-    loads = min(tile.m, tile.n) * tile.k * itemsize // (tile.warps * lanes)
-    return operands <= shared and sums <= most_sums and loads >= 16
+def valid(tile: Tile, itemsize: int, chip: str, boxes: bool) -> bool:
+    """Does the tile fit the chip: its operands in shared memory, a thread's sums in its registers, and, where threads
+    load the operands, 16 bytes of each for every thread?"""
+    at = CHIPS[chip]
+    m, n, k, warps = tile[:4]
+    sums = m * n * max(itemsize, 4) // 4 // (warps * at.lanes)
+    loads = min(m, n) * k * itemsize // (warps * at.lanes)
+    return _shared(tile, itemsize, chip, boxes) <= at.shared and sums <= at.sums and (boxes or loads >= 16)
+
+
+def resident(tile: Tile, itemsize: int, chip: str, boxes: bool) -> int:
+    """How many programs of a tile a multiprocessor is expected to hold at once, by shared memory and registers: a
+    thread's sums, and what it needs to store boxes, to gather, or also to hold operands of matrix instructions."""
+    at = CHIPS[chip]
+    threads = tile.warps * at.lanes
+    registers = tile.m * tile.n * max(itemsize, 4) // 4 // threads + (40 if boxes else 64 if at.boxes else 96)
+    by_shared = (at.shared + 1024) // (_shared(tile, itemsize, chip, boxes) + 1024)
+    return max(1, min(by_shared, at.registers // (threads * registers), 8))
+
+
+class Candidate(NamedTuple):
+    """A tile, how many of it a multiprocessor holds, and its model's constants in clocks: see above."""
+
+    tile: Tile
+    m: int
+    n: int
+    resident: int
+    slots: int
+    busy: float
+    alone: float
+    start: float
+    store: float
+
+
+def estimate(candidate: Candidate, programs: int, steps: float) -> float:
+    """Clocks that this many programs of so many steps are expected to take."""
+    _, _, _, held, slots, busy, alone, start, store = candidate
+    busy = steps * busy + store
+    alone = start + steps * alone + store
+    time, rest = 0.0, programs
+    if programs >= slots:
+        full, rest = divmod(programs, slots)
+        together = held * busy
+        time = full * (together if together > alone else alone)
+    if rest:
+        together = -(-rest * held // slots) * busy
+        time += together if together > alone else alone
+    return time
 
 
 @cache
-def matrix_tiles(kind: str, chip: str, packed: bool, longest: int = 64, deepest: int = 4) -> tuple[Tile, ...]:
-    """The tiles that the picks choose from: `longest` terms a step and `deepest` stages at most."""
-    itemsize, shapes = _SHAPES[kind]
-    k = min(128 // itemsize, longest)
-    tiles = (Tile(m, n, k, warps, stages, packed) for m, n, warps in shapes for stages in range(2, deepest + 1))
-    fitting = (tile for tile in tiles if valid(tile, itemsize, chip))
-    return tuple({(tile.m, tile.n): tile for tile in fitting}.values())  # of each shape, the one of most stages
+def candidates(kind: str, chip: str, way: str, k: int) -> tuple[Candidate, ...]:
+    """The tiles of k terms a step that the picks choose from, by the way the operands come. Of each shape it is the
+    deepest pipeline of which a multiprocessor holds two, if it holds two; of boxes also the deepest of all."""
+    at, itemsize = CHIPS[chip], _BYTES[kind]
+    rate = at.rates[ARITHMETIC.index(kind)]
+    found = {}
+    boxes = "boxes" in way
+    for m, n, warps in _SHAPES[way][kind]:
+        for stages in range(2, 5):
+            tile = Tile(m, n, k, warps, stages, way == "packed")
+            if not valid(tile, itemsize, chip, boxes):
+                continue
+            held = resident(tile, itemsize, chip, boxes)
+            if held < 2 and not boxes and (m, n, 2) in found:
+                continue
+            size = (m + n) * k * itemsize
+            gather = 0 if boxes else _GATHER * size / 16 / at.lanes
+            busy = max(2 * m * n * k / rate, size / at.fill + gather)
+            alone = max(busy, at.latency / (stages - 1))
+            store = m * n * itemsize / (at.fill / 2)
+            slots = at.multiprocessors * held
+            found[m, n, min(held, 2)] = Candidate(tile, m, n, held, slots, busy, alone, at.start, store)
+    return tuple(found.values())
 
 
-def every_matrix_tile(kind: str, chip: str) -> tuple[Tile, ...]:
-    """Every tile that `pick_matrix` can return on this chip."""
-    choices = product(((False, STEPS[0]), (False, STEPS[1]), (True, STEPS[1])), DEPTHS)
-    return tuple(dict.fromkeys(t for form, depth in choices for t in matrix_tiles(kind, chip, *form, depth)))
+def steps_of(kind: str) -> tuple[int, int]:
+    """Terms a step: a 128-byte line, or half of one where boxes must take channels in whole steps."""
+    line = 128 // _BYTES[kind]
+    return line, line // 2
 
 
-def every_weight_grad_tile(kind: str, chip: str) -> tuple[Tile, ...]:
-    """Every tile that `pick_weight_grad` can return on this chip, but for its split."""
-    return matrix_tiles(kind, chip, False) + matrix_tiles(kind, chip, True)
+def _box_step(channels: int, kind: str, whole: bool) -> int:
+    """Channels a step of boxes; 0 if they don't divide as they must."""
+    line, half = steps_of(kind)
+    if not whole or channels % line == 0:
+        return line
+    return half if channels % half == 0 else 0
+
+
+def _halves(size: int, most: int) -> int:
+    """The largest power of two that divides `size`, at most `most`."""
+    return min(size & -size, most)
 
 
 @lru_cache(maxsize=4096)
-def pick_matrix(m: int, n: int, channels: int, taps: int, kind: str, chip: str, groups: int = 1) -> Tile:
-    """The tile of a product of m x n outputs that reduces taps x channels terms, in each of `groups`."""
+def box_of(pixels: int, images: Box) -> tuple[Box, int]:
+    """The box of so many pixels (a power of two) of which the fewest tile images of size (n, p, q), and how many."""
+    n, p, q = images
+    columns = _halves(q, pixels)
+    rows = _halves(p, pixels // columns)
+    batch = pixels // (rows * columns)
+    if n % batch == 0:
+        return (batch, rows, columns), n // batch * (p // rows) * (q // columns)  # nothing of a box is empty
+    least, best = n * p * q + 1, (1, 1, pixels)
+    across = pixels
+    while across:
+        rows, every = pixels // across, -(-q // across)
+        down = rows
+        while down:
+            count = -(-n // (rows // down)) * -(-p // down) * every
+            if count < least:
+                least, best = count, (rows // down, down, across)
+            down //= 2
+        across //= 2
+    return best, least
+
+
+# Tiles that a GPU has shown to be better than the model's, by (chip, arithmetic, problem): bench/tune.py prints rows.
+TUNED: dict[tuple[str, str, Product | WeightGrad], Tile] = {}
+
+
+@lru_cache(maxsize=4096)
+def pick_product(product: Product, kind: str, chip: str) -> Tile:
+    """The tile of a convolution or of its input gradient."""
+    if (chip, kind, product) in TUNED:
+        return TUNED[chip, kind, product]
+    images, columns, channels, taps, phases, groups, boxes, whole = product
+    pixels = images[0] * images[1] * images[2]
     if chip == "interpreter":
         packed = channels < 8
-        k, n = _power(taps * channels if packed else channels, 16, 128), _power(n, 16, 256)
-        return Tile(_power(m, 16, _INTERPRETED_ELEMENTS // max(k, n)), n, k, packed=packed)
-    packed = channels < _PACK_BELOW
-    longest = STEPS[1] if packed else _power(channels, *STEPS)
-    steps = -(-taps * channels // longest) if packed else taps * -(-channels // longest)
-
-    def time(tile: Tile) -> float:
-        programs = -(-m // tile.m) * -(-n // tile.n) * groups
-        return -(-programs // CHIPS[chip].multiprocessors) * _work(tile)
-
-    return min(matrix_tiles(kind, chip, packed, longest, DEPTHS[steps > 2]), key=time)
-
-
-def _work(tile: Tile) -> int:
-    """Estimated time of one step of a tile: its m·n products, and waiting for its m + n operands; the weight makes a
-    128 x 128 tile wait for two fifths of its time, a 64 x 64 tile for three fifths."""
-    return tile.m * tile.n + 48 * (tile.m + tile.n)
+        k, n = _power(taps * channels if packed else channels, 16, 128), _power(columns, 16, 256)
+        return Tile(_power(pixels, 16, _INTERPRETED_ELEMENTS // max(k, n)), n, k, packed=packed)
+    best, least = None, float("inf")
+    k = _box_step(channels, kind, whole) if boxes and boxable(kind, chip) else 0
+    if k:
+        steps = taps * -(-channels // k) / phases
+        for candidate in candidates(kind, chip, "boxes", k):
+            m, n = candidate[1:3]
+            if phases > 1 and columns % n:
+                continue
+            box, count = box_of(m, images)
+            tiles = count * -(-columns // n) * phases
+            time = estimate(candidate, tiles, steps)
+            if time < least:
+                best, least = (candidate, box, tiles), time
+    k, packed = steps_of(kind)[0], channels <= _PACK_UP_TO
+    steps = (-(-taps * channels // k) if packed else taps * -(-channels // k)) / phases
+    for candidate in candidates(kind, chip, "packed" if packed else "gathered", k):
+        m, n = candidate[1:3]
+        time = estimate(candidate, -(-pixels // m) * -(-columns // n) * phases * groups, steps)
+        if time < least:
+            best, least = (candidate, None, 0), time
+    assert best is not None
+    candidate, box, tiles = best
+    return candidate.tile._replace(box=box, programs=min(tiles, candidate.slots))
 
 
 @lru_cache(maxsize=4096)
-def pick_weight_grad(k: int, channels: int, taps: int, pixels: int, kind: str, chip: str, groups: int = 1) -> Tile:
-    """The tile of a weight gradient: k x (taps x channels) outputs in each of `groups`, each a sum over all pixels.
-    The sum is split until the programs fill the chip twice, in parts of eight steps at least."""
+def pick_weight_grad(problem: WeightGrad, kind: str, chip: str) -> Tile:
+    """The tile of a weight gradient, and in how many parts its sum is cut: until the chip is full once, or twice where
+    once would leave much of it idle; in parts of eight steps at least."""
+    images, outputs, channels, taps, groups, boxes = problem
+    pixels = images[0] * images[1] * images[2]
     if chip == "interpreter":
-        return Tile(_power(k, 16, 256), _power(taps * channels, 16, 256), _power(pixels, 16, 1024), packed=True)
-    packed = channels < _PACK_BELOW
+        return Tile(_power(outputs, 16, 256), _power(taps * channels, 16, 256), _power(pixels, 16, 1024), packed=True)
+    at, k, packed = CHIPS[chip], steps_of(kind)[0], channels <= _PACK_UP_TO
+    summing = 2 * 4 / (at.multiprocessors * at.fill / 2)
+    ways: list[tuple[str, int, Box | None]] = []
+    if boxes and boxable(kind, chip):
+        box, steps = box_of(k, images)
+        ways.append(("weight boxes", steps, box))
+    if not ways or min(outputs, channels) < 64:  # tiles of boxes are no narrower
+        ways.append(("packed" if packed else "gathered", -(-pixels // k), None))
+    best, least = None, float("inf")
+    for way, steps, box in ways:
+        flat = way == "packed"
+        for candidate in candidates(kind, chip, way, k):
+            m, n = candidate[1:3]
+            tiles = -(-outputs // m) * groups * (-(-taps * channels // n) if flat else taps * -(-channels // n))
+            slots = candidate.slots
+            parts = slots // tiles if slots >= 4 * tiles else 2 * slots // tiles
+            parts = max(1, min(parts, steps // 8))
+            time = estimate(candidate, tiles * parts, -(-steps // parts))
+            if parts > 1:  # the parts are written, read again and summed
+                time += at.start + parts * outputs * taps * channels * groups * summing
+            if time < least:
+                best, least = (candidate.tile, box, parts), time
+    assert best is not None
+    tile, box, parts = best
+    return tile._replace(box=box, parts=parts)
 
-    def programs(tile: Tile) -> int:
-        across = -(-taps * channels // tile.n) if packed else taps * -(-channels // tile.n)
-        return -(-k // tile.m) * across * groups
 
-    tile = min(matrix_tiles(kind, chip, packed), key=lambda tile: programs(tile) * _work(tile))
-    parts = min(2 * CHIPS[chip].multiprocessors // programs(tile), -(-pixels // tile.k) // 8)
-    return tile._replace(split=max(1, parts))
+def serving(problem: Product | WeightGrad, kind: str, chip: str) -> Iterator[Tile]:
+    """Every valid tile that can serve a problem, whatever the model thinks of it: for bench/tune.py to time."""
+    images, _, channels, *_ = problem
+    line, product = steps_of(kind)[0], isinstance(problem, Product)
+    ways = [("gathered", line), ("packed", line)]
+    if problem.boxes and boxable(kind, chip):
+        k = _box_step(channels, kind, problem.whole) if isinstance(problem, Product) else line
+        ways += [("boxes" if product else "weight boxes", k)] if k else []
+    for way, k in ways:
+        boxes = "boxes" in way
+        for m, n, warps in _SHAPES[way][kind]:
+            box = box_of(m if product else k, images)[0] if boxes else None
+            for stages in range(2, 5):
+                tile = Tile(m, n, k, warps, stages, way == "packed", box=box)
+                if not valid(tile, _BYTES[kind], chip, boxes):
+                    continue
+                if isinstance(problem, WeightGrad):
+                    yield from (tile._replace(parts=parts) for parts in (1, 2, 4, 8, 16, 32, 64, 128))
+                elif not boxes or problem.phases == 1 or problem.columns % n == 0:
+                    programs = CHIPS[chip].multiprocessors * resident(tile, _BYTES[kind], chip, boxes)
+                    yield tile._replace(programs=programs) if boxes else tile
+
+
+def every_tile(kind: str, chip: str, weight_grad: bool) -> tuple[Tile, ...]:
+    """Every tile that `pick_weight_grad` or else `pick_product` can return on this chip, but for the boxes' sides
+    (their pixels in one row stand for all), the parts and the number of programs."""
+    line, half = steps_of(kind)
+    forms = [("gathered", line), ("packed", line)]
+    if boxable(kind, chip):
+        forms += [("weight boxes", line)] if weight_grad else [("boxes", line), ("boxes", half)]
+    found = [candidate.tile for way, k in forms for candidate in candidates(kind, chip, way, k) if "boxes" not in way]
+    for way, k in forms[2:]:
+        pixels = "k" if weight_grad else "m"
+        every = [candidate.tile for candidate in candidates(kind, chip, way, k)]
+        found += [tile._replace(box=(1, 1, getattr(tile, pixels))) for tile in every]
+    return tuple(found)
 
 
 def pick_sum(size: int, chip: str) -> int:

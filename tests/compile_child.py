@@ -50,13 +50,13 @@ def call(what, dtype, channels):
 
 def main():
     chip, calls = sys.argv[1], json.loads(sys.argv[2])
-    picks = tiles.pick_matrix, tiles.pick_weight_grad
+    picks = tiles.pick_product, tiles.pick_weight_grad
     for each in calls:
         torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = each["dot"]
-        tiles.pick_matrix, tiles.pick_weight_grad = picks
+        tiles.pick_product, tiles.pick_weight_grad = picks
         if each["tile"]:
             tile = tiles.Tile(*each["tile"])
-            tiles.pick_matrix = tiles.pick_weight_grad = lambda *problem, tile=tile: tile
+            tiles.pick_product = tiles.pick_weight_grad = lambda *problem, tile=tile: tile
         op, args = call(each["what"], getattr(torch, each["dtype"]), each["channels"])
         print(json.dumps([code._asdict() for code in aot.compile_op(op, args, chip)]), flush=True)
 

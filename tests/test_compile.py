@@ -14,6 +14,7 @@ from cnn_triton.kernels.registry import OPS
 CHIPS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 DOTS = {"float16": "ieee", "bfloat16": "ieee", "float32": "tf32"}
 MATRIX = ("conv2d", "conv2d_input_grad", "conv2d_weight_grad")
+KERNELS = ("conv_kernel", "conv_box_kernel", "weight_grad_kernel", "weight_grad_box_kernel")
 
 
 def compiled(chip, calls):
@@ -28,19 +29,20 @@ def compiled(chip, calls):
 
 
 def check(chip, calls):
-    """Every kernel of every call: no spills, fits into shared memory. The matrix kernels: matrix instructions, and
-    every load of an operand 16 bytes wide (a bias is read by scalars). The others: 16-byte loads."""
+    """Every kernel of every call: no spills, fits into shared memory. The main loops of the matrix kernels: matrix
+    instructions, and every load 16 bytes wide or a box. The others: 16-byte loads."""
     for call, codes in zip(calls, compiled(chip, calls), strict=True):
         assert codes, f"{call} launched nothing"
         for code in codes:
             said = f"{call}: {code}"
             assert code["spills"] == 0, said
             assert code["shared"] <= tiles.CHIPS[chip].shared, said
-            if code["kernel"] in ("conv_kernel", "weight_grad_kernel"):
-                assert code["matrix"] > 0, said
-                if call["what"] not in ("conv2d", "linear"):
-                    assert code["wide"] == code["loads"], said
-            assert code["wide"] > 0, said
+            if code["kernel"] in KERNELS:
+                assert code["loop_matrix"] > 0, said
+                assert code["load_bytes"] == 16, said
+                assert (code["tma"] > 0) == ("box" in code["kernel"]), said
+            else:
+                assert code["wide"] > 0, said
 
 
 def tile_calls():
@@ -49,12 +51,17 @@ def tile_calls():
         for dtype, dot in DOTS.items():
             kind = "half" if dtype != "float32" else "tf32"
             shapes = {}
-            for tile in tiles.every_matrix_tile(kind, chip):
-                whats = MATRIX if tile in tiles.every_weight_grad_tile(kind, chip) else MATRIX[:2]
-                # As many channels as make the pick choose this k, and a packed tile; more of them for the others.
-                channels = 16 if tile.packed else tile.k if kind == "half" else 256
-                calls = ({"what": w, "dtype": dtype, "dot": dot, "tile": tile, "channels": channels} for w in whats)
-                shapes.setdefault(f"{tile.m}x{tile.n}", []).extend(calls)
+            for what in MATRIX:
+                for tile in tiles.every_tile(kind, chip, what == "conv2d_weight_grad"):
+                    # As many channels as a packed tile is for; more of them for the others.
+                    call = {
+                        "what": what,
+                        "dtype": dtype,
+                        "dot": dot,
+                        "tile": tile,
+                        "channels": 16 if tile.packed else 256,
+                    }
+                    shapes.setdefault(f"{tile.m}x{tile.n}", []).append(call)
             for shape, calls in shapes.items():
                 yield pytest.param(chip, calls, id=f"{chip}-{dtype}-{shape}")
 

@@ -1,87 +1,114 @@
 """Tiles: every one that can be picked computes right results, and the picks are sensible and repeatable."""
 
+import math
+import os
 import subprocess
 import sys
+import zlib
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 
+import picked
+from bench.calls import float32_precision
+from bench.layers import BATCH, LAYERS
 from cases import draw
 from checks import assert_accurate, kernels_only
 from cnn_triton.kernels import conv2d, epilogue, pool2d, tiles
 
-CHIPS = [chip for chip in tiles.CHIPS if chip != "interpreter"]
-DTYPES = {
-    "half": (torch.float16, torch.bfloat16),
-    "tf32": (torch.float32,),
-    "float": (torch.float32,),
-    "double": (torch.float64,),
-}
+ROOT = Path(__file__).parents[1]
 
 
-def blocks(every):
-    """The distinct (arithmetic, m, n, k, packed) of all chips: warps and stages don't change what is computed, and
-    are compiled in test_compile.py."""
-    found = {
-        (kind, *tile[:3], tile.packed) for kind in tiles.ARITHMETIC for chip in CHIPS for tile in every(kind, chip)
-    }
-    return sorted(found)
+class Block(NamedTuple):
+    """What of a tile decides the results; warps, stages and programs don't, and are compiled in test_compile.py."""
+
+    kind: str
+    weight_grad: bool
+    m: int
+    n: int
+    k: int
+    packed: bool
+    box: tuple[int, int, int] | None
+    parts: int
+
+    def __repr__(self):
+        way = "x".join(map(str, self.box)) if self.box else "packed" if self.packed else "gathered"
+        what = "weight_grad" if self.weight_grad else "product"
+        return f"{what}-{self.kind}-{self.m}x{self.n}x{self.k}-{way}" + f"-{self.parts}_parts" * (self.parts > 1)
 
 
-def name(block):
-    kind, m, n, k, packed = block
-    return f"{kind}-{m}x{n}x{k}{'-packed' if packed else ''}"
+def block(kind, weight_grad, tile):
+    return Block(kind, weight_grad, *tile[:3], tile.packed, tile.box, 3 if tile.parts > 1 else 1)
 
 
-def run(op, make, dtype, monkeypatch, device, pick, tile):
-    args = tuple(a.to(device) if isinstance(a, torch.Tensor) else a for a in make(dtype))
-    wide = tuple(a.double() if isinstance(a, torch.Tensor) else a for a in args)
-    theirs, exact = op.reference(*args), op.reference(*wide)
-    monkeypatch.setattr(tiles, pick, lambda *problem: tile)
-    with kernels_only():
-        ours = op.launch(*args)
-    assert_accurate(ours, theirs, exact)
+def blocks():
+    """Those of every tile that may be picked, and of what is picked for the networks' layers and 500 random ones."""
+    found = {block(kind, what == "weight gradient", tile) for _, kind, _, what, tile in picked.picks()}
+    for kind in tiles.ARITHMETIC:
+        for chip in picked.chips(kind):
+            for weight_grad in (False, True):
+                found |= {block(kind, weight_grad, tile) for tile in tiles.every_tile(kind, chip, weight_grad)}
+    return sorted(found, key=repr)
 
 
-WINDOW = ((1, 2), (1, 1, 1, 1), (1, 1), 1)  # stride, pads, dilation, groups
+@pytest.fixture
+def run(monkeypatch, device):
+    """Runs an operator with a tile on fresh values of these shapes, and compares it with float64."""
+
+    def compare(op, tile, shapes, *rest):
+        pick = "pick_weight_grad" if tile.weight_grad else "pick_product"
+        forced = tiles.Tile(*tile[2:5], packed=tile.packed, parts=tile.parts, box=tile.box, programs=3)
+        monkeypatch.setattr(tiles, pick, lambda *problem: forced)
+        half = (torch.float16, torch.bfloat16)[zlib.crc32(repr(tile).encode()) % 2]
+        dtype = half if tile.kind == "half" else picked.DTYPES[tile.kind]
+        tensors = [draw(shape, dtype, "channels_last").to(device) for shape in shapes]
+        wide = [tensor.double() for tensor in tensors]
+        with float32_precision("tf32" if tile.kind == "tf32" else "ieee"), kernels_only():
+            ours = op.launch(*tensors, *rest)
+        assert_accurate(ours, op.reference(*tensors, *rest), op.reference(*wide, *rest))
+
+    return compare
 
 
-def layer(k, c, pixels):
-    """Sizes of a 3 x 3 layer of more than `pixels` output pixels: input, weight, output."""
-    height = -(-pixels // 13)
-    return (1, c, height, 26), (k, c, 3, 3), (1, k, height, 13)
+def sizes(tile):
+    """(n, p, q) of a result one over the edges of the tile's pixels in every direction."""
+    if tile.box:
+        return tuple(side + (side > 1) for side in tile.box)
+    return (1, -(-((tile.k if tile.weight_grad else tile.m) + 1) // 13), 13)
+
+
+def window(stride):
+    """Stride, pads, dilation and groups of a 3 x 3 convolution."""
+    return ((1, stride), (1, 1, 1, 1), (1, 1), 1)
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("block", blocks(tiles.every_matrix_tile), ids=name)
-def test_matrix_tile(block, monkeypatch, device):
-    """Forward and input gradient, at sizes one over the edges of the tile in every direction."""
-    kind, m, n, k, packed = block
-    tile = tiles.Tile(m, n, k, packed=packed)
-    few = 7 if packed else k + 1  # channels of the reduction
-    form = "channels_last"
-    for dtype in DTYPES[kind]:
-        size, weight, _ = layer(n + 1, few, m + 1)
-        make = lambda d: (draw(size, d, form), draw(weight, d, form), draw(weight[:1], d, form), *WINDOW, "relu")  # noqa: E731, B023
-        run(conv2d.CONV2D, make, dtype, monkeypatch, device, "pick_matrix", tile)
-        size, weight, output = layer(few, n + 1, m // 2 + 1)
-        make = lambda d: (draw(output, d, form), draw(weight, d, form), size, *WINDOW, True)  # noqa: E731, B023
-        run(conv2d.CONV2D_INPUT_GRAD, make, dtype, monkeypatch, device, "pick_matrix", tile)
+@pytest.mark.parametrize("tile", [tile for tile in blocks() if not tile.weight_grad], ids=repr)
+def test_product_tile(tile, run):
+    """Forward and input gradient of 3 x 3 windows, at sizes over the edges of the tile."""
+    n, p, q = sizes(tile)
+    channels = 7 if tile.packed else 2 * tile.k if tile.box else tile.k + 1
+    columns = tile.n + (8 if tile.box else 1)
+    x, w = (n, channels, p, 2 * q), (columns, channels, 3, 3)
+    run(conv2d.CONV2D, tile, (x, w, w[:1]), *window(2), "relu")
+    for stride in (1, 2) if tile.box else (2,):
+        # Boxes of a result with phases take whole columns.
+        columns = tile.n if tile.box and stride == 2 else columns
+        y, w, dx = (n, channels, p, q), (channels, columns, 3, 3), (n, columns, p, stride * q)
+        run(conv2d.CONV2D_INPUT_GRAD, tile, (y, w), dx, *window(stride), True)
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("split", [1, 3])
-@pytest.mark.parametrize("block", blocks(tiles.every_weight_grad_tile), ids=name)
-def test_weight_grad_tile(block, split, monkeypatch, device):
-    """Weight gradient, at sizes one over the edges of the tile, with and without a split sum."""
-    kind, m, n, k, packed = block
-    tile = tiles.Tile(m, n, k, packed=packed, split=split)
-    channels = n // 9 + 1 if packed else n + 1
-    for dtype in DTYPES[kind]:
-        size, weight, output = layer(m + 1, channels, 2 * k + 1)
-        form = "channels_last"
-        make = lambda d: (draw(output, d, form), draw(size, d, form), weight, *WINDOW, True)  # noqa: E731, B023
-        run(conv2d.CONV2D_WEIGHT_GRAD, make, dtype, monkeypatch, device, "pick_weight_grad", tile)
+@pytest.mark.parametrize("tile", [tile for tile in blocks() if tile.weight_grad], ids=repr)
+def test_weight_grad_tile(tile, run):
+    """Weight gradient of 3 x 3 windows, at sizes over the edges of the tile."""
+    n, p, q = sizes(tile)
+    over = 8 if tile.box else 1
+    outputs, channels = tile.m + over, tile.n // 9 + 1 if tile.packed else tile.n + over
+    y, x, w = (n, outputs, p, q), (n, channels, p, 2 * q), (outputs, channels, 3, 3)
+    run(conv2d.CONV2D_WEIGHT_GRAD, tile, (y, x), w, *window(2), True)
 
 
 @pytest.mark.parametrize("strip", sorted({s for chip in tiles.CHIPS for s in tiles.strips(chip)}), ids=str)
@@ -107,51 +134,66 @@ def test_strip(strip, monkeypatch, device):
     assert_accurate(bias, theirs[1], exact[1])
 
 
-# ResNet-50's distinct convolutions: channels in, out, window, output size.
-RESNET50 = [
-    (3, 64, 7, 112), (64, 64, 1, 56), (64, 64, 3, 56), (64, 256, 1, 56), (256, 64, 1, 56), (256, 128, 1, 56),
-    (128, 128, 3, 28), (128, 512, 1, 28), (256, 512, 1, 28), (512, 128, 1, 28), (512, 256, 1, 28), (256, 256, 3, 14),
-    (256, 1024, 1, 14), (512, 1024, 1, 14), (1024, 256, 1, 14), (1024, 512, 1, 14), (512, 512, 3, 7),
-    (512, 2048, 1, 7), (1024, 2048, 1, 7), (2048, 512, 1, 7),
-]  # fmt: skip
-
-
-def picks(kind, chip, batch=32):
-    """The tiles of ResNet-50's convolutions: forward, input gradient, weight gradient."""
-    for c, k, r, p in RESNET50:
-        m = batch * p * p
-        yield tiles.pick_matrix(m, k, c, r * r, kind, chip)
-        yield tiles.pick_matrix(m, c, k, r * r, kind, chip)
-        yield tiles.pick_weight_grad(k, c, r * r, m, kind, chip)
-
-
 def test_picks_suit_the_problem():
-    forward = {tiles.pick_matrix(32 * p * p, k, c, r * r, "half", "sm_90") for c, k, r, p in RESNET50}
-    assert len(forward) >= 6, forward
-    tile = tiles.pick_matrix(32 * 56 * 56, 256, 256, 9, "half", "sm_90")
-    assert tile.m >= 128
-    assert tile.n >= 128
+    """On Hopper the 3 x 3 layers of ResNet-50 and VGG-16 fetch boxes, in all passes; big ones with big tiles."""
+    seen = 0
+    with picked.Picks() as launchers:
+        for each in LAYERS:
+            if each.size == 3 and each.c >= 64 and (each.times("ResNet-50") or each.times("VGG-16")):
+                for _, what, tile in launchers.of(each, BATCH, ["sm_90"], "half"):
+                    seen += 1
+                    assert tile.box, f"{each.name}, {what}: {tile}"
+                    if each.name == "3x3 256-256 @56 s1":
+                        assert min(tile.m, tile.n) >= 128, f"{what}: {tile}"
+    assert seen == 3 * 15
 
 
-@pytest.mark.parametrize("chip", CHIPS)
+def test_boxes_waste_little():
+    """A box of pixels fits the images of the usual networks without a rest, and any others as well as a box can."""
+    for size in (224, 112, 56, 28, 14):
+        for pixels in (64, 128):
+            (n, p, q), count = tiles.box_of(pixels, (32, size, size))
+            assert n * p * q == pixels
+            assert count * pixels == 32 * size * size, f"{size}: {(n, p, q)}"
+    assert tiles.box_of(64, (32, 7, 7)) == ((8, 1, 8), 4 * 7)
+    for images in ((1, 1, 1), (3, 5, 9), (1, 1, 1000), (7, 100, 1)):
+        box, count = tiles.box_of(128, images)
+        assert box[0] * box[1] * box[2] == 128
+        assert count == math.prod(-(-whole // part) for whole, part in zip(images, box, strict=True))
+
+
 @pytest.mark.parametrize("kind", tiles.ARITHMETIC)
-def test_picks_are_among_the_tested(kind, chip):
-    """No problem gets a tile outside the lists that the tests run over."""
-    matrix, weight = set(tiles.every_matrix_tile(kind, chip)), set(tiles.every_weight_grad_tile(kind, chip))
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(500):
-        m, n, c, taps = (int(2 ** (torch.rand((), generator=generator) * bits)) for bits in (20, 12, 12, 6))
-        assert tiles.pick_matrix(m, n, c, taps, kind, chip) in matrix
-        assert tiles.pick_weight_grad(n, c, taps, m, kind, chip)._replace(split=1) in weight
+def test_picks_are_among_the_tested(kind):
+    """No problem gets a tile outside the list that is compiled and compared, but for what the list leaves open."""
+    with picked.Picks() as launchers:
+        for n, each in picked.random_layers(150, seed=1):
+            for chip, what, tile in launchers.of(each, n, picked.chips(kind), kind):
+                weight_grad = what == "weight gradient"
+                row = tile.box and (1, 1, tile.k if weight_grad else tile.m)
+                listed = tile._replace(box=row, parts=1, programs=0)
+                assert listed in tiles.every_tile(kind, chip, weight_grad), f"{each}, {what}: {tile}"
+
+
+def test_estimates_follow_the_model():
+    """More work takes longer, a full chip as long as one program of it, and one program more a wave more."""
+    for candidate in tiles.candidates("half", "sm_90", True, False, 64):
+        one = tiles.estimate(candidate, 1, 10)
+        assert one >= candidate.start + 10 * candidate.alone
+        assert tiles.estimate(candidate, candidate.slots // candidate.resident, 10) == one
+        full = tiles.estimate(candidate, candidate.slots, 10)
+        assert full >= one
+        assert tiles.estimate(candidate, candidate.slots + 1, 10) == full + one
+        assert tiles.estimate(candidate, 1, 20) > one
 
 
 def test_two_processes_pick_the_same():
-    code = (
-        "from test_tiles import *; print([t for chip in CHIPS for kind in tiles.ARITHMETIC for t in picks(kind, chip)])"
-    )
+    code = "import picked; print([pick for pick in picked.picks()][::7])"
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     first, second = (
-        subprocess.run([sys.executable, "-c", code], cwd=__file__.rpartition("/")[0], capture_output=True, check=True)
-        for _ in range(2)
+        subprocess.run(
+            [sys.executable, "-c", code], env=path | {"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        )
+        for seed in ("1", "2")
     )
     assert first.stdout == second.stdout
     assert b"Tile" in first.stdout

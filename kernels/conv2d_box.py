@@ -1,0 +1,161 @@
+"""conv2d's products where the chip fetches boxes of images by itself: the tensor memory accelerator of NVIDIA's Hopper
+and later.
+
+A tile's pixels are a box of batch x rows x columns. A descriptor of the channels_last images fetches the box that a tap
+reads, 64 channels or so at a time, straight into shared memory; what lies outside the images arrives as 0, which is the
+padding. No thread computes an address, and both operands of the matrix instructions stay in shared memory:
+
+    forward, input gradient:  Yᵀ[k, box] = Ŵ[k, term] · X̂ᵀ[term, box]     the images are the right operand
+    weight gradient:          dW[k, c]   = Gᵀ[k, box] · X̂[box, c]         for one tap; the reduction is over boxes
+
+    build the descriptors                                         once a program
+    for each of the program's tiles of the result:                persistent: as many programs as run at a time
+        acc = 0
+        for each step of the reduction:                           device.main_loop
+            acc += A(step) · B(step)                              two fetches
+        store the box of epilogue(acc)                            while the next tile begins
+
+A stride is a matter of the view: every stride-th row and column from one of stride² first ones are again such images.
+"""
+
+from .device import (
+    HOP,
+    REACH,
+    STEP,
+    STRIDE,
+    as_tf32,
+    box_at,
+    box_descriptor,
+    boxes,
+    main_loop,
+    phase_of,
+    program_tile,
+    split,
+    tap_steps,
+)
+from .lang import device_function, tl, triton
+
+
+@device_function
+def weight_box(operand, step, META: tl.constexpr):
+    """A: the weight of this step's tap and channels, for fixed columns. [N, K]"""
+    w, column, first, taps, channels, columns = operand
+    PRECISION, DOWN, ACROSS, K, _, S, TRANSPOSED = META
+    tap, c = step % (taps[0] * taps[1]), step // (taps[0] * taps[1]) * K
+    tap = (first[0] + tap // taps[1] * DOWN[HOP]) * S + first[1] + tap % taps[1] * ACROSS[HOP]
+    if TRANSPOSED:
+        return as_tf32(w.load([c, tap * columns + column]).T, PRECISION)
+    else:
+        return w.load([column, tap * channels + c])
+
+
+@device_function
+def window_box(operand, step, META: tl.constexpr):
+    """B: what this step's tap and channels read, for a fixed box of M pixels. [K, M]"""
+    x, n, p, q, offset, taps, channels = operand
+    _, DOWN, ACROSS, K, M, _, _ = META
+    tap, c = step % (taps[0] * taps[1]), step // (taps[0] * taps[1]) * K
+    h, a = split(offset[0] + tap // taps[1] * DOWN[REACH], DOWN[STRIDE])
+    w, b = split(offset[1] + tap % taps[1] * ACROSS[REACH], ACROSS[STRIDE])
+    return x.load([n, p + h, a, q + w, b * channels + c]).reshape(M, K).T
+
+
+@triton.jit(do_not_specialize=["x_strides", "y_strides", "x_size", "y_size", "channels", "columns"])
+def conv_box_kernel(
+    x, w, bias, y, x_strides, y_strides, x_size, y_size, channels, columns,
+    DOWN: tl.constexpr, ACROSS: tl.constexpr, WINDOW: tl.constexpr, TRANSPOSED: tl.constexpr, ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr, BOX: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """y[box, column] = act(bias + Σ_term x̂ · w), for tiles of a BOX of pixels of one phase x N columns."""
+    M: tl.constexpr = BOX[0] * BOX[1] * BOX[2]
+    STEPS: tl.constexpr = (DOWN[STEP], ACROSS[STEP])
+    STRIDES: tl.constexpr = (DOWN[STRIDE], ACROSS[STRIDE])
+    fetched = box_descriptor(x, x_size, x_strides, channels, BOX, K, STRIDES)
+    stored = box_descriptor(y, y_size, y_strides, columns, BOX, N, STEPS)
+    terms = WINDOW[0] * WINDOW[1] * (columns if TRANSPOSED else channels)
+    if TRANSPOSED:
+        weights = tl.make_tensor_descriptor(w, [channels, terms], [terms, 1], [K, N])
+    else:
+        weights = tl.make_tensor_descriptor(w, [columns, terms], [terms, 1], [N, K])
+
+    size = (y_size[0], y_size[1] // STEPS[0], y_size[2] // STEPS[1])
+    rows = boxes(size, BOX)
+    across = tl.cdiv(columns, N)
+    META: tl.constexpr = (PRECISION, DOWN, ACROSS, K, M, WINDOW[1], TRANSPOSED)
+    for program in range(tl.program_id(0), rows * across * STEPS[0] * STEPS[1], tl.num_programs(0)):
+        row, column = program_tile(program % (rows * across), rows, across)
+        column *= N
+        n, i, j = box_at(row, size, BOX)
+        a = program // (rows * across) // STEPS[1]
+        b = program // (rows * across) % STEPS[1]
+        first_r, count_r, h, some_r = phase_of(a, DOWN)
+        first_s, count_s, v, some_s = phase_of(b, ACROSS)
+        taps = (count_r, count_s)
+        A = (weights, column, (first_r, first_s), taps, channels, columns)
+        B = (fetched, n, i, j, (h, v), taps, channels)
+        acc = tl.zeros([N, M], tl.float32)
+        steps = tap_steps(channels, taps, False, K) * some_r * some_s
+        acc = main_loop(acc, weight_box, A, window_box, B, 0, steps, META)
+
+        if bias is not None:
+            k = column + tl.arange(0, N)
+            acc += tl.load(bias + k, mask=k < columns, other=0.0).to(tl.float32)[:, None]
+        result = ACTIVATION(acc).to(y.dtype.element_ty).T
+        stored.store([n, i, a, j, b * columns + column], result.reshape(BOX[0], BOX[1], 1, BOX[2], N))
+
+
+@device_function
+def grad_box(operand, step, META: tl.constexpr):
+    """A of the weight gradient: the output's gradient, transposed, for this step's box. [M, K]"""
+    grad, size, k = operand
+    PRECISION, BOX, K, M, _ = META
+    n, p, q = box_at(step, size, BOX)
+    return as_tf32(grad.load([n, p, 0, q, k]).reshape(K, M).T, PRECISION)
+
+
+@device_function
+def tap_box(operand, step, META: tl.constexpr):
+    """B of the weight gradient: what one tap reads, for this step's box. [K, N]"""
+    x, size, h, w, c = operand
+    PRECISION, BOX, K, _, N = META
+    n, p, q = box_at(step, size, BOX)
+    return as_tf32(x.load([n, p + h, 0, q + w, c]).reshape(K, N), PRECISION)
+
+
+@triton.jit(do_not_specialize=["grad_strides", "x_strides", "size", "x_size", "outputs", "channels", "parts"])
+def weight_grad_box_kernel(
+    grad, x, dw, grad_strides, x_strides, size, x_size, outputs, channels, parts,
+    DOWN: tl.constexpr, ACROSS: tl.constexpr, WINDOW: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    BOX: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """dw[part, k, tap, c] = Σ over the part's boxes of grad · x̂, for a tile of M outputs x N channels of one tap."""
+    TAPS: tl.constexpr = WINDOW[0] * WINDOW[1]
+    rows = tl.cdiv(outputs, M)
+    across = tl.cdiv(channels, N) * TAPS
+    part = tl.program_id(0) // (rows * across)
+    row, column = program_tile(tl.program_id(0) % (rows * across), rows, across)
+    k, tap, c = row * M, column % TAPS, column // TAPS * N
+
+    # The tap's own images: every stride-th pixel that it reads. They end where the tap's last window does, since what
+    # lies behind meets no gradient, but would not be harmless if it were infinite.
+    h, a = split(DOWN[6] + tap // WINDOW[1] * DOWN[REACH], DOWN[STRIDE])
+    w, b = split(ACROSS[6] + tap % WINDOW[1] * ACROSS[REACH], ACROSS[STRIDE])
+    height = tl.minimum(tl.cdiv(x_size[1] - a, DOWN[STRIDE]), size[1] + h)
+    width = tl.minimum(tl.cdiv(x_size[2] - b, ACROSS[STRIDE]), size[2] + w)
+    strides = (x_strides[0], x_strides[1] * DOWN[STRIDE], x_strides[2] * ACROSS[STRIDE])
+    x += a * x_strides[1] + b * x_strides[2]
+    EVERY: tl.constexpr = (1, 1)
+    fetched = box_descriptor(x, (x_size[0], height, width), strides, channels, BOX, N, EVERY)
+    grads = box_descriptor(grad, size, grad_strides, outputs, BOX, M, EVERY)
+
+    steps = boxes(size, BOX)
+    chunk = tl.cdiv(steps, parts)
+    META: tl.constexpr = (PRECISION, BOX, BOX[0] * BOX[1] * BOX[2], M, N)
+    acc = tl.zeros([M, N], tl.float32)
+    last = tl.minimum((part + 1) * chunk, steps)
+    acc = main_loop(acc, grad_box, (grads, size, k), tap_box, (fetched, size, h, w, c), part * chunk, last, META)
+
+    k += tl.arange(0, M)
+    c += tl.arange(0, N)
+    dw += (part.to(INDEX) * outputs + k)[:, None] * (TAPS * channels) + (tap * channels + c)[None, :]
+    tl.store(dw, acc.to(dw.dtype.element_ty), mask=(k < outputs)[:, None] & (c < channels)[None, :])

@@ -1,0 +1,157 @@
+"""conv2d's products with tiles gathered by pointers: on any chip, for any strides, sizes and groups.
+
+    forward, input gradient:  Y[pixel, k] = X̂[pixel, term] · Ŵ[term, k]
+    weight gradient:          dW[k, term] = Gᵀ[k, pixel] · X̂[pixel, term]
+
+    for each tile of the result:                                  one program
+        acc = 0
+        for each step of the reduction:                           device.main_loop
+            acc += A(step) · B(step)                              each thread works out addresses and masks
+        store epilogue(acc)
+
+Groups are independent products, side by side in the grid; so are the phases of an input gradient (geometry.Walk).
+With few channels (a first layer's one or three) taps and channels are one flat reduction, PACKED into full steps.
+"""
+
+from .device import (
+    HOP,
+    REACH,
+    STEP,
+    STRIDE,
+    as_tf32,
+    gather,
+    main_loop,
+    offsets,
+    phase_of,
+    pixel,
+    program_tile,
+    tap_of,
+    tap_steps,
+)
+from .lang import device_function, tl, triton
+
+
+@device_function
+def window_terms(operand, step, META: tl.constexpr):
+    """A of the forward: what this step's terms read, for fixed pixels. [M, K]"""
+    x, strides, size, at, exists, taps, channels = operand
+    _, DOWN, ACROSS, K, PACKED, _, _ = META
+    r, s, c, has = tap_of(step, channels, taps, PACKED, K)
+    return gather(x, strides, size, at, exists, r * DOWN[REACH], s * ACROSS[REACH], c, has)
+
+
+@device_function
+def weight_terms(operand, step, META: tl.constexpr):
+    """B of the forward: this step's terms of the weight, for fixed columns. [K, N]"""
+    w, strides, column, exists, first, taps, channels = operand
+    PRECISION, DOWN, ACROSS, K, PACKED, S, TRANSPOSED = META
+    r, s, c, has = tap_of(step, channels, taps, PACKED, K)
+    tap = (first[0] + r * DOWN[HOP]) * S + first[1] + s * ACROSS[HOP]
+    term = (tap * strides[1] + c * strides[0]).to(column.dtype)
+    mask = has[:, None] & exists[None, :]
+    tile = tl.load(w + term[:, None] + column[None, :] * strides[2], mask=mask, other=0.0)
+    return as_tf32(tile, PRECISION) if TRANSPOSED else tile
+
+
+@triton.jit(do_not_specialize=["x_size", "y_size"])
+def conv_kernel(
+    x, w, bias, y, x_strides, w_strides, y_strides, x_size, y_size, channels, columns,
+    DOWN: tl.constexpr, ACROSS: tl.constexpr, S: tl.constexpr, TRANSPOSED: tl.constexpr, ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """y[pixel, column] = act(bias + Σ_term x̂ · w), for a tile of M pixels of one phase x N columns of one group."""
+    PHASES: tl.constexpr = DOWN[STEP] * ACROSS[STEP]
+    batch, height, width = y_size[0], tl.cdiv(y_size[1], DOWN[STEP]), tl.cdiv(y_size[2], ACROSS[STEP])
+    rows = tl.cdiv(batch * height * width, M)
+    across = tl.cdiv(columns, N)
+    group = tl.program_id(0) // (rows * across * PHASES)
+    phase = tl.program_id(0) // (rows * across) % PHASES
+    row, column = program_tile(tl.program_id(0) % (rows * across), rows, across)
+    a, b = phase // ACROSS[STEP], phase % ACROSS[STEP]
+    first_r, count_r, h, some_r = phase_of(a, DOWN)
+    first_s, count_s, v, some_s = phase_of(b, ACROSS)
+
+    n, i, j = pixel(row.to(INDEX) * M + tl.arange(0, M), height, width)  # [M]
+    p, q = a + i * DOWN[STEP], b + j * ACROSS[STEP]
+    exists = (n < batch) & (p < y_size[1]) & (q < y_size[2])
+    k = (column * N + tl.arange(0, N)).to(INDEX)  # [N]
+    has = k < columns
+
+    META: tl.constexpr = (PRECISION, DOWN, ACROSS, K, PACKED, S, TRANSPOSED)
+    taps = (count_r, count_s)
+    x += group.to(INDEX) * channels * x_strides[3]
+    w += group.to(INDEX) * w_strides[3]
+    reads = (n, i * DOWN[STRIDE] + h, j * ACROSS[STRIDE] + v)
+    A = (x, x_strides, x_size, reads, exists, taps, channels)
+    B = (w, w_strides, k, has, (first_r, first_s), taps, channels)
+    acc = tl.zeros([M, N], ACC)
+    steps = tap_steps(channels, taps, PACKED, K) * some_r * some_s
+    acc = main_loop(acc, window_terms, A, weight_terms, B, 0, steps, META)
+
+    k += group * columns
+    if bias is not None:
+        acc += tl.load(bias + k, mask=has, other=0.0).to(ACC)[None, :]
+    y += offsets((n, p, q), k, y_strides)
+    tl.store(y, ACTIVATION(acc).to(y.dtype.element_ty), mask=exists[:, None] & has[None, :])
+
+
+@device_function
+def grad_terms(operand, step, META: tl.constexpr):
+    """A of the weight gradient: the output's gradient, transposed, for this step's pixels. [M, K]"""
+    grad, strides, size, column, has = operand
+    PRECISION, K, _, _ = META
+    index = step * K + tl.arange(0, K)  # [K]
+    at = pixel(index.to(column.dtype), size[1], size[2])
+    mask = (at[0] < size[0])[None, :] & has[:, None]
+    rows = at[0] * strides[0] + at[1] * strides[1] + at[2] * strides[2]
+    tile = tl.load(grad + rows[None, :] + column[:, None] * strides[3], mask=mask, other=0.0)
+    return as_tf32(tile, PRECISION)
+
+
+@device_function
+def window_pixels(operand, step, META: tl.constexpr):
+    """B of the weight gradient: what fixed terms read, for this step's pixels. [K, N]"""
+    x, strides, x_size, size, h, w, c, has = operand
+    PRECISION, K, DOWN, ACROSS = META
+    n, p, q = pixel((step * K + tl.arange(0, K)).to(c.dtype), size[1], size[2])  # [K]
+    reads = (n, p * DOWN[STRIDE], q * ACROSS[STRIDE])
+    return as_tf32(gather(x, strides, x_size, reads, n < size[0], h, w, c, has), PRECISION)
+
+
+@triton.jit(do_not_specialize=["size", "x_size", "groups", "split"])
+def weight_grad_kernel(
+    grad, x, dw, grad_strides, x_strides, size, x_size, outputs, channels, groups, split,
+    DOWN: tl.constexpr, ACROSS: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """dw[part, k, term] = Σ over the part's pixels of grad · x̂, for a tile of M outputs x N terms of one group."""
+    _, count_r, first_h, _ = phase_of(0, DOWN)
+    _, count_s, first_w, _ = phase_of(0, ACROSS)
+    taps = (count_r, count_s)
+    rows = tl.cdiv(outputs, M)
+    across = tap_steps(channels, taps, PACKED, N)
+    part = tl.program_id(0) // (rows * across * groups)
+    group = tl.program_id(0) // (rows * across) % groups
+    row, column = program_tile(tl.program_id(0) % (rows * across), rows, across)
+
+    k = (row * M + tl.arange(0, M)).to(INDEX)  # [M]
+    has_k = k < outputs
+    r, s, c, has = tap_of(column, channels, taps, PACKED, N)  # [N]
+    c = c.to(INDEX)
+
+    steps = tl.cdiv(size[0] * size[1] * size[2], K)
+    chunk = tl.cdiv(steps, split)
+    META: tl.constexpr = (PRECISION, K, DOWN, ACROSS)
+    grad += group.to(INDEX) * outputs * grad_strides[3]
+    x += group.to(INDEX) * channels * x_strides[3]
+    a = (grad, grad_strides, size, k, has_k)
+    b = (x, x_strides, x_size, size, first_h + r * DOWN[REACH], first_w + s * ACROSS[REACH], c, has)
+    acc = tl.zeros([M, N], ACC)
+    last = tl.minimum((part + 1) * chunk, steps)
+    acc = main_loop(acc, grad_terms, a, window_pixels, b, part * chunk, last, META)
+
+    k += (part * groups + group).to(INDEX) * outputs
+    term = (r * count_s + s) * channels + c
+    dw += k[:, None] * (count_r * count_s * channels) + term[None, :]
+    tl.store(dw, acc.to(dw.dtype.element_ty), mask=has_k[:, None] & has[None, :])

@@ -1,0 +1,89 @@
+"""What the launchers pick, without running it: for the networks' layers and for random ones, on every chip."""
+
+import contextlib
+import itertools
+import random
+from unittest import mock
+
+import torch
+
+from bench.calls import PASSES, calls, float32_precision
+from bench.layers import BATCH, LAYERS, Layer
+from cnn_triton.kernels import conv2d, tiles
+
+CHIPS = [chip for chip in tiles.CHIPS if chip != "interpreter"]
+DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "float": torch.float32, "double": torch.float64}
+
+
+def chips(kind):
+    """The chips that are asked for an arithmetic: for TF32 those that have instructions for it."""
+    return [chip for chip in CHIPS if kind != "tf32" or tiles.CHIPS[chip].rates[1]]
+
+
+def random_layers(count, seed=0):
+    """Convolutions of all sorts, of up to 2^12 channels and 2^7 rows."""
+    draw = random.Random(seed)
+
+    def size(bits):
+        return int(2 ** (draw.random() * bits))
+
+    for _ in range(count):
+        window, stride = draw.choice((1, 1, 2, 3, 3, 5, 7)), draw.choice((1, 1, 1, 2, 3, 4))
+        c, k = size(12), size(12)
+        if draw.random() < 0.7:
+            c, k = 8 * -(-c // 8), 8 * -(-k // 8)
+        groups = draw.choice((1, 1, 1, c))
+        k = groups * draw.randint(1, 3) if groups > 1 else k
+        yield size(6), Layer("conv", c, window + size(7), k, window, stride, window // 2, groups)
+
+
+def nothing(*args, **constants):
+    """Stands for a launch."""
+
+
+class Picks:
+    """Within: launches run nothing; `of` says which tiles they would run with."""
+
+    def __enter__(self):
+        self.stack = contextlib.ExitStack()
+        self.found = []
+        chip = self.stack.enter_context(mock.patch.object(tiles, "chip_name"))
+        self.on = lambda name: setattr(chip, "return_value", name)
+        for name in ("launch", "sum_parts"):
+            self.stack.enter_context(mock.patch.object(conv2d, name, nothing))
+        for name in ("pick_product", "pick_weight_grad"):
+            self.stack.enter_context(mock.patch.object(tiles, name, self.noted(getattr(tiles, name))))
+        return self
+
+    def __exit__(self, *error):
+        self.stack.close()
+
+    def noted(self, function):
+        def picked(*problem):
+            self.found.append(function(*problem))
+            return self.found[-1]
+
+        return picked
+
+    def of(self, layer, n, chips, kind):
+        """(chip, pass, tile) of everything that the launchers pick for a layer at batch size n."""
+        with float32_precision("tf32" if kind == "tf32" else "ieee"):
+            for what, (op, args) in zip(PASSES, calls(layer, DTYPES[kind], n), strict=True):
+                result = op.fake(*args)
+                for chip in chips:
+                    self.on(chip)
+                    op.launcher(result, *args)
+                    yield chip, what, self.found.pop()
+        assert not self.found
+
+
+def picks():
+    """Every (layer, kind, chip, pass, tile) of the networks' layers at batch size 32, in each arithmetic, and of 500
+    random ones, each in one."""
+    problems = [(BATCH, layer, kind) for layer in LAYERS for kind in tiles.ARITHMETIC]
+    turns = itertools.cycle(tiles.ARITHMETIC)
+    problems += [(n, layer, kind) for (n, layer), kind in zip(random_layers(500), turns, strict=False)]
+    with Picks() as launchers:
+        for n, layer, kind in problems:
+            for chip, what, tile in launchers.of(layer, n, chips(kind), kind):
+                yield layer, kind, chip, what, tile
