@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import functional, nn
+    from .ahead import warmup
     from .dispatch import backend, launches, where
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "backend", "functional", "launches", "nn", "where"]
+__all__ = ["__version__", "backend", "functional", "launches", "nn", "warmup", "where"]
 
-_FROM = {"backend": ".dispatch", "launches": ".dispatch", "where": ".dispatch"}
+_FROM = {"backend": ".dispatch", "launches": ".dispatch", "warmup": ".ahead", "where": ".dispatch"}
 
 
 def __getattr__(name: str) -> Any:

@@ -19,9 +19,22 @@ def backend(name: str) -> Iterator[None]:
     TRITON_INTERPRET=1 was set before the import, else PyTorch's own operators. Like torch.backends' flags it holds
     for all threads. Errors: ValueError for another name.
     """
-    global _forced
     if name not in ("auto", "aten"):
         raise ValueError(f"backend must be 'auto' or 'aten', but got {name!r}")
+    with _force(name):
+        yield
+
+
+@contextlib.contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Within, tensors on any device go to the operators, as those on a GPU do, unless 'aten' is in force."""
+    with _force("operators" if _forced == "auto" else _forced):
+        yield
+
+
+@contextlib.contextmanager
+def _force(name: str) -> Iterator[None]:
+    global _forced
     before, _forced = _forced, name
     try:
         yield
@@ -31,8 +44,8 @@ def backend(name: str) -> Iterator[None]:
 
 def runs_kernels(device: torch.device) -> bool:
     """Do tensors on this device go to the Triton kernels, here and now?"""
-    if _forced == "aten":
-        return False
+    if _forced != "auto":
+        return _forced == "operators"
     return device.type == "cuda" or (device.type == "cpu" and INTERPRETING)
 
 

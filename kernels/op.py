@@ -4,9 +4,9 @@ import contextlib
 import contextvars
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -60,6 +60,29 @@ class Op:
         return results
 
 
+class Launch(NamedTuple):
+    """A launch that was noted: the kernel, where it would run, its arguments, and what it is compiled for."""
+
+    kernel: Any
+    device: torch.device
+    args: tuple[Any, ...]
+    constants: dict[str, Any]
+
+
+_notes: contextvars.ContextVar[list[Launch] | None] = contextvars.ContextVar("notes", default=None)
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[list[Launch]]:
+    """Within, in this thread: launches are noted in the list, neither run nor counted."""
+    notes: list[Launch] = []
+    token = _notes.set(notes)
+    try:
+        yield notes
+    finally:
+        _notes.reset(token)
+
+
 def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
     """Device memory for the descriptors that a kernel builds; PyTorch's is aligned to 512 bytes, and stream-ordered."""
     return torch.empty(size, dtype=torch.int8, device="cuda")
@@ -70,6 +93,10 @@ def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
     if programs == 0:
         return
     device = next(a for a in args if isinstance(a, torch.Tensor)).device
+    notes = _notes.get()
+    if notes is not None:
+        notes.append(Launch(kernel, device, args, constants))
+        return
     guard = _interpreter if INTERPRETING else torch.cuda.device(device) if device.type == "cuda" else None
     with guard or contextlib.nullcontext():
         triton.set_allocator(_scratch)  # by context: autograd's threads have their own
