@@ -65,10 +65,13 @@ def commands(out: Path, minutes: float, resume: bool = False) -> dict[str, tuple
     memcheck = [shutil.which("compute-sanitizer") or "", "--tool", "memcheck", "--error-exitcode", "1", *checked]
     bench = [sys.executable, "-m", "bench.run", "--out", str(out), "--minutes", f"{minutes:.3g}"]
     bench += ["--resume"] if resume else []
+    tune = [sys.executable, "-m", "bench.tune", "--out", str(out), "--minutes", f"{minutes:.3g}"]
+    tune += ["--resume"] if resume else []
     return {
         "tests": (native, {}),
         "sanitizer": (memcheck, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}),
         "bench": (bench, {}),
+        "tune": (tune, {}),
     }
 
 
@@ -102,7 +105,7 @@ def summary(ended: dict[str, str], out: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", choices=PARTS, help="one part alone")
+    parser.add_argument("--part", choices=(*PARTS, "tune"), help="one part alone; tune, a search of tiles, only so")
     parser.add_argument("--minutes", type=float, default=9, help="for all parts together")
     parser.add_argument("--resume", action="store_true", help="the benchmarks go on with the folder's earlier run")
     parser.add_argument("--out", type=Path, help="folder; bench/results/<gpu> unless given")

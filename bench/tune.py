@@ -1,0 +1,249 @@
+"""Times every tile that can serve a layer beside the picked one: python -m bench.tune --out FOLDER [--minutes M].
+
+It says how far the picks of kernels/tiles.py are from the best tiles, and prints the rows of tiles.TUNED that mend
+them. With --resume it goes on with what an earlier run in that folder left out, in another arithmetic too.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from statistics import geometric_mean
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from cnn_triton.kernels import tiles
+from cnn_triton.kernels.lang import INTERPRETING, triton
+from cnn_triton.kernels.op import Op
+
+from .calls import ARITHMETICS, PASSES, calls, float32_precision
+from .layers import BATCH, LAYERS, Layer
+from .measure import EPS, GpuClock, HostClock, clock_for, interleaved, memory_returned
+from .report import environment
+
+Row = dict[str, Any]
+NEAR, SLOW = 1.3, 1.05  # times the best: what is timed in further rounds, what is to be mended
+
+
+@contextlib.contextmanager
+def picking() -> Iterator[SimpleNamespace]:
+    """Within: noted are what launchers `asked` for last, (problem, arithmetic, chip), and what was picked, `pick`; they
+    are given `tile` instead, if there is one."""
+    noted = SimpleNamespace(tile=None)
+
+    def answer(pick: Callable[..., tiles.Tile], *asked: Any) -> tiles.Tile:
+        noted.asked, noted.pick = asked, pick(*asked)
+        return noted.tile or noted.pick
+
+    names = ("pick_product", "pick_weight_grad")
+    with patch.multiple(tiles, **{name: partial(answer, getattr(tiles, name)) for name in names}):
+        yield noted
+
+
+def compile_ahead(launches: list[Callable[[], Any]]) -> None:
+    """Compiles on all cores what these launch; nothing runs. What fails (CPython 3.11's parser may, among threads) is
+    compiled again when it runs, and then said."""
+    function, run, kernels = triton.runtime.jit.JITFunction, triton.runtime.jit.JITFunction.run, set()
+
+    def only_compile(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        kernels.add(kernel)
+        run(kernel, *args, grid=grid, warmup=True, **options)
+
+    with patch.object(function, "run", only_compile), triton.AsyncCompileMode(ThreadPoolExecutor(), ignore_errors=True):
+        for launch in launches:
+            with contextlib.suppress(Exception):
+                launch()
+    for cache, *_ in (caches for kernel in kernels for caches in kernel.device_caches.values()):
+        for key in [key for key, entry in cache.items() if isinstance(entry, triton.FutureKernel)]:
+            del cache[key]
+
+
+def check(result: torch.Tensor, right: torch.Tensor) -> None:
+    """Errors: AssertionError for results that are apart by more than two epsilons of value plus root mean square."""
+    wide = right.float()
+    allowed = 2 * EPS[right.dtype] * (wide.abs() + wide.square().mean().sqrt())
+    share = ((result.float() - wide).abs() / allowed.clamp_min(1e-30)).max().item()
+    assert share <= 1, f"wrong result, off the pick's by {share:.2g} times what rounding allows"
+
+
+def text(value: tuple[Any, ...]) -> str:
+    """A tile or a problem as short Python."""
+    return f"{type(value).__name__}{tuple(value)!r}"
+
+
+def measured(op: Op, args: tuple[Any, ...], noted: SimpleNamespace, clock: HostClock | GpuClock, end: float) -> Row:
+    """A problem's row; errors: TimeoutError if not all of its tiles were compiled in time."""
+    torch.manual_seed(0)
+    for tensor in filter(torch.is_tensor, args):
+        tensor.normal_()
+    right, result = op.launch(*args), op.fake(*args)
+    (problem, kind, chip), ours = noted.asked, text(noted.pick)
+    every = list(dict.fromkeys([noted.pick, *tiles.serving(problem, kind, chip)]))
+
+    def launch(tile: tiles.Tile) -> None:
+        noted.tile = tile
+        op.launcher(result, *args)
+
+    failed: dict[str, str] = {}
+    runs: dict[str, Callable[[], None]] = {}
+    for i, tile in enumerate(every):
+        if time.perf_counter() > end:
+            raise TimeoutError
+        if i % 64 == 0 and not INTERPRETING:
+            compile_ahead([partial(launch, each) for each in every[i : i + 64]])
+        try:
+            result.fill_(float("nan"))  # what a kernel doesn't write shows
+            launch(tile)
+            check(result, right)
+            runs[text(tile)] = partial(launch, tile)
+        except Exception as reason:  # a tile's failure must not cost the others, and is in the report
+            failed[text(tile)] = f"{type(reason).__name__}: {reason}"[:1000]
+            if right.is_cuda:
+                torch.cuda.synchronize()  # an error here means that the GPU is lost to this process
+    assert ours in runs, f"the pick itself fails: {failed[ours]}"
+    quick = {name: took["p50"] for name, took in interleaved(runs, clock, 1, 0.0).items()}
+    near = {name: run for name, run in runs.items() if name == ours or quick[name] <= NEAR * min(quick.values())}
+    more = interleaved(near, clock, 9, 1.0)
+    milliseconds = quick | {name: took["p50"] for name, took in more.items()}
+    best = min(near, key=milliseconds.__getitem__)
+    return {
+        "problem": text(problem), "kind": kind, "chip": chip, "pick": ours, "best": best,
+        "pick / best": milliseconds[ours] / milliseconds[best], "milliseconds": milliseconds,
+        "p20, p80": {name: (took["p20"], took["p80"]) for name, took in more.items()}, "failed": failed,
+    }  # fmt: skip
+
+
+def mended(rows: list[Row]) -> list[str]:
+    """Rows of tiles.TUNED for what would be more than SLOW times as fast, the largest gain first. Layers may share a
+    problem (a forward and another's input gradient): they get the tile that is best for all of them."""
+    shared: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        shared.setdefault((row["chip"], row["kind"], row["problem"]), []).append(row)
+    found = []
+    for (chip, kind, problem), same in shared.items():
+        times = [row["milliseconds"] for row in same]
+        every = [tile for tile in times[0] if all(tile in each for each in times)]
+        gains = {tile: geometric_mean(each[same[0]["pick"]] / each[tile] for each in times) for tile in every}
+        best = max(gains, key=gains.__getitem__)
+        names = "; ".join(row["name"] for row in same)
+        line = f'    # {names}: {gains[best]:.3g} times as fast\n    ("{chip}", "{kind}", {problem}):\n        {best},'
+        found += [(gains[best], line)] if gains[best] > SLOW else []
+    return [line for _, line in sorted(found, reverse=True)]
+
+
+def summary(rows: list[Row]) -> list[str]:
+    """How far the picks were from the best, of all and of each pass, and why tiles failed; as lines of Markdown."""
+    lines = [""]
+    for name in ("", *PASSES):
+        some = [row for row in rows if row["name"].endswith(name)]
+        if some:
+            worst, at = max((row["pick / best"], row["name"]) for row in some)
+            mean = geometric_mean(row["pick / best"] for row in some)
+            line = f"pick / best over {len(some)} problems: geometric mean {mean:.4f}, worst {worst:.3f} ({at})"
+            lines.append(f"- {name or 'all'}, {line}")
+    failed = [
+        (why.partition(":")[0], f"{row['name']}, {tile}: {' '.join(why.split())}")
+        for row in rows for tile, why in row["failed"].items()
+    ]  # fmt: skip
+    lines.append(f"- {sum(len(row['milliseconds']) for row in rows)} tiles were timed, {len(failed)} failed")
+    for kind, example in dict(reversed(failed)).items():
+        lines.append(f"- {sum(kind == each for each, _ in failed)} of these as in {example}")
+    return lines
+
+
+def table(report: dict[str, Any]) -> str:
+    """A report as Markdown, the rows for tiles.TUNED at its end."""
+    lines = ["# Tiles", "", *(f"- {name}: {value}" for name, value in report["environment"].items())]
+    lines += ["", "| problem | pick | best | pick / best |", "|" + " --- |" * 4]
+    for row in report["rows"]:
+        lines.append(f"| {row['name']} | {row['pick']} | {row['best']} | {row['pick / best']:.3f} |")
+    lines += summary(report["rows"])
+    lines += [f"- failed: {name}: {' '.join(why.split())}" for name, why in report["failed"].items()]
+    lines += [f"- left out: {name}" for name in report["left out"]]
+    return "\n".join([*lines, "", "Rows for tiles.TUNED:", "", "```python", *mended(report["rows"]), "```"]) + "\n"
+
+
+def write(report: dict[str, Any], out: Path) -> None:
+    """Both files, each replaced in one step."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in (("tune.json", json.dumps(report, indent=1) + "\n"), ("tune.md", table(report))):
+        (out / f"{name}.part").write_text(content)
+        (out / f"{name}.part").replace(out / name)
+
+
+def earlier(out: Path, where: dict[str, str], resume: bool) -> dict[str, Any]:
+    """The report to go on with, or an empty one; errors: ValueError if it comes from another chip, commit, version."""
+    report = json.loads((out / "tune.json").read_text()) if resume and (out / "tune.json").exists() else {}
+    if {**report.get("environment", where), "date": ""} != {**where, "date": ""}:
+        raise ValueError(f"the run in {out} can't be resumed, for it had another chip, commit or version of something")
+    return {"rows": [], "failed": {}, "left out": []} | report | {"environment": where}
+
+
+def tune(
+    out: Path, minutes: float, only: str = "", arithmetic: str = "bf16", resume: bool = False,
+    layers: tuple[Layer, ...] = LAYERS, n: int = BATCH,
+) -> dict[str, Any]:  # fmt: skip
+    """Measures what fits into the time, the important layers first; both files are there after every problem. A
+    resumed run keeps the rows, and tries last what failed."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    end, clock, (dtype, precision) = time.perf_counter() + 60 * minutes, clock_for(device), ARITHMETICS[arithmetic]
+    report = earlier(out, environment(device), resume)
+    turns = sorted(layers, key=lambda each: (not each.heavy, not {"ResNet-50", "VGG-16"} & dict(each.networks).keys()))
+    every = {f"{arithmetic} {layer.name}, {what}": (layer, i) for layer in turns for i, what in enumerate(PASSES)}
+    done = {row["name"] for row in report["rows"]}
+    names = sorted((name for name in every if only in name and name not in done), key=report["failed"].__contains__)
+    report["left out"] = [*(name for name in report["left out"] if name not in names), *names]
+    write(report, out)
+    for name in itertools.takewhile(lambda name: time.perf_counter() < end, names):
+        begun, (layer, i) = time.perf_counter(), every[name]
+        try:
+            with memory_returned(device), float32_precision(precision), picking() as noted:
+                with device:
+                    op, args = calls(layer, dtype, n)[i]
+                row = measured(op, args, noted, clock, end)
+        except TimeoutError:
+            break
+        except Exception as reason:  # one problem's failure must not cost the others, and is in the report
+            report["failed"][name] = f"{type(reason).__name__}: {reason}"[:1000] + f", with {noted.tile or 'the pick'}"
+        else:
+            report["rows"].append({"name": name, "seconds": time.perf_counter() - begun} | row)
+            report["failed"].pop(name, None)
+        report["left out"].remove(name)
+        write(report, out)
+        print(f"{time.perf_counter() - begun:6.1f} s  {name}", flush=True)
+        if "CUDA error" in report["failed"].get(name, ""):
+            break  # this process has lost the GPU
+    return report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for tune.json and tune.md")
+    parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--only", default="", help="problems whose name holds this")
+    parser.add_argument("--arithmetic", choices=ARITHMETICS, default="bf16")
+    parser.add_argument("--resume", action="store_true", help="go on with the run that the folder holds")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("error: no CUDA GPU is here, on which tiles could be timed", file=sys.stderr)
+        return 2
+    try:
+        report = tune(**vars(options))
+    except ValueError as reason:
+        parser.error(str(reason))
+    print(table(report))
+    wrong = any("wrong result" in why for row in report["rows"] for why in row["failed"].values())
+    return 1 if wrong or report["failed"] or not report["rows"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
