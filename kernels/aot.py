@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import sass
+from .chips import CHIPS
 from .lang import INTERPRETING, triton
 from .op import Op
 
@@ -28,7 +29,7 @@ class Code(NamedTuple):
 
     registers:    a thread's; AMD's AGPRs are in them
     spills:       bytes of stack and local memory (NVIDIA); registers kept elsewhere, scratch memory in them (AMD)
-    resident:     blocks that fit on a multiprocessor at a time, None for a chip that isn't in MULTIPROCESSORS
+    resident:     blocks that fit on a multiprocessor at a time, None for a chip that isn't in CHIPS
     limit:        what keeps more out: "registers", "shared", "warps", "blocks", "tensor memory"
     matrix, wide, loads: of the whole kernel, the matrix instructions, global loads of 16 bytes, all global loads
     looped:       the figures that follow are the main loop's; False: there is none, they are the whole kernel's
@@ -62,43 +63,20 @@ class Code(NamedTuple):
     per_flop: float | None = None
 
 
-class Multiprocessor(NamedTuple):
-    """What a multiprocessor (compute unit) holds at a time: bytes of shared memory, warps, blocks; `reserved`: bytes
-    of shared memory that each block takes besides its own. All have four parts with 512 registers for each lane.
-
-    Sources: "Technical Specifications per Compute Capability" in the CUDA C++ Programming Guide; LLVM's AMDGPU target.
-    """
-
-    shared: int
-    warps: int
-    blocks: int
-    reserved: int = 1 << 10
-
-
-MULTIPROCESSORS = {
-    "sm_80": Multiprocessor(164 << 10, 64, 32),
-    "sm_89": Multiprocessor(100 << 10, 48, 24),
-    "sm_90": Multiprocessor(228 << 10, 64, 32),
-    "sm_100": Multiprocessor(228 << 10, 64, 32),
-    "sm_120": Multiprocessor(100 << 10, 48, 24),
-    "gfx942": Multiprocessor(64 << 10, 32, 16, 0),
-}
-
-
 def residency(chip: str, registers: int, shared: int, warps: int, columns: int = 0) -> tuple[int | None, str | None]:
     """(resident, limit) of a block with so many registers a thread, bytes of shared memory, warps, and columns of
-    tensor memory."""
-    if chip not in MULTIPROCESSORS:
+    tensor memory. A multiprocessor has four parts, each with 512 registers for every lane."""
+    if chip not in CHIPS:
         return None, None
-    most = MULTIPROCESSORS[chip]
+    at = CHIPS[chip]
     granule = 128 if chip.startswith("sm_") else 512
-    taken = -(-shared // granule) * granule + most.reserved
-    fits = {"registers": 512 // max(-(-registers // 8) * 8, 8) * 4 // warps, "warps": most.warps // warps}
+    taken = -(-shared // granule) * granule + at.reserved
+    fits = {"registers": 512 // max(-(-registers // 8) * 8, 8) * 4 // warps, "warps": at.warps // warps}
     if taken:
-        fits["shared"] = most.shared // taken
+        fits["shared"] = (at.shared + at.reserved) // taken
     if columns:
         fits["tensor memory"] = 512 // columns
-    fits["blocks"] = most.blocks
+    fits["blocks"] = at.blocks
     limit = min(fits, key=fits.__getitem__)
     return fits[limit], limit
 
@@ -246,13 +224,13 @@ def _nvidia(code: Code, compiled: Any) -> _Compiled:
 
 def _amd(code: Code, compiled: Any) -> _Compiled:
     text = compiled.asm["amdgcn"]
-    keys = "vgpr_count|vgpr_spill_count|sgpr_spill_count|private_segment_fixed_size"
+    keys = "vgpr_count|vgpr_spill_count|private_segment_fixed_size"
     used = {key: int(value) for key, value in re.findall(rf"\.({keys}): +(\d+)", text)}
     scratch = -(-used["private_segment_fixed_size"] // 4)  # a spilled vector register is four bytes of it
     loads = re.findall(r"(?:global|buffer|flat)_load_\S+", text)
     code = code._replace(
         registers=used["vgpr_count"],
-        spills=max(used["vgpr_spill_count"], scratch) + used["sgpr_spill_count"],
+        spills=max(used["vgpr_spill_count"], scratch),  # a scalar register moves to a lane of a vector's, or is scratch
         matrix=len(re.findall(r"v_mfma\S*", text)),
         wide=sum("dwordx4" in load or "b128" in load for load in loads),
         loads=len(loads),

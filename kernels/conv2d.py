@@ -71,6 +71,12 @@ def images(window: geometry.Window, *tensors: torch.Tensor) -> tuple[Images, ...
     )
 
 
+def compiler_options(tile: tiles.Tile) -> dict[str, int]:
+    """What of a tile is for Triton's compiler."""
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    return options | {"maxnreg": tile.registers} if tile.registers else options
+
+
 def product(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, window: geometry.Window,
     groups: int, transposed: bool, activation: str, dot: str,
@@ -101,7 +107,7 @@ def product(
     same = {
         "DOWN": walks[0].constants(), "ACROSS": walks[1].constants(), "TRANSPOSED": transposed,
         "ACTIVATION": ACTIVATIONS[activation].forward, "PRECISION": dot, "N": tile.n, "K": tile.k,
-        "num_warps": tile.warps, "num_stages": tile.stages,
+        **compiler_options(tile),
     }  # fmt: skip
     if tile.box:
         launch(
@@ -142,8 +148,7 @@ def weight_product(
     parts = dw if tile.parts == 1 else new((tile.parts, dw.numel()), dw, dtype=accumulator(dw.dtype))
     same = {
         "DOWN": walks[0].constants(), "ACROSS": walks[1].constants(), "PRECISION": dot,
-        "INDEX": index_type(grad, x, parts), "M": tile.m, "N": tile.n, "num_warps": tile.warps,
-        "num_stages": tile.stages,
+        "INDEX": index_type(grad, x, parts), "M": tile.m, "N": tile.n, **compiler_options(tile),
     }  # fmt: skip
     across = geometry.cdiv(terms, tile.n) if tile.packed else window.taps * geometry.cdiv(channels, tile.n)
     programs = geometry.cdiv(outputs, tile.m) * across * groups * tile.parts

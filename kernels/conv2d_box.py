@@ -60,7 +60,7 @@ def window_box(operand, step, META: tl.constexpr):
     return x.load([n, p + h, a, q + w, b * channels + c]).reshape(M, K).T
 
 
-@triton.jit(do_not_specialize=["x_strides", "y_strides", "x_size", "y_size", "channels", "columns"])
+@triton.jit(do_not_specialize=["channels", "columns"])
 def conv_box_kernel(
     x, w, bias, y, x_strides, y_strides, x_size, y_size, channels, columns,
     DOWN: tl.constexpr, ACROSS: tl.constexpr, WINDOW: tl.constexpr, TRANSPOSED: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -107,22 +107,22 @@ def conv_box_kernel(
 @device_function
 def grad_box(operand, step, META: tl.constexpr):
     """A of the weight gradient: the output's gradient, transposed, for this step's box. [M, K]"""
-    grad, size, k = operand
+    grad, batch, height, width, k = operand
     PRECISION, BOX, K, M, _ = META
-    n, p, q = box_at(step, size, BOX)
+    n, p, q = box_at(step, (batch, height, width), BOX)
     return as_tf32(grad.load([n, p, 0, q, k]).reshape(K, M).T, PRECISION)
 
 
 @device_function
 def tap_box(operand, step, META: tl.constexpr):
     """B of the weight gradient: what one tap reads, for this step's box. [K, N]"""
-    x, size, h, w, c = operand
+    x, batch, height, width, h, w, c = operand
     PRECISION, BOX, K, _, N = META
-    n, p, q = box_at(step, size, BOX)
+    n, p, q = box_at(step, (batch, height, width), BOX)
     return as_tf32(x.load([n, p + h, 0, q + w, c]).reshape(K, N), PRECISION)
 
 
-@triton.jit(do_not_specialize=["grad_strides", "x_strides", "size", "x_size", "outputs", "channels", "parts"])
+@triton.jit(do_not_specialize=["outputs", "channels", "parts"])
 def weight_grad_box_kernel(
     grad, x, dw, grad_strides, x_strides, size, x_size, outputs, channels, parts,
     DOWN: tl.constexpr, ACROSS: tl.constexpr, WINDOW: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
@@ -153,7 +153,9 @@ def weight_grad_box_kernel(
     META: tl.constexpr = (PRECISION, BOX, BOX[0] * BOX[1] * BOX[2], M, N)
     acc = tl.zeros([M, N], tl.float32)
     last = tl.minimum((part + 1) * chunk, steps)
-    acc = main_loop(acc, grad_box, (grads, size, k), tap_box, (fetched, size, h, w, c), part * chunk, last, META)
+    a = (grads, size[0], size[1], size[2], k)  # flat: behind a descriptor Triton 3.6 loses an inner tuple's constants
+    b = (fetched, size[0], size[1], size[2], h, w, c)
+    acc = main_loop(acc, grad_box, a, tap_box, b, part * chunk, last, META)
 
     k += tl.arange(0, M)
     c += tl.arange(0, N)

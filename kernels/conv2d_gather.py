@@ -53,7 +53,7 @@ def weight_terms(operand, step, META: tl.constexpr):
     return as_tf32(tile, PRECISION) if TRANSPOSED else tile
 
 
-@triton.jit(do_not_specialize=["x_size", "y_size"])
+@triton.jit
 def conv_kernel(
     x, w, bias, y, x_strides, w_strides, y_strides, x_size, y_size, channels, columns,
     DOWN: tl.constexpr, ACROSS: tl.constexpr, S: tl.constexpr, TRANSPOSED: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -119,7 +119,7 @@ def window_pixels(operand, step, META: tl.constexpr):
     return as_tf32(gather(x, strides, x_size, reads, n < size[0], h, w, c, has), PRECISION)
 
 
-@triton.jit(do_not_specialize=["size", "x_size", "groups", "split"])
+@triton.jit(do_not_specialize=["groups", "split"])
 def weight_grad_kernel(
     grad, x, dw, grad_strides, x_strides, size, x_size, outputs, channels, groups, split,
     DOWN: tl.constexpr, ACROSS: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,

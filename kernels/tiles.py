@@ -13,8 +13,7 @@ runs up to `resident` programs at once:
 So large tiles win by fewer operand bytes per product, until their waves leave multiprocessors idle or their last box of
 pixels is mostly empty; deep pipelines win where the latency shows; two programs at once hide each other's start and
 end. The choice depends on its arguments alone, so every process picks the same tile.
-Sources of the chips' figures: the vendors' datasheets and architecture papers (A100, Ada, H100, Blackwell, CDNA 3);
-`fill`, `latency` and `start` are rounded from public microbenchmarks; bench/tune.py says on a GPU how far they lead.
+bench/tune.py says on a GPU how far that leads.
 """
 
 from collections.abc import Iterator
@@ -23,7 +22,8 @@ from typing import NamedTuple
 
 import torch
 
-from .lang import INTERPRETING, triton
+from .chips import CHIPS
+from .chips import chip_name as chip_name  # launchers ask here for the chip and its tile
 
 Box = tuple[int, int, int]  # batch, rows, columns
 
@@ -32,7 +32,7 @@ class Tile(NamedTuple):
     """A kernel's block sizes. `packed`: the taps and channels of a window are one flat reduction (few channels).
     `parts`: in how many the reduction is cut, summed in order by a second kernel. `box`: its pixels are a box that the
     chip fetches by itself; else they are gathered. `programs`: how many run at once, each for several tiles; 0: one
-    program a tile."""
+    program a tile. `registers`: the most that a thread may take; 0: as many as the compiler thinks best."""
 
     m: int
     n: int
@@ -43,34 +43,8 @@ class Tile(NamedTuple):
     parts: int = 1
     box: Box | None = None
     programs: int = 0
+    registers: int = 0
 
-
-class Chip(NamedTuple):
-    """What the model knows of a chip; bytes, clocks and FLOPs are of one multiprocessor."""
-
-    multiprocessors: int
-    shared: int  # bytes of shared memory that one program may take
-    rates: tuple[int, int, int, int]  # FLOP per clock: half, tf32, float, double
-    fill: int  # bytes per clock from L2
-    latency: int  # clocks from asking for an operand to having it
-    start: int = 1500  # clocks a program spends before its first step and after its last
-    sums: int = 64  # 32-bit sums a thread may hold: more where matrix instructions read shared memory
-    lanes: int = 32  # threads of a warp
-    registers: int = 65536  # of a multiprocessor
-    boxes: bool = False  # fetches boxes of images by itself
-
-
-CHIPS = {
-    "sm_80": Chip(108, 163 << 10, (2048, 1024, 128, 128), 44, 600),  # A100
-    "sm_89": Chip(128, 99 << 10, (512, 256, 256, 4), 20, 700),  # RTX 4090, L40
-    "sm_90": Chip(132, 227 << 10, (4096, 2048, 256, 256), 46, 900, sums=128, boxes=True),  # H100, H200
-    "sm_100": Chip(148, 227 << 10, (8192, 4096, 256, 128), 64, 1000, sums=128, boxes=True),  # B200
-    "sm_120": Chip(170, 99 << 10, (512, 256, 256, 4), 20, 700),  # RTX 5090
-    "gfx942": Chip(304, 64 << 10, (2048, 1024, 256, 256), 56, 900, sums=32, lanes=64, registers=131072),  # MI300X
-    "gfx": Chip(256, 64 << 10, (2048, 0, 256, 256), 56, 900, sums=32, lanes=64, registers=131072),  # other AMD chips
-    "interpreter": Chip(1, 1 << 30, (1, 1, 1, 1), 1, 1),
-}
-ELSEWHERE = "sm_89"  # an NVIDIA chip that is not in the table is treated as the most modest that is
 
 # Arithmetic of a product: bytes per operand element. "float" is full float32.
 _BYTES = {"half": 2, "tf32": 4, "float": 4, "double": 8}
@@ -90,10 +64,7 @@ _SHAPES: dict[str, dict[str, tuple[tuple[int, int, int], ...]]] = {
         "half": ((256, 128, 8), (128, 256, 8), (128, 128, 8), (256, 64, 4), (128, 64, 4), (64, 128, 8), (64, 64, 4)),
         "tf32": ((256, 128, 8), (128, 128, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4)),
     },
-    "weight boxes": {
-        "half": ((256, 128, 8), (128, 128, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4)),
-        "tf32": ((128, 128, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4)),
-    },
+    "weight boxes": dict.fromkeys(("half", "tf32"), ((128, 128, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4))),
 }
 _GATHER = 2  # clocks in which a warp gathers 16 bytes a thread: eight instructions, at four warps a clock
 _PACK_UP_TO = 32  # channels: a tap a step would leave half of a step empty
@@ -125,18 +96,6 @@ class WeightGrad(NamedTuple):
     taps: int
     groups: int = 1
     boxes: bool = False
-
-
-def chip_name() -> str:
-    """The chip that kernels run on, as in CHIPS; "interpreter" in Triton's interpreter."""
-    if INTERPRETING:
-        return "interpreter"
-    target = triton.runtime.driver.active.get_current_target()
-    if target.backend == "cuda":
-        name = f"sm_{target.arch}"
-        return name if name in CHIPS else ELSEWHERE
-    name = target.arch.split(":")[0]
-    return name if name in CHIPS else "gfx"
 
 
 def arithmetic(dtype: torch.dtype, dot: str) -> str:
@@ -182,7 +141,7 @@ def resident(tile: Tile, itemsize: int, chip: str, boxes: bool) -> int:
     at = CHIPS[chip]
     threads = tile.warps * at.lanes
     registers = tile.m * tile.n * max(itemsize, 4) // 4 // threads + (40 if boxes else 64 if at.boxes else 96)
-    by_shared = (at.shared + 1024) // (_shared(tile, itemsize, chip, boxes) + 1024)
+    by_shared = (at.shared + at.reserved) // (_shared(tile, itemsize, chip, boxes) + at.reserved)
     return max(1, min(by_shared, at.registers // (threads * registers), 8))
 
 
@@ -216,6 +175,13 @@ def estimate(candidate: Candidate, programs: int, steps: float) -> float:
     return time
 
 
+def _tile(way: str, kind: str, chip: str, m: int, n: int, k: int, warps: int, stages: int) -> Tile:
+    """A tile of one of the ways that operands come. Where threads gather operands of matrix instructions, NVIDIA's
+    compiler would rather spill a few registers than hold a program less, unless it is told how many it may take."""
+    room = 255 if CHIPS[chip].lanes == 32 and "boxes" not in way and kind in ("half", "tf32") else 0
+    return Tile(m, n, k, warps, stages, way == "packed", registers=room)
+
+
 @cache
 def candidates(kind: str, chip: str, way: str, k: int) -> tuple[Candidate, ...]:
     """The tiles of k terms a step that the picks choose from, by the way the operands come. Of each shape it is the
@@ -226,7 +192,7 @@ def candidates(kind: str, chip: str, way: str, k: int) -> tuple[Candidate, ...]:
     boxes = "boxes" in way
     for m, n, warps in _SHAPES[way][kind]:
         for stages in range(2, 5):
-            tile = Tile(m, n, k, warps, stages, way == "packed")
+            tile = _tile(way, kind, chip, m, n, k, warps, stages)
             if not valid(tile, itemsize, chip, boxes):
                 continue
             held = resident(tile, itemsize, chip, boxes)
@@ -328,6 +294,8 @@ def pick_product(product: Product, kind: str, chip: str) -> Tile:
 def pick_weight_grad(problem: WeightGrad, kind: str, chip: str) -> Tile:
     """The tile of a weight gradient, and in how many parts its sum is cut: until the chip is full once, or twice where
     once would leave much of it idle; in parts of eight steps at least."""
+    if (chip, kind, problem) in TUNED:
+        return TUNED[chip, kind, problem]
     images, outputs, channels, taps, groups, boxes = problem
     pixels = images[0] * images[1] * images[2]
     if chip == "interpreter":
@@ -361,8 +329,9 @@ def pick_weight_grad(problem: WeightGrad, kind: str, chip: str) -> Tile:
 
 def serving(problem: Product | WeightGrad, kind: str, chip: str) -> Iterator[Tile]:
     """Every valid tile that can serve a problem, whatever the model thinks of it: for bench/tune.py to time."""
-    images, _, channels, *_ = problem
+    images, columns, channels, *_ = problem
     line, product = steps_of(kind)[0], isinstance(problem, Product)
+    pixels = images[0] * images[1] * images[2]
     ways = [("gathered", line), ("packed", line)]
     if problem.boxes and boxable(kind, chip):
         k = _box_step(channels, kind, problem.whole) if isinstance(problem, Product) else line
@@ -370,16 +339,18 @@ def serving(problem: Product | WeightGrad, kind: str, chip: str) -> Iterator[Til
     for way, k in ways:
         boxes = "boxes" in way
         for m, n, warps in _SHAPES[way][kind]:
-            box = box_of(m if product else k, images)[0] if boxes else None
+            box, count = box_of(m if product else k, images) if boxes else (None, -(-pixels // k))
             for stages in range(2, 5):
-                tile = Tile(m, n, k, warps, stages, way == "packed", box=box)
+                tile = _tile(way, kind, chip, m, n, k, warps, stages)._replace(box=box)
                 if not valid(tile, _BYTES[kind], chip, boxes):
                     continue
                 if isinstance(problem, WeightGrad):
-                    yield from (tile._replace(parts=parts) for parts in (1, 2, 4, 8, 16, 32, 64, 128))
-                elif not boxes or problem.phases == 1 or problem.columns % n == 0:
-                    programs = CHIPS[chip].multiprocessors * resident(tile, _BYTES[kind], chip, boxes)
-                    yield tile._replace(programs=programs) if boxes else tile
+                    yield from (tile._replace(parts=1 << i) for i in range(8) if i == 0 or 1 << i <= count // 8)
+                elif not boxes:
+                    yield tile
+                elif problem.phases == 1 or columns % n == 0:
+                    slots = CHIPS[chip].multiprocessors * resident(tile, _BYTES[kind], chip, boxes)
+                    yield tile._replace(programs=min(count * -(-columns // n) * problem.phases, slots))
 
 
 def every_tile(kind: str, chip: str, weight_grad: bool) -> tuple[Tile, ...]:

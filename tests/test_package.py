@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # each may import from those before it, and from its own line
     ("kernels/geometry.py", "kernels/lang.py"),
-    ("kernels/precision.py", "kernels/tiles.py"),
+    ("kernels/precision.py", "kernels/chips.py"),
+    ("kernels/tiles.py",),
     ("kernels/device.py", "kernels/op.py"),
     ("kernels/epilogue.py", "kernels/conv2d_gather.py", "kernels/conv2d_box.py"),
     ("kernels/conv2d.py", "kernels/pool2d.py"),
@@ -21,7 +22,7 @@ LAYERS = [  # each may import from those before it, and from its own line
     ("cnn_triton/ops.py", "cnn_triton/dispatch.py"),
     ("cnn_triton/autograd.py",),
     ("cnn_triton/functional.py",),
-    ("cnn_triton/nn.py",),
+    ("cnn_triton/nn.py", "cnn_triton/ahead.py"),
     ("cnn_triton/pages/__init__.py", "cnn_triton/pictures.py", "cnn_triton/data.py"),
     ("cnn_triton/models.py", "cnn_triton/anatomy.py"),
     ("cnn_triton/training.py",),

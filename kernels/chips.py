@@ -1,0 +1,54 @@
+"""The chips that kernels run on: what the model of tiles.py and the residency of compiled code need to know of each.
+
+Sources: the vendors' datasheets and architecture papers (A100, Ada, H100, Blackwell, CDNA 3), "Technical Specifications
+per Compute Capability" in the CUDA C++ Programming Guide, LLVM's AMDGPU target. `fill`, `latency` and `start` are
+rounded from public microbenchmarks.
+"""
+
+from typing import NamedTuple
+
+from .lang import INTERPRETING, triton
+
+
+class Chip(NamedTuple):
+    """What the model knows of a chip; bytes, clocks and FLOPs are of one multiprocessor."""
+
+    multiprocessors: int
+    shared: int  # bytes of shared memory that one program may take
+    rates: tuple[int, int, int, int]  # FLOP per clock: half, tf32, float, double
+    fill: int  # bytes per clock from L2
+    latency: int  # clocks from asking for an operand to having it
+    start: int = 1500  # clocks a program spends before its first step and after its last
+    sums: int = 64  # 32-bit sums a thread may hold: more where matrix instructions read shared memory
+    lanes: int = 32  # threads of a warp
+    registers: int = 65536  # of a multiprocessor
+    warps: int = 64  # that a multiprocessor holds
+    blocks: int = 32
+    reserved: int = 1 << 10  # bytes of shared memory that a block takes besides its own; one block's are left out above
+    boxes: bool = False  # fetches boxes of images by itself
+
+
+_AMD = {"sums": 32, "lanes": 64, "registers": 131072, "warps": 32, "blocks": 16, "reserved": 0}
+CHIPS = {
+    "sm_80": Chip(108, 163 << 10, (2048, 1024, 128, 128), 44, 600),  # A100
+    "sm_89": Chip(128, 99 << 10, (512, 256, 256, 4), 20, 700, warps=48, blocks=24),  # RTX 4090, L40
+    "sm_90": Chip(132, 227 << 10, (4096, 2048, 256, 256), 46, 900, sums=128, boxes=True),  # H100, H200
+    "sm_100": Chip(148, 227 << 10, (8192, 4096, 256, 128), 64, 1000, sums=128, boxes=True),  # B200
+    "sm_120": Chip(170, 99 << 10, (512, 256, 256, 4), 20, 700, warps=48, blocks=24),  # RTX 5090
+    "gfx942": Chip(304, 64 << 10, (2048, 1024, 256, 256), 56, 900, **_AMD),  # MI300X
+    "gfx": Chip(256, 64 << 10, (2048, 0, 256, 256), 56, 900, **_AMD),  # other AMD chips
+    "interpreter": Chip(1, 1 << 30, (1, 1, 1, 1), 1, 1),
+}
+ELSEWHERE = "sm_89"  # an NVIDIA chip that is not in the table is treated as the most modest that is
+
+
+def chip_name() -> str:
+    """The chip that kernels run on, as in CHIPS; "interpreter" in Triton's interpreter."""
+    if INTERPRETING:
+        return "interpreter"
+    target = triton.runtime.driver.active.get_current_target()
+    if target.backend == "cuda":
+        name = f"sm_{target.arch}"
+        return name if name in CHIPS else ELSEWHERE
+    name = target.arch.split(":")[0]
+    return name if name in CHIPS else "gfx"
