@@ -219,10 +219,11 @@ def test_residency(chip, registers, shared, warps, columns, resident, limit):
 
 
 @pytest.mark.parametrize(
-    ("vector", "scalar", "scratch", "expected"), [(0, 0, 0, 0), (3, 2, 12, 5), (3, 0, 0, 3), (0, 0, 30, 8)]
+    ("vector", "scalar", "scratch", "expected"),
+    [(0, 0, 0, 0), (3, 2, 12, 3), (0, 2, 0, 0), (3, 0, 0, 3), (0, 0, 30, 8)],
 )
 def test_spills_on_amd(vector, scalar, scratch, expected):
-    """Spilled registers, and what scratch memory is there besides, four bytes a register."""
+    """Spilled vector registers, or what scratch memory there is, four bytes a register; not scalar ones, which move."""
     text = f"""
     .private_segment_fixed_size: {scratch}
     .sgpr_spill_count: {scalar}

@@ -23,6 +23,8 @@ CONV, FC = layers.conv(32, 5, 32, 2, padding=0), layers.fc(16, 8)
 GOOD, BAD = (tiles.Tile(32, 32, 64, 4, stages) for stages in (2, 3))
 BOXED = tiles.Tile(32, 32, 32, 4, 2, box=(2, 4, 4), programs=2)
 
+pytestmark = pytest.mark.cover  # most run every tile of a problem in the interpreter
+
 
 def clear():
     tiles.pick_product.cache_clear()

@@ -13,6 +13,7 @@ import cnn_triton
 from cnn_triton import nn
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.cover  # each starts processes that compile
 
 
 def child(tmp, *arguments):
