@@ -24,10 +24,10 @@ from torch.utils._pytree import tree_map_only
 
 from .dispatch import as_on_a_gpu
 from .kernels import aot
+from .kernels.chips import CHIPS
 from .kernels.lang import INTERPRETING, require, triton  # type: ignore[attr-defined]
 from .kernels.op import Launch, noting
 from .kernels.registry import OPS
-from .kernels.tiles import CHIPS
 
 __all__ = ["WarmUp", "warmup"]
 

@@ -59,7 +59,7 @@ _SHAPES: dict[str, dict[str, tuple[tuple[int, int, int], ...]]] = {
         "float": _SMALL,
         "double": _SMALL,
     },
-    "packed": {"half": ((128, 64, 8), (64, 64, 4), (64, 32, 4)), "tf32": _SMALL, "float": _SMALL, "double": _SMALL},
+    "packed": {"half": ((128, 64, 8), (64, 64, 8), (64, 32, 4)), "tf32": _SMALL, "float": _SMALL, "double": _SMALL},
     "boxes": {
         "half": ((256, 128, 8), (128, 256, 8), (128, 128, 8), (256, 64, 4), (128, 64, 4), (64, 128, 8), (64, 64, 4)),
         "tf32": ((256, 128, 8), (128, 128, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4)),
