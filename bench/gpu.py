@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
-TESTS = [f"tests/test_{name}.py" for name in ("ops", "gradients", "tiles", "semantics", "nn")]
+TESTS = [f"tests/test_{name}.py" for name in ("ops", "gradients", "tiles", "semantics", "nn", "warmup")]
 NEEDS = {"tests/test_cli.py": ("typer", "rich", "sklearn", "safetensors", "PIL")}
 PARTS = ("tests", "sanitizer", "bench")
 
