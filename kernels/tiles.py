@@ -209,9 +209,9 @@ def candidates(kind: str, chip: str, way: str, k: int) -> tuple[Candidate, ...]:
 
 
 def steps_of(kind: str) -> tuple[int, int]:
-    """Terms a step: a 128-byte line, or half of one where boxes must take channels in whole steps."""
+    """Terms a step: a 128-byte line; of 16-bit elements also half of one, for boxes that must take whole steps."""
     line = 128 // _BYTES[kind]
-    return line, line // 2
+    return line, line // 2 if kind == "half" else line
 
 
 def _box_step(channels: int, kind: str, whole: bool) -> int:
@@ -365,7 +365,7 @@ def every_tile(kind: str, chip: str, weight_grad: bool) -> tuple[Tile, ...]:
         pixels = "k" if weight_grad else "m"
         every = [candidate.tile for candidate in candidates(kind, chip, way, k)]
         found += [tile._replace(box=(1, 1, getattr(tile, pixels))) for tile in every]
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 def pick_sum(size: int, chip: str) -> int:

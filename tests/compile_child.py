@@ -56,6 +56,7 @@ def main():
         tiles.pick_product, tiles.pick_weight_grad = picks
         if each["tile"]:
             tile = tiles.Tile(*each["tile"])
+            tile = tile._replace(box=tile.box and tuple(tile.box), programs=1)
             tiles.pick_product = tiles.pick_weight_grad = lambda *problem, tile=tile: tile
         op, args = call(each["what"], getattr(torch, each["dtype"]), each["channels"])
         print(json.dumps([code._asdict() for code in aot.compile_op(op, args, chip)]), flush=True)
