@@ -176,7 +176,7 @@ def test_picks_are_among_the_tested(kind):
 
 def test_estimates_follow_the_model():
     """More work takes longer, a full chip as long as one program of it, and one program more a wave more."""
-    for candidate in tiles.candidates("half", "sm_90", True, False, 64):
+    for candidate in tiles.candidates("half", "sm_90", "boxes", 64):
         one = tiles.estimate(candidate, 1, 10)
         assert one >= candidate.start + 10 * candidate.alone
         assert tiles.estimate(candidate, candidate.slots // candidate.resident, 10) == one
