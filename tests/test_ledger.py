@@ -10,7 +10,7 @@ import pytest
 from bench.calls import ARITHMETICS, PASSES
 from bench.layers import LAYERS
 from bench.ledger import CHIPS, FIGURES, OLDEST, Ledger, compare, read, save, worse
-from bench.ledger.__main__ import version_of, write
+from bench.ledger.__main__ import write
 
 ROOT = Path(__file__).parents[1]
 LEDGERS = {chip: read(chip) for chip in CHIPS}
@@ -139,4 +139,3 @@ def test_worse_figures_need_a_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "work", lambda chip, oldest: ("9", changed, []))
     assert write(["sm_90"], "", 1) == 0
     assert read("sm_90", tmp_path).reasons == reason
-    assert version_of(False)
