@@ -226,14 +226,8 @@ def _leaves(outputs: list[torch.Tensor]) -> Iterator[torch.Tensor]:
 @contextlib.contextmanager
 def _compiling_for(chip: str) -> Iterator[None]:
     """Within, Triton compiles for the chip, and the layers run as on a GPU wherever their tensors are."""
-    driver = triton.runtime.driver
-    active = getattr(driver, "_active", None)
-    driver.set_active(aot._Driver(chip, aot.target(chip)))
-    try:
-        with as_on_a_gpu():
-            yield
-    finally:
-        driver._active = active
+    with aot.compiling_for(chip), as_on_a_gpu():
+        yield
 
 
 def _chip_here() -> str:

@@ -98,6 +98,18 @@ class _Driver:
         return self.target
 
 
+@contextlib.contextmanager
+def compiling_for(chip: str) -> Iterator[None]:
+    """Within, Triton compiles for the chip; what is launched fails."""
+    driver = triton.runtime.driver
+    active = getattr(driver, "_active", None)
+    driver.set_active(_Driver(chip, target(chip)))
+    try:
+        yield
+    finally:
+        driver._active = active
+
+
 def target(chip: str) -> Any:
     """Triton's name of a chip: "sm_90", "gfx942"."""
     from triton.backends.compiler import GPUTarget
@@ -156,7 +168,7 @@ def recording(chip: str, compile: bool = True) -> Iterator[list[Code]]:
     codes: list[Code] = []
     launched: list[Code] = []
     new: dict[str, _Compiled] = {}
-    run, driver = triton.runtime.jit.JITFunction.run, triton.runtime.driver
+    run = triton.runtime.jit.JITFunction.run
 
     def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         code = Code(kernel.__name__, chip, _shown(options), source(kernel, chip, args, options))
@@ -165,14 +177,12 @@ def recording(chip: str, compile: bool = True) -> Iterator[list[Code]]:
             kernel.device_caches[chip][0].clear()  # Triton would keep every text of every kernel
         launched.append(code)
 
-    active = getattr(driver, "_active", None)
-    driver.set_active(_Driver(chip, target(chip)))
     triton.runtime.jit.JITFunction.run = record
     try:
-        yield codes
+        with compiling_for(chip):
+            yield codes
     finally:
         triton.runtime.jit.JITFunction.run = run
-        driver._active = active
         _known.update((code.source, code) for code in _finish(chip, list(new.values())))
         codes.extend(_known.get(code.source, code) for code in launched)
 
