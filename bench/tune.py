@@ -6,12 +6,13 @@ them. With --resume it goes on with what an earlier run in that folder left out,
 
 import argparse
 import contextlib
+import contextvars
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from statistics import geometric_mean
@@ -21,9 +22,10 @@ from unittest.mock import patch
 
 import torch
 
+from cnn_triton.ahead import compile_launches
 from cnn_triton.kernels import tiles
-from cnn_triton.kernels.lang import INTERPRETING, triton
-from cnn_triton.kernels.op import Op
+from cnn_triton.kernels.lang import INTERPRETING
+from cnn_triton.kernels.op import Op, noting
 
 from .calls import ARITHMETICS, PASSES, calls, float32_precision
 from .layers import BATCH, LAYERS, Layer
@@ -50,21 +52,12 @@ def picking() -> Iterator[SimpleNamespace]:
 
 
 def compile_ahead(launches: list[Callable[[], Any]]) -> None:
-    """Compiles on all cores what these launch; nothing runs. What fails (CPython 3.11's parser may, among threads) is
-    compiled again when it runs, and then said."""
-    function, run, kernels = triton.runtime.jit.JITFunction, triton.runtime.jit.JITFunction.run, set()
-
-    def only_compile(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        kernels.add(kernel)
-        run(kernel, *args, grid=grid, warmup=True, **options)
-
-    with patch.object(function, "run", only_compile), triton.AsyncCompileMode(ThreadPoolExecutor(), ignore_errors=True):
+    """Compiles on all cores what these launch; nothing runs. What fails is compiled again, and said, when it runs."""
+    with noting() as notes:
         for launch in launches:
-            with contextlib.suppress(Exception):
-                launch()
-    for cache, *_ in (caches for kernel in kernels for caches in kernel.device_caches.values()):
-        for key in [key for key, entry in cache.items() if isinstance(entry, triton.FutureKernel)]:
-            del cache[key]
+            launch()
+    with contextlib.suppress(RuntimeError):
+        contextvars.copy_context().run(compile_launches, notes, os.cpu_count() or 1, load=False)
 
 
 def check(result: torch.Tensor, right: torch.Tensor) -> None:

@@ -109,7 +109,7 @@ def warmup(model: torch.nn.Module, example: Any, *, chip: str | None = None, wor
         launches = step_launches(model, args, kwargs)
         workers = workers or getattr(os, "process_cpu_count", os.cpu_count)() or 1
         # Triton's own mark of a compilation in threads would outlive a failure, but for a context of its own.
-        kernels, new = contextvars.copy_context().run(_compile, launches, workers, load=chip is None)
+        kernels, new = contextvars.copy_context().run(compile_launches, launches, workers, load=chip is None)
         return WarmUp(len(kernels), len(launches), time.perf_counter() - begun, _chip_here(), len(new))
 
 
@@ -236,9 +236,9 @@ def _chip_here() -> str:
     return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch).split(":")[0]
 
 
-def _compile(launches: list[Launch], workers: int, load: bool) -> tuple[set[str], set[str]]:
+def compile_launches(launches: list[Launch], workers: int, load: bool) -> tuple[set[str], set[str]]:
     """(all, new): the hashes of the launches' kernels, each compiled and, with `load`, brought onto its GPU; and of
-    those that this process did not have."""
+    those that this process did not have. Errors: RuntimeError for one that does not compile; the others are."""
     kernels: set[str] = set()
     new: set[str] = set()
     for device in {launch.device for launch in launches}:  # each GPU has a cache of its own, and loads for itself

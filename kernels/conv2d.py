@@ -60,10 +60,12 @@ def _images(tensor: torch.Tensor) -> Images:
 
 def images(window: geometry.Window, *tensors: torch.Tensor) -> tuple[Images, ...]:
     """The tensors' images; where each pixel is a product of its own, all their pixels as one row if they lie so."""
-    every = [_images(tensor) for tensor in tensors]
+    every = tuple(_images(tensor) for tensor in tensors)
+    if not window.is_point:
+        return every
     rows = [geometry.row_stride(each.size, each.strides[:3]) for each in every]
-    if not window.is_point or None in rows:
-        return tuple(every)
+    if None in rows:
+        return every
     pixels = math.prod(every[0].size)
     return tuple(
         Images((1, 1, pixels), (pixels * row, pixels * row, row, each.strides[3]))

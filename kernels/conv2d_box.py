@@ -1,5 +1,4 @@
-"""conv2d's products where the chip fetches boxes of images by itself: the tensor memory accelerator of NVIDIA's Hopper
-and later.
+"""conv2d's products where the chip fetches boxes of images by itself: the tensor memory accelerator.
 
 A tile's pixels are a box of batch x rows x columns. A descriptor of the channels_last images fetches the box that a tap
 reads, 64 channels or so at a time, straight into shared memory; what lies outside the images arrives as 0, which is the

@@ -88,6 +88,11 @@ def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
+def _run(kernel: Any, programs: int, args: tuple[Any, ...], constants: dict[str, Any]) -> None:
+    triton.set_allocator(_scratch)  # in a context of its own: the caller's allocator stays as it is
+    kernel[(programs,)](*args, **constants)
+
+
 def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
     """Launches `programs` programs of a kernel; none for an empty problem."""
     if programs == 0:
@@ -99,8 +104,7 @@ def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
         return
     guard = _interpreter if INTERPRETING else torch.cuda.device(device) if device.type == "cuda" else None
     with guard or contextlib.nullcontext():
-        triton.set_allocator(_scratch)  # by context: autograd's threads have their own
-        kernel[(programs,)](*args, **constants)
+        contextvars.copy_context().run(_run, kernel, programs, args, constants)
     launches[_current.get()] += 1
 
 

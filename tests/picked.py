@@ -9,7 +9,9 @@ import torch
 
 from bench.calls import PASSES, calls, float32_precision
 from bench.layers import BATCH, LAYERS, Layer
-from cnn_triton.kernels import conv2d, tiles
+from bench.tune import picking
+from cnn_triton.kernels import tiles
+from cnn_triton.kernels.op import noting
 
 CHIPS = [chip for chip in tiles.CHIPS if chip != "interpreter"]
 DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "float": torch.float32, "double": torch.float64}
@@ -37,44 +39,21 @@ def random_layers(count, seed=0):
         yield size(6), Layer("conv", c, window + size(7), k, window, stride, window // 2, groups)
 
 
-def nothing(*args, **constants):
-    """Stands for a launch."""
+@contextlib.contextmanager
+def launchers():
+    """Within, by the function it gives: (chip, pass, tile) of all that launchers would launch for a layer."""
+    with picking() as noted, mock.patch.object(tiles, "chip_name") as chip_name:
 
+        def of(layer, n, chips, kind):
+            with float32_precision("tf32" if kind == "tf32" else "ieee"):
+                for what, (op, args) in zip(PASSES, calls(layer, DTYPES[kind], n), strict=True):
+                    result = op.fake(*args)
+                    for chip_name.return_value in chips:
+                        with noting():
+                            op.launcher(result, *args)
+                        yield chip_name.return_value, what, noted.pick
 
-class Picks:
-    """Within: launches run nothing; `of` says which tiles they would run with."""
-
-    def __enter__(self):
-        self.stack = contextlib.ExitStack()
-        self.found = []
-        chip = self.stack.enter_context(mock.patch.object(tiles, "chip_name"))
-        self.on = lambda name: setattr(chip, "return_value", name)
-        for name in ("launch", "sum_parts"):
-            self.stack.enter_context(mock.patch.object(conv2d, name, nothing))
-        for name in ("pick_product", "pick_weight_grad"):
-            self.stack.enter_context(mock.patch.object(tiles, name, self.noted(getattr(tiles, name))))
-        return self
-
-    def __exit__(self, *error):
-        self.stack.close()
-
-    def noted(self, function):
-        def picked(*problem):
-            self.found.append(function(*problem))
-            return self.found[-1]
-
-        return picked
-
-    def of(self, layer, n, chips, kind):
-        """(chip, pass, tile) of everything that the launchers pick for a layer at batch size n."""
-        with float32_precision("tf32" if kind == "tf32" else "ieee"):
-            for what, (op, args) in zip(PASSES, calls(layer, DTYPES[kind], n), strict=True):
-                result = op.fake(*args)
-                for chip in chips:
-                    self.on(chip)
-                    op.launcher(result, *args)
-                    yield chip, what, self.found.pop()
-        assert not self.found
+        yield of
 
 
 def picks():
@@ -83,7 +62,7 @@ def picks():
     problems = [(BATCH, layer, kind) for layer in LAYERS for kind in tiles.ARITHMETIC]
     turns = itertools.cycle(tiles.ARITHMETIC)
     problems += [(n, layer, kind) for (n, layer), kind in zip(random_layers(500), turns, strict=False)]
-    with Picks() as launchers:
+    with launchers() as of:
         for n, layer, kind in problems:
-            for chip, what, tile in launchers.of(layer, n, chips(kind), kind):
+            for chip, what, tile in of(layer, n, chips(kind), kind):
                 yield layer, kind, chip, what, tile

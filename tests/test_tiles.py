@@ -137,10 +137,10 @@ def test_strip(strip, monkeypatch, device):
 def test_picks_suit_the_problem():
     """On Hopper the 3 x 3 layers of ResNet-50 and VGG-16 fetch boxes, in all passes; big ones with big tiles."""
     seen = 0
-    with picked.Picks() as launchers:
+    with picked.launchers() as of:
         for each in LAYERS:
             if each.size == 3 and each.c >= 64 and (each.times("ResNet-50") or each.times("VGG-16")):
-                for _, what, tile in launchers.of(each, BATCH, ["sm_90"], "half"):
+                for _, what, tile in of(each, BATCH, ["sm_90"], "half"):
                     seen += 1
                     assert tile.box, f"{each.name}, {what}: {tile}"
                     if each.name == "3x3 256-256 @56 s1":
@@ -165,9 +165,9 @@ def test_boxes_waste_little():
 @pytest.mark.parametrize("kind", tiles.ARITHMETIC)
 def test_picks_are_among_the_tested(kind):
     """No problem gets a tile outside the list that is compiled and compared, but for what the list leaves open."""
-    with picked.Picks() as launchers:
+    with picked.launchers() as of:
         for n, each in picked.random_layers(150, seed=1):
-            for chip, what, tile in launchers.of(each, n, picked.chips(kind), kind):
+            for chip, what, tile in of(each, n, picked.chips(kind), kind):
                 weight_grad = what == "weight gradient"
                 row = tile.box and (1, 1, tile.k if weight_grad else tile.m)
                 listed = tile._replace(box=row, parts=1, programs=0)
