@@ -51,9 +51,9 @@ def calls(layer: Layer, dtype: torch.dtype, n: int = BATCH) -> tuple[tuple[Op, t
             (linear.LINEAR_INPUT_GRAD, (y, w)),
             (linear.LINEAR_WEIGHT_GRAD, (y, x)),
         )
-    window = ((layer.stride,) * 2, (layer.padding,) * 4, (1, 1), layer.groups)
+    window = ((layer.stride,) * 2, (layer.padding,) * 4, (1, 1), layer.groups, "zeros")
     return (
         (conv2d.CONV2D, (x, w, b, *window, "relu")),
-        (conv2d.CONV2D_INPUT_GRAD, (y, w, x.shape, *window, True)),
+        (conv2d.CONV2D_INPUT_GRAD, (y, w, None, x.shape, *window, True)),
         (conv2d.CONV2D_WEIGHT_GRAD, (y, x, w.shape, *window, True)),
     )

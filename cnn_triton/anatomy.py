@@ -73,7 +73,7 @@ def stages(features: torch.nn.Sequential, channels: int, size: tuple[int, int]) 
 
 def _window(layer: torch.nn.Module) -> Window:
     dilation = getattr(layer, "dilation", 1)
-    return conv_window(pair("kernel_size", layer.kernel_size), layer.stride, layer.padding, dilation)
+    return conv_window(pair("kernel_size", layer.kernel_size, 1), layer.stride, layer.padding, dilation)
 
 
 def weight_counts(stage: Stage) -> tuple[int, int, int]:

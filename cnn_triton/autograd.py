@@ -7,7 +7,8 @@ are the other two:
     dx = input_grad(dy, w)      ddy = conv(ddx, w)          dw = weight_grad(dy, ddx)
     dw = weight_grad(dy, x)     ddy = conv(x, ddw)          dx = input_grad(dy, ddw)
 
-The same holds for the linear layer; pooling is linear once its winners are known.
+The same holds for the linear layer. Pooling is linear once its winners are known: the derivative of its gradient reads
+what the winners read.
 """
 
 from typing import Any
@@ -15,10 +16,11 @@ from typing import Any
 import torch
 from torch.autograd import Function
 
+from .kernels import avg_pool2d, epilogue, max_pool2d, unpool2d
 from .kernels import conv2d as conv
-from .kernels import epilogue, pool2d
 from .kernels import linear as dense
 from .kernels.op import channels_last
+from .kernels.precision import accumulator
 from .ops import operator
 
 _conv2d, _conv2d_input_grad, _conv2d_weight_grad = map(
@@ -28,8 +30,11 @@ _linear, _linear_input_grad, _linear_weight_grad = map(
     operator, (dense.LINEAR, dense.LINEAR_INPUT_GRAD, dense.LINEAR_WEIGHT_GRAD)
 )
 _activation_grad, _bias_grad = operator(epilogue.ACTIVATION_GRAD), operator(epilogue.BIAS_GRAD)
-_max_pool2d, _max_pool2d_input_grad = operator(pool2d.MAX_POOL2D), operator(pool2d.MAX_POOL2D_INPUT_GRAD)
-_avg_pool2d, _avg_pool2d_input_grad = operator(pool2d.AVG_POOL2D), operator(pool2d.AVG_POOL2D_INPUT_GRAD)
+_max_pool2d, _max_pool2d_input_grad, _max_pool2d_at_winner = map(
+    operator, (max_pool2d.MAX_POOL2D, max_pool2d.MAX_POOL2D_INPUT_GRAD, max_pool2d.MAX_POOL2D_AT_WINNER)
+)
+_max_unpool2d, _max_unpool2d_input_grad = map(operator, (unpool2d.MAX_UNPOOL2D, unpool2d.MAX_UNPOOL2D_INPUT_GRAD))
+_avg_pool2d, _avg_pool2d_input_grad = operator(avg_pool2d.AVG_POOL2D), operator(avg_pool2d.AVG_POOL2D_INPUT_GRAD)
 
 
 class BiasGrad(Function):
@@ -78,8 +83,8 @@ class Conv2d(Function):
     """y = act(conv(x, w) + b)."""
 
     @staticmethod
-    def forward(input, weight, bias, stride, padding, dilation, groups, activation):
-        return _conv2d(input, weight, bias, stride, padding, dilation, groups, activation)
+    def forward(input, weight, bias, stride, padding, dilation, groups, padding_mode, activation):
+        return _conv2d(input, weight, bias, stride, padding, dilation, groups, padding_mode, activation)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -93,22 +98,25 @@ class Conv2d(Function):
         grad, bias = _through_epilogue(ctx, grad, output, ctx.needs_input_grad[2])
         dx = dw = None
         if ctx.needs_input_grad[0]:
-            dx = Conv2dInputGrad.apply(grad, weight, input.shape, *ctx.window, channels_last(input))
+            dx = Conv2dInputGrad.apply(grad, weight, None, input.shape, *ctx.window, channels_last(input))
         if ctx.needs_input_grad[1]:
             dw = Conv2dWeightGrad.apply(grad, input, weight.shape, *ctx.window, channels_last(weight))
-        return dx, dw, bias if ctx.needs_input_grad[2] else None, None, None, None, None, None
+        if ctx.needs_input_grad[2] and input.shape[1] == 0:  # no output then, see geometry.conv_shape
+            bias = weight.new_zeros(weight.shape[0])
+        return dx, dw, bias if ctx.needs_input_grad[2] else None, *(None,) * 6
 
 
 class Conv2dInputGrad(Function):
-    """dx = input_grad(dy, w)."""
+    """dx = input_grad(dy, w) + b: a transposed convolution of dy."""
 
     @staticmethod
-    def forward(grad, weight, input_size, stride, padding, dilation, groups, last):
-        return _conv2d_input_grad(grad, weight, input_size, stride, padding, dilation, groups, last)
+    def forward(grad, weight, bias, input_size, stride, padding, dilation, groups, padding_mode, last):
+        window = (stride, padding, dilation, groups, padding_mode)
+        return _conv2d_input_grad(grad, weight, bias, input_size, *window, last)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        grad, weight, _, *ctx.window, _ = inputs
+        grad, weight, _, _, *ctx.window, _ = inputs
         ctx.save_for_backward(grad, weight)
 
     @staticmethod
@@ -119,15 +127,15 @@ class Conv2dInputGrad(Function):
             ddy = Conv2d.apply(grad_input, weight, None, *ctx.window, "none")
         if ctx.needs_input_grad[1]:
             dw = Conv2dWeightGrad.apply(grad, grad_input, weight.shape, *ctx.window, channels_last(weight))
-        return ddy, dw, None, None, None, None, None, None
+        return ddy, dw, BiasGrad.apply(grad_input) if ctx.needs_input_grad[2] else None, *(None,) * 7
 
 
 class Conv2dWeightGrad(Function):
     """dw = weight_grad(dy, x)."""
 
     @staticmethod
-    def forward(grad, input, weight_size, stride, padding, dilation, groups, last):
-        return _conv2d_weight_grad(grad, input, weight_size, stride, padding, dilation, groups, last)
+    def forward(grad, input, weight_size, stride, padding, dilation, groups, padding_mode, last):
+        return _conv2d_weight_grad(grad, input, weight_size, stride, padding, dilation, groups, padding_mode, last)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -141,8 +149,8 @@ class Conv2dWeightGrad(Function):
         if ctx.needs_input_grad[0]:
             ddy = Conv2d.apply(input, grad_weight, None, *ctx.window, "none")
         if ctx.needs_input_grad[1]:
-            dx = Conv2dInputGrad.apply(grad, grad_weight, input.shape, *ctx.window, channels_last(input))
-        return ddy, dx, None, None, None, None, None, None
+            dx = Conv2dInputGrad.apply(grad, grad_weight, None, input.shape, *ctx.window, channels_last(input))
+        return ddy, dx, *(None,) * 7
 
 
 class Linear(Function):
@@ -211,12 +219,12 @@ class MaxPool2d(Function):
     """(maximum, winning tap, winning pixel) of each window; only the first is differentiable."""
 
     @staticmethod
-    def forward(input, kernel_size, stride, padding, dilation, ceil_mode, indices):
-        return _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, True, indices)
+    def forward(input, output_size, window, indices):
+        return _max_pool2d(input, output_size, window, True, indices)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        input, *ctx.window, _, _ = inputs
+        input, _, ctx.window, _ = inputs
         _, winner, indices = output
         ctx.mark_non_differentiable(winner, indices)
         ctx.shape, ctx.last = input.shape, channels_last(input)
@@ -225,64 +233,119 @@ class MaxPool2d(Function):
     @staticmethod
     def backward(ctx, grad, _winner, _indices):
         (winner,) = ctx.saved_tensors
-        dx = MaxPool2dInputGrad.apply(grad, winner, ctx.shape, *ctx.window, ctx.last)
-        return dx, None, None, None, None, None, None
+        return MaxPool2dInputGrad.apply(grad, winner, ctx.shape, ctx.window, ctx.last), None, None, None
 
 
 class MaxPool2dInputGrad(Function):
     """dx: each output's gradient at its winner."""
 
     @staticmethod
-    def forward(grad, winner, input_size, kernel_size, stride, padding, dilation, last):
-        return _max_pool2d_input_grad(grad, winner, input_size, kernel_size, stride, padding, dilation, last)
+    def forward(grad, winner, input_size, window, last):
+        return _max_pool2d_input_grad(grad, winner, input_size, window, last)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, winner, _, *ctx.window, _ = inputs
+        _, winner, _, ctx.window, _ = inputs
         ctx.save_for_backward(winner)
 
     @staticmethod
     def backward(ctx, grad_input):
         (winner,) = ctx.saved_tensors
-        index = pool2d.winner_pixel(winner, grad_input.shape[3], *ctx.window)
-        ddy = grad_input.flatten(2).gather(2, index.flatten(2)).view(winner.shape)
-        return ddy, None, None, None, None, None, None, None
+        return MaxPool2dAtWinner.apply(grad_input, winner, ctx.window), None, None, None, None
+
+
+class MaxPool2dAtWinner(Function):
+    """y = x at each window's winner."""
+
+    @staticmethod
+    def forward(input, winner, window):
+        return _max_pool2d_at_winner(input, winner, window)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        input, winner, ctx.window = inputs
+        ctx.shape, ctx.last = input.shape, channels_last(input)
+        ctx.save_for_backward(winner)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (winner,) = ctx.saved_tensors
+        return MaxPool2dInputGrad.apply(grad, winner, ctx.shape, ctx.window, ctx.last), None, None
+
+
+class MaxUnpool2d(Function):
+    """y: each value at its place, 0 elsewhere."""
+
+    @staticmethod
+    def forward(input, indices, output_size):
+        return _max_unpool2d(input, indices, output_size)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx, grad):
+        (indices,) = ctx.saved_tensors
+        return MaxUnpool2dInputGrad.apply(grad, indices), None, None
+
+
+class MaxUnpool2dInputGrad(Function):
+    """dx = dy at each value's place."""
+
+    @staticmethod
+    def forward(grad, indices):
+        return _max_unpool2d_input_grad(grad, indices)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad, indices = inputs
+        ctx.shape = grad.shape
+        ctx.save_for_backward(indices)
+
+    @staticmethod
+    def backward(ctx, grad_input):
+        (indices,) = ctx.saved_tensors
+        # Several values may have read one place: a sum by place, which PyTorch does in a fixed order on a GPU.
+        n, c, h, w = ctx.shape
+        plane = torch.arange(n * c, device=indices.device)[:, None]
+        values = grad_input.flatten(2).flatten(0, 1).to(accumulator(grad_input.dtype))
+        total = values.new_zeros(n * c, h * w).index_put((plane, indices.flatten(2).flatten(0, 1)), values, True)
+        return total.to(grad_input.dtype).view(ctx.shape), None
 
 
 class AvgPool2d(Function):
     """Average of each window."""
 
     @staticmethod
-    def forward(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override):
-        return _avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    def forward(input, output_size, window, count_include_pad, divisor_override):
+        return _avg_pool2d(input, output_size, window, count_include_pad, divisor_override)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        input, *ctx.window = inputs
+        input, _, *ctx.window = inputs
         ctx.shape, ctx.last = input.shape, channels_last(input)
 
     @staticmethod
     def backward(ctx, grad):
-        dx = AvgPool2dInputGrad.apply(grad, ctx.shape, *ctx.window, ctx.last)
-        return dx, None, None, None, None, None, None
+        return AvgPool2dInputGrad.apply(grad, ctx.shape, *ctx.window, ctx.last), *(None,) * 4
 
 
 class AvgPool2dInputGrad(Function):
     """dx: each output's gradient, spread over its window."""
 
     @staticmethod
-    def forward(grad, size, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, last):
-        window = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-        return _avg_pool2d_input_grad(grad, size, *window, last)
+    def forward(grad, input_size, window, count_include_pad, divisor_override, last):
+        return _avg_pool2d_input_grad(grad, input_size, window, count_include_pad, divisor_override, last)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, _, *ctx.window, _ = inputs
+        grad, _, *ctx.window, _ = inputs
+        ctx.size = grad.shape[2:]
 
     @staticmethod
     def backward(ctx, grad_input):
-        ddy = AvgPool2d.apply(grad_input, *ctx.window)
-        return ddy, None, None, None, None, None, None, None, None
+        return AvgPool2d.apply(grad_input, ctx.size, *ctx.window), *(None,) * 5
 
 
 def apply(function: type[Function], *args: Any) -> Any:

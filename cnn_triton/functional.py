@@ -1,4 +1,10 @@
-"""The layers as functions, with the names, arguments and defaults of torch.nn.functional."""
+"""The layers as functions, with the names, arguments and defaults of torch.nn.functional.
+
+The kernels are two-dimensional: a function of one dimension runs them over images that are one row high.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -6,18 +12,38 @@ import torch.nn.functional as F
 from . import autograd
 from .autograd import apply, differentiable
 from .dispatch import runs_kernels
-from .kernels import geometry
-from .kernels.conv2d import CONV2D
+from .kernels import geometry, pool_geometry
+from .kernels.avg_pool2d import AVG_POOL2D
+from .kernels.conv2d import CONV2D, CONV2D_INPUT_GRAD
 from .kernels.linear import LINEAR
-from .kernels.op import check_tensors
-from .kernels.pool2d import AVG_POOL2D, MAX_POOL2D
+from .kernels.max_pool2d import MAX_POOL2D
+from .kernels.op import Op, channels_last, check_tensors
+from .kernels.unpool2d import MAX_UNPOOL2D, check_indices
 from .ops import operator
 
-__all__ = ["avg_pool2d", "conv2d", "conv2d_relu", "linear", "linear_relu", "max_pool2d"]
+__all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "conv1d",
+    "conv2d",
+    "conv2d_relu",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "linear",
+    "linear_relu",
+    "max_pool1d",
+    "max_pool2d",
+    "max_unpool1d",
+    "max_unpool2d",
+]
 
 _Ints = int | tuple[int, ...] | list[int]
-_conv2d, _linear = operator(CONV2D), operator(LINEAR)
-_max_pool2d, _avg_pool2d = operator(MAX_POOL2D), operator(AVG_POOL2D)
+_Sizes = int | None | Sequence[int | None]
+_Maxima = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
 def conv2d(
@@ -28,23 +54,25 @@ def conv2d(
     padding: _Ints | str = 0,
     dilation: _Ints = 1,
     groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
 ) -> torch.Tensor:
     """2-D convolution (cross-correlation).
 
     y[n,k,p,q] = b[k] + Σ_{c,r,s} x[n, c, p·stride − padding + r·dilation, q·stride − padding + s·dilation] · w[k,c,r,s]
 
-    Equivalent to: torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    Equivalent to: torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups); with a
+    padding_mode 'reflect', 'replicate' or 'circular', of torch.nn.functional.pad(input, ..., padding_mode), which is
+    never formed
 
     input: (N, C, H, W) or (C, H, W); channels_last is the fast memory format, any strides are right
     weight: (K, C/groups, R, S); bias: (K,); padding: int, pair, 'same' or 'valid'
     returns: (N, K, P, Q) or (K, P, Q), channels_last if input or weight is
     dtypes: float16, bfloat16, float32, float64, all tensors alike; sums in float32 (float64 for float64). float32
     uses TF32 as torch.backends.cudnn.conv.fp32_precision says
-    errors: RuntimeError (shapes, dtypes, devices, impossible windows), TypeError (types)
+    errors: RuntimeError (shapes, dtypes, devices, impossible windows), TypeError (types), ValueError (padding_mode)
     """
-    if not runs_kernels(input.device):
-        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type, unused-ignore]
-    return _conv(input, weight, bias, stride, padding, dilation, groups, "none")
+    return _conv(2, F.conv2d, "none", input, weight, bias, stride, padding, dilation, groups, padding_mode)
 
 
 def conv2d_relu(
@@ -55,6 +83,8 @@ def conv2d_relu(
     padding: _Ints | str = 0,
     dilation: _Ints = 1,
     groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
 ) -> torch.Tensor:
     """2-D convolution, bias and ReLU in one kernel: y = max(conv2d(...), 0), NaN kept.
 
@@ -63,12 +93,33 @@ def conv2d_relu(
     Arguments, shapes, dtypes and errors as in `conv2d`. Saves its output for the backward pass, and nothing else
     of its size.
     """
-    if not runs_kernels(input.device):
-        return torch.relu(F.conv2d(input, weight, bias, stride, padding, dilation, groups))  # type: ignore[arg-type, unused-ignore]
-    return _conv(input, weight, bias, stride, padding, dilation, groups, "relu")
+    return _conv(2, F.conv2d, "relu", input, weight, bias, stride, padding, dilation, groups, padding_mode)
+
+
+def conv1d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: _Ints = 1,
+    padding: _Ints | str = 0,
+    dilation: _Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+) -> torch.Tensor:
+    """1-D convolution: y[n,k,q] = b[k] + Σ_{c,s} x[n, c, q·stride − padding + s·dilation] · w[k,c,s].
+
+    Equivalent to: torch.nn.functional.conv1d(input, weight, bias, stride, padding, dilation, groups)
+
+    input: (N, C, W) or (C, W); weight: (K, C/groups, S); returns (N, K, Q) or (K, Q). Otherwise as `conv2d`.
+    """
+    return _conv(1, F.conv1d, "none", input, weight, bias, stride, padding, dilation, groups, padding_mode)
 
 
 def _conv(
+    dims: int,
+    aten: Callable[..., torch.Tensor],
+    activation: str,
     input: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -76,16 +127,94 @@ def _conv(
     padding: _Ints | str,
     dilation: _Ints,
     groups: int,
-    activation: str,
+    padding_mode: str,
 ) -> torch.Tensor:
+    on_aten = isinstance(input, torch.Tensor) and not runs_kernels(input.device)
+    if on_aten and padding_mode == "zeros":
+        y = aten(input, weight, bias, stride, padding, dilation, groups)
+        return torch.relu(y) if activation == "relu" else y
     check_tensors(input=input, weight=weight, bias=bias)
-    if weight.dim() != 4:
-        raise RuntimeError(f"weight must be 4-D (K, C/groups, R, S), but got shape {tuple(weight.shape)}")
-    window = geometry.conv_window((weight.shape[2], weight.shape[3]), stride, padding, dilation)
-    images = input[None] if input.dim() == 3 else input
-    args = (images, weight, bias, window.stride, window.pads, window.dilation, groups, activation)
-    y = apply(autograd.Conv2d, *args) if differentiable(input, weight, bias) else _conv2d(*args)
-    return y[0] if input.dim() == 3 else y  # type: ignore[no-any-return]
+    kernel = _image("weight", weight, dims, batched=True)
+    window = geometry.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode, dims)
+    if on_aten:
+        top, bottom, left, right = window.pads
+        padded = F.pad(input, (left, right, top, bottom)[: 2 * dims], padding_mode)
+        return _conv(dims, aten, activation, padded, weight, bias, stride, 0, dilation, groups, "zeros")
+    args = (_image("input", input, dims), kernel, bias, *window[1:4], groups, padding_mode, activation)
+    y = _run(autograd.Conv2d, CONV2D, args, differentiable(input, weight, bias))
+    return _like(y, input, dims)
+
+
+def conv_transpose2d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: _Ints = 1,
+    padding: _Ints = 0,
+    output_padding: _Ints = 0,
+    groups: int = 1,
+    dilation: _Ints = 1,
+) -> torch.Tensor:
+    """2-D transposed convolution, the input gradient of a convolution: each input pixel adds its window to the output.
+
+    y[n,c,h,w] = b[c] + Σ_k Σ over (p,r), (q,s) with p·stride − padding + r·dilation = h, the same for w, of
+                 x[n,k,p,q] · w[k,c,r,s]
+
+    Equivalent to: torch.nn.functional.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups,
+    dilation)
+
+    input: (N, K, P, Q) or (K, P, Q); weight: (K, C/groups, R, S); bias: (C,)
+    returns: (N, C, H, W) or (C, H, W), H = (P − 1)·stride − 2·padding + dilation·(R − 1) + output_padding + 1
+    dtypes, memory formats and errors as in `conv2d`
+    """
+    args = (input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _conv_transpose(2, F.conv_transpose2d, *args)
+
+
+def conv_transpose1d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: _Ints = 1,
+    padding: _Ints = 0,
+    output_padding: _Ints = 0,
+    groups: int = 1,
+    dilation: _Ints = 1,
+) -> torch.Tensor:
+    """1-D transposed convolution.
+
+    Equivalent to: torch.nn.functional.conv_transpose1d(input, weight, bias, stride, padding, output_padding, groups,
+    dilation)
+
+    input: (N, K, Q) or (K, Q); weight: (K, C/groups, S); returns (N, C, W) or (C, W). Otherwise as `conv_transpose2d`.
+    """
+    args = (input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _conv_transpose(1, F.conv_transpose1d, *args)
+
+
+def _conv_transpose(
+    dims: int,
+    aten: Callable[..., torch.Tensor],
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: _Ints,
+    padding: _Ints,
+    output_padding: _Ints,
+    groups: int,
+    dilation: _Ints,
+) -> torch.Tensor:
+    if isinstance(input, torch.Tensor) and not runs_kernels(input.device):
+        return aten(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    check_tensors(input=input, weight=weight, bias=bias)
+    images, kernel = _image("input", input, dims), _image("weight", weight, dims, batched=True)
+    window = geometry.transposed_window(
+        (kernel.shape[2], kernel.shape[3]), stride, padding, output_padding, dilation, dims
+    )
+    shape = geometry.transposed_shape(images.shape, kernel.shape, bias if bias is None else bias.shape, window, groups)
+    args = (images, kernel, bias, shape, *window[1:4], groups, "zeros", channels_last(images, kernel))
+    y = _run(autograd.Conv2dInputGrad, CONV2D_INPUT_GRAD, args, differentiable(input, weight, bias))
+    return _like(y, input, dims)
 
 
 def max_pool2d(
@@ -96,7 +225,7 @@ def max_pool2d(
     dilation: _Ints = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> _Maxima:
     """Maximum over 2-D windows.
 
     y[n,c,p,q] = max over (r,s) of x[n, c, p·stride − padding + r·dilation, q·stride − padding + s·dilation]
@@ -110,20 +239,124 @@ def max_pool2d(
     The backward pass keeps one byte per output (windows of up to 255 taps), and is deterministic.
     errors: RuntimeError (shapes, windows, padding over half of the window), TypeError (types)
     """
-    if not runs_kernels(input.device):
-        args = (input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-        return F.max_pool2d(*args)  # type: ignore[call-overload, no-any-return, unused-ignore]
+    args = (input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    return _max_pool(2, F.max_pool2d, *args)
+
+
+def max_pool1d(
+    input: torch.Tensor,
+    kernel_size: _Ints,
+    stride: _Ints | None = None,
+    padding: _Ints = 0,
+    dilation: _Ints = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> _Maxima:
+    """Maximum over 1-D windows: y[n,c,q] = max over s of x[n, c, q·stride − padding + s·dilation].
+
+    Equivalent to: torch.nn.functional.max_pool1d(input, kernel_size, stride, padding, dilation, ceil_mode,
+    return_indices)
+
+    input: (N, C, W) or (C, W); returns (N, C, Q) or (C, Q). Otherwise as `max_pool2d`.
+    """
+    args = (input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    return _max_pool(1, F.max_pool1d, *args)
+
+
+def _max_pool(
+    dims: int,
+    aten: Callable[..., _Maxima],
+    input: torch.Tensor,
+    kernel_size: _Ints,
+    stride: _Ints | None,
+    padding: _Ints,
+    dilation: _Ints,
+    ceil_mode: bool,
+    return_indices: bool,
+) -> _Maxima:
+    if isinstance(input, torch.Tensor) and not runs_kernels(input.device):
+        return aten(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     check_tensors(input=input)
-    window = geometry.pool_window(kernel_size, stride, padding, dilation)
-    images = input[None] if input.dim() == 3 else input
-    call = (images, window.size, window.stride, window.pads[::2], window.dilation, ceil_mode)
+    window = pool_geometry.pool_window(kernel_size, stride, padding, dilation, dims)
+    images = _image("input", input, dims)
+    pool_geometry.check_images(images.shape)
+    return _maxima(
+        images, pool_geometry.pool_output(window, images.shape[2:], ceil_mode), window, return_indices, input, dims
+    )
+
+
+def _maxima(
+    images: torch.Tensor,
+    output_size: geometry.Pair,
+    window: tuple[int, ...],
+    return_indices: bool,
+    input: torch.Tensor,
+    dims: int,
+) -> _Maxima:
+    """Maxima of windows over images, and with return_indices their places; in the shape of the input."""
     if differentiable(input):
-        y, _, indices = apply(autograd.MaxPool2d, *call, return_indices)
+        y, _, indices = apply(autograd.MaxPool2d, images, output_size, window, return_indices)
     else:
-        y, _, indices = _max_pool2d(*call, False, return_indices)
-    if input.dim() == 3:
-        y, indices = y[0], indices[0] if return_indices else indices
-    return (y, indices) if return_indices else y
+        y, _, indices = operator(MAX_POOL2D)(images, output_size, window, False, return_indices)
+    y = _like(y, input, dims)
+    return (y, _like(indices, input, dims)) if return_indices else y
+
+
+def max_unpool2d(
+    input: torch.Tensor,
+    indices: torch.Tensor,
+    kernel_size: _Ints,
+    stride: _Ints | None = None,
+    padding: _Ints = 0,
+    output_size: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """The values back at the places where `max_pool2d` found them: y[n,c, indices[n,c,p,q]] = x[n,c,p,q], else 0.
+
+    Equivalent to: torch.nn.functional.max_unpool2d(input, indices, kernel_size, stride, padding, output_size)
+
+    input, indices: (N, C, P, Q) or (C, P, Q), indices int64: places h·W + w; where several are the same, the value that
+    is last in scan order stays
+    returns: (N, C, H, W) or (C, H, W), H = (P − 1)·stride − 2·padding + kernel_size, or output_size
+    errors: RuntimeError (shapes, dtypes, places outside of the output), ValueError (output_size)
+    """
+    return _max_unpool(2, F.max_unpool2d, input, indices, kernel_size, stride, padding, output_size)
+
+
+def max_unpool1d(
+    input: torch.Tensor,
+    indices: torch.Tensor,
+    kernel_size: _Ints,
+    stride: _Ints | None = None,
+    padding: _Ints = 0,
+    output_size: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """The values back at the places where `max_pool1d` found them.
+
+    Equivalent to: torch.nn.functional.max_unpool1d(input, indices, kernel_size, stride, padding, output_size)
+
+    input, indices: (N, C, Q) or (C, Q); returns (N, C, W) or (C, W). Otherwise as `max_unpool2d`.
+    """
+    return _max_unpool(1, F.max_unpool1d, input, indices, kernel_size, stride, padding, output_size)
+
+
+def _max_unpool(
+    dims: int,
+    aten: Callable[..., torch.Tensor],
+    input: torch.Tensor,
+    indices: torch.Tensor,
+    kernel_size: _Ints,
+    stride: _Ints | None,
+    padding: _Ints,
+    output_size: Sequence[int] | None,
+) -> torch.Tensor:
+    if isinstance(input, torch.Tensor) and not runs_kernels(input.device):
+        return aten(input, indices, kernel_size, stride, padding, output_size)
+    check_tensors(input=input)
+    check_indices(indices, input.shape)
+    images = _image("input", input, dims)
+    size = pool_geometry.unpool_output(kernel_size, stride, padding, output_size, images.shape[2:], dims)
+    args = (images, _image("indices", indices, dims), size)
+    return _like(_run(autograd.MaxUnpool2d, MAX_UNPOOL2D, args, differentiable(input)), input, dims)
 
 
 def avg_pool2d(
@@ -147,19 +380,116 @@ def avg_pool2d(
 
     Shapes, memory formats and errors as in `max_pool2d`, but IndexError for an input of fewer than 3 dimensions.
     """
+    args = (input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     if not runs_kernels(input.device):
-        args = (input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
         return F.avg_pool2d(*args)
-    check_tensors(input=input)
     if input.dim() < 3:
         raise IndexError(f"input must be 4-D (N, C, H, W) or 3-D (C, H, W), but got shape {tuple(input.shape)}")
-    window = geometry.pool_window(kernel_size, stride, padding)
-    images = input[None] if input.dim() == 3 else input
-    call = (
-        images, window.size, window.stride, window.pads[::2], ceil_mode, count_include_pad, divisor_override,
-    )  # fmt: skip
-    y = apply(autograd.AvgPool2d, *call) if differentiable(input) else _avg_pool2d(*call)
-    return y[0] if input.dim() == 3 else y  # type: ignore[no-any-return]
+    return _avg_pool(2, *args)
+
+
+def avg_pool1d(
+    input: torch.Tensor,
+    kernel_size: _Ints,
+    stride: _Ints | None = None,
+    padding: _Ints = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> torch.Tensor:
+    """Average over 1-D windows: y[n,c,q] = 1/divisor · Σ_s x[n, c, q·stride − padding + s].
+
+    Equivalent to: torch.nn.functional.avg_pool1d(input, kernel_size, stride, padding, ceil_mode, count_include_pad)
+
+    input: (N, C, W) or (C, W); returns (N, C, Q) or (C, Q). Otherwise as `avg_pool2d`.
+    """
+    args = (input, kernel_size, stride, padding, ceil_mode, count_include_pad)
+    if not runs_kernels(input.device):
+        return F.avg_pool1d(*args)  # type: ignore[arg-type, unused-ignore]
+    return _avg_pool(1, *args, None)
+
+
+def _avg_pool(
+    dims: int,
+    input: torch.Tensor,
+    kernel_size: _Ints,
+    stride: _Ints | None,
+    padding: _Ints,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> torch.Tensor:
+    check_tensors(input=input)
+    window = pool_geometry.pool_window(kernel_size, stride, padding, 1, dims)
+    images = _image("input", input, dims)
+    pool_geometry.check_images(images.shape)
+    size = pool_geometry.pool_output(window, images.shape[2:], ceil_mode)
+    args = (images, size, window, count_include_pad, divisor_override)
+    return _like(_run(autograd.AvgPool2d, AVG_POOL2D, args, differentiable(input)), input, dims)
+
+
+def adaptive_avg_pool2d(input: torch.Tensor, output_size: _Sizes) -> torch.Tensor:
+    """Average over windows that are even shares of the image; with output_size 1, over the whole image.
+
+    y[n,c,p,q] = mean of x[n,c,h,w] over ⌊p·H/P⌋ ≤ h < ⌈(p + 1)·H/P⌉, ⌊q·W/Q⌋ ≤ w < ⌈(q + 1)·W/Q⌉
+
+    Equivalent to: torch.nn.functional.adaptive_avg_pool2d(input, output_size)
+
+    input: (N, C, H, W) or (C, H, W); output_size: (P, Q), one int for both, None for the input's own
+    returns: (N, C, P, Q) or (C, P, Q) in input's memory format. The backward pass is deterministic
+    errors: RuntimeError (shapes, output_size), ValueError (an input of fewer than 3 dimensions), TypeError (types)
+    """
+    if not runs_kernels(input.device):
+        return F.adaptive_avg_pool2d(input, output_size)  # type: ignore[arg-type, unused-ignore]
+    return _adaptive_avg_pool(2, input, output_size)
+
+
+def adaptive_avg_pool1d(input: torch.Tensor, output_size: _Ints) -> torch.Tensor:
+    """Average over windows that are even shares of a row.
+
+    Equivalent to: torch.nn.functional.adaptive_avg_pool1d(input, output_size)
+
+    input: (N, C, W) or (C, W); returns (N, C, Q) or (C, Q). Otherwise as `adaptive_avg_pool2d`.
+    """
+    if not runs_kernels(input.device):
+        return F.adaptive_avg_pool1d(input, output_size)  # type: ignore[arg-type, no-any-return, unused-ignore]
+    return _adaptive_avg_pool(1, input, output_size)
+
+
+def _adaptive_avg_pool(dims: int, input: torch.Tensor, output_size: _Sizes) -> torch.Tensor:
+    check_tensors(input=input)
+    size = pool_geometry.adaptive_output(output_size, input.shape, dims)
+    args = (_image("input", input, dims), size, (), True, None)
+    return _like(_run(autograd.AvgPool2d, AVG_POOL2D, args, differentiable(input)), input, dims)
+
+
+def adaptive_max_pool2d(input: torch.Tensor, output_size: _Sizes, return_indices: bool = False) -> _Maxima:
+    """Maximum over windows that are even shares of the image (see `adaptive_avg_pool2d`).
+
+    Equivalent to: torch.nn.functional.adaptive_max_pool2d(input, output_size, return_indices)
+
+    Indices, NaN and the backward pass as in `max_pool2d`, shapes and errors as in `adaptive_avg_pool2d`.
+    """
+    return _adaptive_max_pool(2, F.adaptive_max_pool2d, input, output_size, return_indices)
+
+
+def adaptive_max_pool1d(input: torch.Tensor, output_size: _Ints, return_indices: bool = False) -> _Maxima:
+    """Maximum over windows that are even shares of a row.
+
+    Equivalent to: torch.nn.functional.adaptive_max_pool1d(input, output_size, return_indices)
+
+    input: (N, C, W) or (C, W); returns (N, C, Q) or (C, Q). Otherwise as `adaptive_max_pool2d`.
+    """
+    return _adaptive_max_pool(1, F.adaptive_max_pool1d, input, output_size, return_indices)
+
+
+def _adaptive_max_pool(
+    dims: int, aten: Callable[..., _Maxima], input: torch.Tensor, output_size: _Sizes, return_indices: bool
+) -> _Maxima:
+    if isinstance(input, torch.Tensor) and not runs_kernels(input.device):
+        return aten(input, output_size, return_indices)
+    check_tensors(input=input)
+    size = pool_geometry.adaptive_output(output_size, input.shape, dims)
+    return _maxima(_image("input", input, dims), size, (), return_indices, input, dims)
 
 
 def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -167,12 +497,11 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
 
     Equivalent to: torch.nn.functional.linear(input, weight, bias)
 
-    input: (*, in_features); weight: (out_features, in_features); bias: (out_features,); returns (*, out_features)
+    input: (*, in_features); weight: (out_features, in_features), or (in_features,) without a bias;
+    bias: (out_features,), or one element; returns (*, out_features), or (*) for a weight of one dimension
     dtypes as in `conv2d`, but float32 uses TF32 as torch.backends.cuda.matmul.fp32_precision says
     errors: RuntimeError (shapes, dtypes, devices), TypeError (types)
     """
-    if not runs_kernels(input.device):
-        return F.linear(input, weight, bias)
     return _dense(input, weight, bias, "none")
 
 
@@ -183,16 +512,44 @@ def linear_relu(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
 
     Arguments, shapes, dtypes and errors as in `linear`.
     """
-    if not runs_kernels(input.device):
-        return torch.relu(F.linear(input, weight, bias))
     return _dense(input, weight, bias, "relu")
 
 
 def _dense(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
+    if isinstance(input, torch.Tensor) and not runs_kernels(input.device):
+        y = F.linear(input, weight, bias)
+        return torch.relu(y) if activation == "relu" else y
     check_tensors(input=input, weight=weight, bias=bias)
     if input.dim() == 0:
         raise RuntimeError("input must have at least one dimension (*, in_features), but got a scalar")
+    if weight.dim() == 1 and bias is None:
+        return _dense(input, weight[None], None, activation)[..., 0]
+    if bias is not None and bias.numel() == 1 and weight.dim() == 2:
+        bias = bias.reshape(1).expand(weight.shape[0])
     rows = input.reshape(input.shape[:-1].numel(), input.shape[-1])
-    args = (rows, weight, bias, activation)
-    y = apply(autograd.Linear, *args) if differentiable(input, weight, bias) else _linear(*args)
-    return y.view(*input.shape[:-1], weight.shape[0])  # type: ignore[no-any-return]
+    y = _run(autograd.Linear, LINEAR, (rows, weight, bias, activation), differentiable(input, weight, bias))
+    return y.view(*input.shape[:-1], weight.shape[0])
+
+
+def _run(function: type[torch.autograd.Function], op: Op, args: tuple[Any, ...], differentiable: bool) -> torch.Tensor:
+    """An operator's result, through its Function where somebody may ask for gradients."""
+    return apply(function, *args) if differentiable else operator(op)(*args)  # type: ignore[no-any-return]
+
+
+def _image(argument: str, tensor: torch.Tensor, dims: int, batched: bool = False) -> torch.Tensor:
+    """The tensor as 4-D images; a row is an image one pixel high. Errors: RuntimeError."""
+    if tensor.dim() == dims + 1 and not batched:
+        tensor = tensor[None]
+    elif tensor.dim() != dims + 2:
+        names = ("N, C, H, W", "C, H, W") if dims == 2 else ("N, C, W", "C, W")
+        shapes = " or ".join(f"{n.count(',') + 1}-D ({n})" for n in names)
+        if batched:
+            shapes = "4-D (K, C/groups, R, S)" if dims == 2 else "3-D (K, C/groups, S)"
+        raise RuntimeError(f"{argument} must be {shapes}, but got shape {tuple(tensor.shape)}")
+    return tensor if dims == 2 else tensor[:, :, None]
+
+
+def _like(y: torch.Tensor, input: torch.Tensor, dims: int) -> torch.Tensor:
+    """The way back from `_image`."""
+    y = y if dims == 2 else y[:, :, 0]
+    return y[0] if input.dim() == dims + 1 else y

@@ -11,6 +11,9 @@ As a product of matrices that are never formed, with (n,p,q) = pixel and (r,s,c)
 The weight is read as the matrix [K, R·S·C]: a channels_last weight is one already, others are copied. Where each pixel
 is a product of its own (1 x 1, stride 1) the images are one row of pixels, a plain product of matrices.
 
+What taps read outside of the images is 0, or what the window's padding mode shows there. A transposed convolution is
+the input gradient, with a bias.
+
 The kernels differ in how they fetch the operands' tiles: conv2d_gather.py's by pointers, on any chip; conv2d_box.py's
 in boxes of pixels that the chip fetches by itself. tiles.py picks. They share one main loop, device.main_loop.
 Source: implicit GEMM, as in Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", arXiv:1410.0759.
@@ -28,6 +31,7 @@ from .conv2d_box import conv_box_kernel, weight_grad_box_kernel
 from .conv2d_gather import conv_kernel, weight_grad_kernel
 from .epilogue import ACTIVATIONS, sum_parts
 from .op import Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type
+from .padding import unpad
 from .precision import accumulator, conv_dot
 
 
@@ -83,7 +87,8 @@ def product(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, window: geometry.Window,
     groups: int, transposed: bool, activation: str, dot: str,
 ) -> None:  # fmt: skip
-    """y = act(window product of x and weight + bias), forward or transposed (the input gradient)."""
+    """y = act(window product of x and weight + bias), forward or transposed (the input gradient); y may have the
+    accumulator's dtype."""
     if y.numel() == 0:
         return
     outputs, inputs = weight.shape[0] // groups, weight.shape[1]
@@ -97,14 +102,15 @@ def product(
     dot = tiles.dot_on(chip, dot)
     n, *pixels = of_y.size
     phase = [geometry.cdiv(size, step) for size, step in zip(pixels, steps, strict=True)]
-    boxed = groups == 1 and terms * weight.element_size() % 16 == 0 and weight.data_ptr() % 16 == 0
+    boxed = groups == 1 and window.padding_mode == "zeros" and y.dtype == x.dtype
+    boxed = boxed and terms * weight.element_size() % 16 == 0 and weight.data_ptr() % 16 == 0
     boxed = boxed and x.numel() > 0 and of_x.boxed(x, strides) and of_y.boxed(y, steps)
     tile = tiles.pick_product(
         tiles.Product(
             (n, *phase), columns, channels, window.taps, math.prod(steps),
             groups, boxed, whole=not (transposed or window.is_point),
         ),
-        tiles.arithmetic(y.dtype, dot), chip,
+        tiles.arithmetic(x.dtype, dot), chip,
     )  # fmt: skip
     same = {
         "DOWN": walks[0].constants(), "ACROSS": walks[1].constants(), "TRANSPOSED": transposed,
@@ -124,7 +130,8 @@ def product(
             conv_kernel, programs, x, weight, bias, y, of_x.strides,
             (terms if transposed else 1, inputs, 1 if transposed else terms, outputs * terms), of_y.strides,
             of_x.size[1:], of_y.size, channels, columns, S=window.size[1], INDEX=index_type(x, weight, y),
-            ACC=tl_type(accumulator(y.dtype)), M=tile.m, PACKED=tile.packed, **same,
+            ACC=tl_type(accumulator(y.dtype)), M=tile.m, PACKED=tile.packed,
+            PADDING=window.padding_mode, **same,
         )  # fmt: skip
 
 
@@ -141,7 +148,8 @@ def weight_product(
     of_grad, of_x = images(window, grad, x)
     chip = tiles.chip_name()
     dot = tiles.dot_on(chip, dot)
-    boxed = groups == 1 and grad.numel() > 0 and of_grad.boxed(grad, (1, 1)) and of_x.boxed(x, (1, 1))
+    boxed = groups == 1 and window.padding_mode == "zeros" and grad.numel() > 0
+    boxed = boxed and of_grad.boxed(grad, (1, 1)) and of_x.boxed(x, (1, 1))
     boxed = boxed and all(
         geometry.taps_meet(*axis) for axis in zip(walks, of_x.size[1:], of_grad.size[1:], strict=True)
     )
@@ -163,73 +171,91 @@ def weight_product(
         launch(
             weight_grad_kernel, programs, grad, x, parts, of_grad.strides, of_x.strides, of_grad.size, of_x.size[1:],
             outputs, channels, groups, tile.parts, ACC=tl_type(accumulator(x.dtype)), K=tile.k, PACKED=tile.packed,
-            **same,
+            PADDING=window.padding_mode, **same,
         )  # fmt: skip
     if parts is not dw:
         sum_parts(parts, dw)
 
 
-def _window(size: Sequence[int], stride: Any, padding: Any, dilation: Any) -> geometry.Window:
-    return geometry.Window((size[2], size[3]), tuple(stride), tuple(padding), tuple(dilation))
+def _window(size: Sequence[int], stride: Any, padding: Any, dilation: Any, padding_mode: str) -> geometry.Window:
+    return geometry.Window((size[2], size[3]), tuple(stride), tuple(padding), tuple(dilation), padding_mode)
 
 
-def conv2d_fake(input, weight, bias, stride, padding, dilation, groups, activation):
+def _pad(input: torch.Tensor, padding: Sequence[int], padding_mode: str) -> torch.Tensor:
+    """The images with their padding; negative: without so many of their pixels."""
+    top, bottom, left, right = padding
+    return F.pad(input, (left, right, top, bottom), "constant" if padding_mode == "zeros" else padding_mode)
+
+
+def conv2d_fake(input, weight, bias, stride, padding, dilation, groups, padding_mode, activation):
     check_tensors(input=input, weight=weight, bias=bias)
-    window = _window(weight.shape, stride, padding, dilation)
+    window = _window(weight.shape, stride, padding, dilation, padding_mode)
     shape = geometry.conv_shape(input.shape, weight.shape, bias if bias is None else bias.shape, window, groups)
     return new(shape, input, channels_last(input, weight))
 
 
-def conv2d_launch(y, input, weight, bias, stride, padding, dilation, groups, activation):
-    window = _window(weight.shape, stride, padding, dilation)
+def conv2d_launch(y, input, weight, bias, stride, padding, dilation, groups, padding_mode, activation):
+    window = _window(weight.shape, stride, padding, dilation, padding_mode)
     product(input, weight, bias, y, window, groups, False, activation, conv_dot(input.dtype))
 
 
-def conv2d_aten(input, weight, bias, stride, padding, dilation, groups, activation):
-    top, bottom, left, right = padding
-    padded = F.pad(input, (left, right, top, bottom))
+def conv2d_aten(input, weight, bias, stride, padding, dilation, groups, padding_mode, activation):
+    padded = _pad(input, padding, padding_mode)
     return ACTIVATIONS[activation].reference(F.conv2d(padded, weight, bias, stride, 0, dilation, groups))
 
 
-def input_grad_fake(grad, weight, input_size, stride, padding, dilation, groups, channels_last):
-    check_tensors(grad=grad, weight=weight)
-    window = _window(weight.shape, stride, padding, dilation)
+def input_grad_fake(grad, weight, bias, input_size, stride, padding, dilation, groups, padding_mode, channels_last):
+    check_tensors(grad=grad, weight=weight, bias=bias)
+    window = _window(weight.shape, stride, padding, dilation, padding_mode)
     expected = geometry.conv_shape(input_size, weight.shape, None, window, groups)
     geometry.same_shape("grad", grad.shape, expected)
+    if bias is not None:
+        geometry.same_shape("bias", bias.shape, (input_size[1],))
     return new(input_size, grad, channels_last)
 
 
-def input_grad_launch(dx, grad, weight, input_size, stride, padding, dilation, groups, channels_last):
-    window = _window(weight.shape, stride, padding, dilation)
-    product(grad, weight, None, dx, window, groups, True, "none", conv_dot(grad.dtype))
+def input_grad_launch(dx, grad, weight, bias, input_size, stride, padding, dilation, groups, padding_mode, last):
+    window = _window(weight.shape, stride, padding, dilation, padding_mode)
+    if padding_mode == "zeros":
+        return product(grad, weight, bias, dx, window, groups, True, "none", conv_dot(grad.dtype))
+    size = (*input_size[:2], *window.padded(input_size[2:]))
+    padded = new(size, dx, last, accumulator(dx.dtype))
+    product(grad, weight, bias, padded, window.unpadded, groups, True, "none", conv_dot(grad.dtype))
+    return unpad(padded, dx, window)
 
 
-def input_grad_aten(grad, weight, input_size, stride, padding, dilation, groups, channels_last):
-    n, c, h, w = input_size
-    top, bottom, left, right = padding
-    size = (n, c, h + top + bottom, w + left + right)
-    padded = torch.nn.grad.conv2d_input(size, weight, grad, stride, 0, dilation, groups)
-    return padded[:, :, top : top + h, left : left + w]
+def input_grad_aten(grad, weight, bias, input_size, stride, padding, dilation, groups, padding_mode, channels_last):
+    window = _window(weight.shape, stride, padding, dilation, padding_mode)
+    size = (*input_size[:2], *window.padded(input_size[2:]))
+    dx = torch.nn.grad.conv2d_input(size, weight, grad, stride, 0, dilation, groups)
+    if padding_mode == "zeros":
+        dx = _pad(dx, [-pad for pad in padding], "zeros")
+    else:
+        for dim, pads in ((2, padding[:2]), (3, padding[2:])):
+            pixel = torch.arange(input_size[dim], dtype=torch.float64, device=dx.device)
+            shown = F.pad(pixel[None, None], tuple(pads), padding_mode)[0, 0].long()
+            shape = (*dx.shape[:dim], input_size[dim], *dx.shape[dim + 1 :])
+            dx = dx.new_zeros(shape).index_add_(dim, shown, dx)
+    return dx if bias is None else dx + bias[:, None, None]
 
 
-def weight_grad_fake(grad, input, weight_size, stride, padding, dilation, groups, channels_last):
+def weight_grad_fake(grad, input, weight_size, stride, padding, dilation, groups, padding_mode, channels_last):
     check_tensors(grad=grad, input=input)
-    window = _window(weight_size, stride, padding, dilation)
+    window = _window(weight_size, stride, padding, dilation, padding_mode)
     geometry.same_shape("grad", grad.shape, geometry.conv_shape(input.shape, weight_size, None, window, groups))
     return new(weight_size, grad, channels_last)
 
 
-def weight_grad_launch(dw, grad, input, weight_size, stride, padding, dilation, groups, channels_last):
+def weight_grad_launch(dw, grad, input, weight_size, stride, padding, dilation, groups, padding_mode, channels_last):
     matrix = dw if dw.is_contiguous(memory_format=torch.channels_last) else new(weight_size, dw, True)
-    window = _window(weight_size, stride, padding, dilation)
+    window = _window(weight_size, stride, padding, dilation, padding_mode)
     weight_product(grad, input, matrix, window, groups, conv_dot(grad.dtype))
     if matrix is not dw:
         dw.copy_(matrix)
 
 
-def weight_grad_aten(grad, input, weight_size, stride, padding, dilation, groups, channels_last):
-    top, bottom, left, right = padding
-    padded = F.pad(input, (left, right, top, bottom))
+def weight_grad_aten(grad, input, weight_size, stride, padding, dilation, groups, padding_mode, channels_last):
+    padded = _pad(input, padding, padding_mode)
     return torch.nn.grad.conv2d_weight(padded, weight_size, grad, stride, 0, dilation, groups)
 
 
@@ -237,7 +263,7 @@ def _flops(pixels_by_outputs: int, weight_size: Sequence[int]) -> int:
     return 2 * pixels_by_outputs * math.prod(weight_size[1:])
 
 
-_WINDOW = "int[2] stride, int[4] padding, int[2] dilation, int groups"
+_WINDOW = "int[2] stride, int[4] padding, int[2] dilation, int groups, str padding_mode"
 
 CONV2D = Op(
     name="conv2d",
@@ -251,12 +277,12 @@ CONV2D = Op(
 
 CONV2D_INPUT_GRAD = Op(
     name="conv2d_input_grad",
-    schema=f"(Tensor grad, Tensor weight, SymInt[4] input_size, {_WINDOW}, bool channels_last) -> Tensor",
+    schema=f"(Tensor grad, Tensor weight, Tensor? bias, SymInt[4] input_size, {_WINDOW}, bool channels_last) -> Tensor",
     fake=input_grad_fake,
     launcher=input_grad_launch,
     aten=input_grad_aten,
     flops=lambda grad, weight, *args: _flops(grad.numel(), weight.shape),
-    bytes=lambda *args: nbytes(*args[:2], input_grad_fake(*args)),
+    bytes=lambda *args: nbytes(*args[:3], input_grad_fake(*args)),
 )
 
 CONV2D_WEIGHT_GRAD = Op(

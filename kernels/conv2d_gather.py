@@ -35,16 +35,16 @@ from .lang import device_function, tl, triton
 def window_terms(operand, step, META: tl.constexpr):
     """A of the forward: what this step's terms read, for fixed pixels. [M, K]"""
     x, strides, size, at, exists, taps, channels = operand
-    _, DOWN, ACROSS, K, PACKED, _, _ = META
+    _, DOWN, ACROSS, K, PACKED, _, _, PADDING = META
     r, s, c, has = tap_of(step, channels, taps, PACKED, K)
-    return gather(x, strides, size, at, exists, r * DOWN[REACH], s * ACROSS[REACH], c, has)
+    return gather(x, strides, size, at, exists, r * DOWN[REACH], s * ACROSS[REACH], c, has, PADDING)
 
 
 @device_function
 def weight_terms(operand, step, META: tl.constexpr):
     """B of the forward: this step's terms of the weight, for fixed columns. [K, N]"""
     w, strides, column, exists, first, taps, channels = operand
-    PRECISION, DOWN, ACROSS, K, PACKED, S, TRANSPOSED = META
+    PRECISION, DOWN, ACROSS, K, PACKED, S, TRANSPOSED, _ = META
     r, s, c, has = tap_of(step, channels, taps, PACKED, K)
     tap = (first[0] + r * DOWN[HOP]) * S + first[1] + s * ACROSS[HOP]
     term = (tap * strides[1] + c * strides[0]).to(column.dtype)
@@ -58,7 +58,7 @@ def conv_kernel(
     x, w, bias, y, x_strides, w_strides, y_strides, x_size, y_size, channels, columns,
     DOWN: tl.constexpr, ACROSS: tl.constexpr, S: tl.constexpr, TRANSPOSED: tl.constexpr, ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PACKED: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PACKED: tl.constexpr, PADDING: tl.constexpr,
 ):  # fmt: skip
     """y[pixel, column] = act(bias + Σ_term x̂ · w), for a tile of M pixels of one phase x N columns of one group."""
     PHASES: tl.constexpr = DOWN[STEP] * ACROSS[STEP]
@@ -78,7 +78,7 @@ def conv_kernel(
     k = (column * N + tl.arange(0, N)).to(INDEX)  # [N]
     has = k < columns
 
-    META: tl.constexpr = (PRECISION, DOWN, ACROSS, K, PACKED, S, TRANSPOSED)
+    META: tl.constexpr = (PRECISION, DOWN, ACROSS, K, PACKED, S, TRANSPOSED, PADDING)
     taps = (count_r, count_s)
     x += group.to(INDEX) * channels * x_strides[3]
     w += group.to(INDEX) * w_strides[3]
@@ -100,7 +100,7 @@ def conv_kernel(
 def grad_terms(operand, step, META: tl.constexpr):
     """A of the weight gradient: the output's gradient, transposed, for this step's pixels. [M, K]"""
     grad, strides, size, column, has = operand
-    PRECISION, K, _, _ = META
+    PRECISION, K, _, _, _ = META
     index = step * K + tl.arange(0, K)  # [K]
     at = pixel(index.to(column.dtype), size[1], size[2])
     mask = (at[0] < size[0])[None, :] & has[:, None]
@@ -113,17 +113,17 @@ def grad_terms(operand, step, META: tl.constexpr):
 def window_pixels(operand, step, META: tl.constexpr):
     """B of the weight gradient: what fixed terms read, for this step's pixels. [K, N]"""
     x, strides, x_size, size, h, w, c, has = operand
-    PRECISION, K, DOWN, ACROSS = META
+    PRECISION, K, DOWN, ACROSS, PADDING = META
     n, p, q = pixel((step * K + tl.arange(0, K)).to(c.dtype), size[1], size[2])  # [K]
     reads = (n, p * DOWN[STRIDE], q * ACROSS[STRIDE])
-    return as_tf32(gather(x, strides, x_size, reads, n < size[0], h, w, c, has), PRECISION)
+    return as_tf32(gather(x, strides, x_size, reads, n < size[0], h, w, c, has, PADDING), PRECISION)
 
 
 @triton.jit(do_not_specialize=["groups", "split"])
 def weight_grad_kernel(
     grad, x, dw, grad_strides, x_strides, size, x_size, outputs, channels, groups, split,
     DOWN: tl.constexpr, ACROSS: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PACKED: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PACKED: tl.constexpr, PADDING: tl.constexpr,
 ):  # fmt: skip
     """dw[part, k, term] = Σ over the part's pixels of grad · x̂, for a tile of M outputs x N terms of one group."""
     _, count_r, first_h, _ = phase_of(0, DOWN)
@@ -142,7 +142,7 @@ def weight_grad_kernel(
 
     steps = tl.cdiv(size[0] * size[1] * size[2], K)
     chunk = tl.cdiv(steps, split)
-    META: tl.constexpr = (PRECISION, K, DOWN, ACROSS)
+    META: tl.constexpr = (PRECISION, K, DOWN, ACROSS, PADDING)
     grad += group.to(INDEX) * outputs * grad_strides[3]
     x += group.to(INDEX) * channels * x_strides[3]
     a = (grad, grad_strides, size, k, has_k)

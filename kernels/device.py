@@ -78,6 +78,16 @@ def offsets(at, c, strides):
 
 
 @device_function
+def strip(size, channels, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+    """This program's pixels (n, p, q) [PIXELS], channels [CHANNELS], and which of them exist [PIXELS, CHANNELS]."""
+    across = tl.cdiv(channels, CHANNELS)
+    index = (tl.program_id(0) // across).to(INDEX) * PIXELS + tl.arange(0, PIXELS)
+    c = (tl.program_id(0) % across * CHANNELS + tl.arange(0, CHANNELS)).to(INDEX)
+    at = pixel(index, size[1], size[2])
+    return at, c, (at[0] < size[0])[:, None] & (c < channels)[None, :]
+
+
+@device_function
 def phase_of(a, WALK: tl.constexpr):
     """(first, count, offset, some) of a walk's phase a: see geometry.Walk."""
     PHASES: tl.constexpr = WALK[STEP]
@@ -126,9 +136,26 @@ def tap_steps(channels, taps, PACKED: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @device_function
-def gather(x, strides, size, at, exists, h, w, c, has):
-    """The tile [pixels, terms] of what lies (h, w) away from pixels at = (n, p, q) in channels c; 0 outside."""
-    h, w = at[1][:, None] + h[None, :], at[2][:, None] + w[None, :]  # [pixels, terms or 1]
+def shown(h, size, PADDING: tl.constexpr):
+    """The pixel that padding of this mode shows at h, less than one image of `size` away (circular: at most one)."""
+    if PADDING == "reflect":
+        h = tl.where(h < 0, -h, h)
+        return tl.where(h < size, h, 2 * (size - 1) - h)
+    elif PADDING == "replicate":
+        return tl.minimum(tl.maximum(h, 0), size - 1)
+    elif PADDING == "circular":
+        h = tl.where(h < 0, h + size, h)
+        return tl.where(h < size, h, h - size)
+    else:
+        return h
+
+
+@device_function
+def gather(x, strides, size, at, exists, h, w, c, has, PADDING: tl.constexpr):
+    """The tile [pixels, terms] of what lies (h, w) away from pixels at = (n, p, q) in channels c; outside of the images
+    what the padding shows there, 0 if nothing."""
+    h = shown(at[1][:, None] + h[None, :], size[0], PADDING)  # [pixels, terms or 1]
+    w = shown(at[2][:, None] + w[None, :], size[1], PADDING)
     inside = (h >= 0) & (w >= 0) & (h < size[0]) & (w < size[1]) & exists[:, None]
     # Addresses outside are clamped to the pixel's own image: masked, but never far off.
     image = at[0][:, None] * strides[0] + tl.where(inside, h * strides[1] + w * strides[2], 0)
@@ -171,15 +198,6 @@ def box_descriptor(x, size, strides, channels, BOX: tl.constexpr, CHANNELS: tl.c
         [n, h * STEP[0], h, w * STEP[1], 1],
         [BOX[0], BOX[1], 1, BOX[2], CHANNELS],
     )
-
-
-@device_function
-def source(p, q, r, s, WINDOW: tl.constexpr):
-    """The pixel (h, w) that a pooling window's tap (r, s) reads for pixel (p, q), and whether it is not above or left
-    of the image."""
-    h = p * WINDOW[1][0] - WINDOW[2][0] + r * WINDOW[3][0]
-    w = q * WINDOW[1][1] - WINDOW[2][1] + s * WINDOW[3][1]
-    return h, w, (h >= 0) & (w >= 0)
 
 
 @device_function

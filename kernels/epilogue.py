@@ -84,17 +84,17 @@ def sum_parts(parts: torch.Tensor, total: torch.Tensor) -> None:
 
 
 def _launch(bias: torch.Tensor, masked: torch.Tensor, grad: torch.Tensor, saved: torch.Tensor | None, backward: Any):
+    if grad.numel() == 0:
+        bias.zero_()
+        return
     batch, channels, height, width = grad.shape
     chip = tiles.chip_name()
     like = grad if saved is None else saved
-    strip = tiles.pick_strip(channels, like.stride(1) == 1, chip)
+    strip = tiles.pick_strip(batch * height * width, channels, like.stride(1) == 1, chip)
     across = cdiv(channels, strip.channels)
     steps = cdiv(batch * height * width, strip.pixels)
     chunk = cdiv(steps, max(1, min(steps, 4 * tiles.CHIPS[chip].multiprocessors // across)))
-    programs = cdiv(steps, max(chunk, 1))
-    if programs == 0:
-        bias.zero_()
-        return
+    programs = cdiv(steps, chunk)
     parts = bias if programs == 1 else new((programs, channels), grad, dtype=accumulator(grad.dtype))
     launch(
         epilogue_grad_kernel, programs * across, grad, saved, masked, parts, nhwc(grad),

@@ -1,4 +1,4 @@
-"""Window arithmetic of convolution and pooling: sizes, padding, argument errors. Plain integers, no tensors.
+"""Window arithmetic of convolution: sizes, padding, argument errors; and of memory formats. Plain integers only.
 
 Names: batch n, input pixel (h, w), output pixel (p, q), tap (r, s), input channel c, output channel k.
 """
@@ -13,13 +13,21 @@ Pair = tuple[int, int]
 Pads = tuple[int, int, int, int]  # top, bottom, left, right
 
 
+# What a window reads outside of the image, in the words of torch.nn.Conv2d.
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
 class Window(NamedTuple):
-    """A sliding window: tap (r, s) of output pixel (p, q) reads input pixel (p·stride − pad + r·dilation, ...)."""
+    """A sliding window: tap (r, s) of output pixel (p, q) reads input pixel (p·stride − pad + r·dilation, ...).
+
+    The bottom and right padding may be negative: so many of the last pixels are no part of the image.
+    """
 
     size: Pair
     stride: Pair
     pads: Pads
     dilation: Pair
+    padding_mode: str = "zeros"
 
     @property
     def taps(self) -> int:
@@ -36,9 +44,14 @@ class Window(NamedTuple):
         """Does each output pixel read the input pixel of its own place and no other?"""
         return self.size == (1, 1) and self.stride == (1, 1) and self.pads == (0, 0, 0, 0)
 
-    def constants(self) -> tuple[Pair, Pair, Pair, Pair]:
-        """What a pooling kernel is compiled for: size, stride, top and left padding, dilation."""
-        return (self.size, self.stride, (self.pads[0], self.pads[2]), self.dilation)
+    @property
+    def unpadded(self) -> "Window":
+        """The same window over an image that contains its padding."""
+        return self._replace(pads=(0, 0, 0, 0), padding_mode="zeros")
+
+    def padded(self, image: Pair) -> Pair:
+        """Size of an image (H, W) with its padding."""
+        return (image[0] + self.pads[0] + self.pads[1], image[1] + self.pads[2] + self.pads[3])
 
     @cache  # noqa: B019 - a window is a small immutable value
     def walks(self, transposed: bool) -> tuple["Walk", "Walk"]:
@@ -96,27 +109,21 @@ def _is_int(value: Any) -> bool:
     return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
-def pair(argument: str, value: Any) -> Pair:
-    """One integer for both directions, or two: (vertical, horizontal). Errors: TypeError, RuntimeError (length)."""
-    if _is_int(value):
-        return (value, value)
-    if not isinstance(value, Sequence) or isinstance(value, str) or not all(_is_int(v) for v in value):
-        raise TypeError(f"{argument} must be an int or a pair of ints, but got {value!r}")
-    if len(value) == 1:
-        return (value[0], value[0])
-    if len(value) != 2:
-        raise RuntimeError(f"{argument} must be one int or two (vertical, horizontal), but got {tuple(value)}")
-    return (value[0], value[1])
+def pair(argument: str, value: Any, least: int, dims: int = 2) -> Pair:
+    """(vertical, horizontal) of an argument that is one integer, or one for each of `dims` directions, none below
+    `least`; a single direction is the horizontal one. Errors: TypeError, RuntimeError (length, value)."""
+    values = (value,) if _is_int(value) else value
+    if not isinstance(values, Sequence) or isinstance(value, str) or not all(_is_int(v) for v in values):
+        raise TypeError(f"{argument} must be an int or a sequence of {dims} ints, but got {value!r}")
+    if len(values) not in (1, dims):
+        raise RuntimeError(f"{argument} must be one int, or one for each of {dims} directions, but got {tuple(value)}")
+    values = tuple(values) * (dims // len(values))
+    if min(values) < least:
+        raise RuntimeError(f"{argument} must be at least {least}, but got {values}")
+    return (least, values[0]) if dims == 1 else values  # a row has as little vertically as there can be
 
 
-def positive(argument: str, value: Pair) -> Pair:
-    """The pair itself. Errors: RuntimeError unless both are at least 1."""
-    if value[0] < 1 or value[1] < 1:
-        raise RuntimeError(f"{argument} must be at least 1 in both directions, but got {value}")
-    return value
-
-
-def conv_pads(padding: Any, size: Pair, stride: Pair, dilation: Pair) -> Pads:
+def conv_pads(padding: Any, size: Pair, stride: Pair, dilation: Pair, dims: int = 2) -> Pads:
     """Convolution's padding (int, pair, 'same', 'valid') as (top, bottom, left, right).
 
     'same' gives the odd pixel, where there is one, to the bottom and right, as torch.nn.functional.conv2d does.
@@ -131,22 +138,29 @@ def conv_pads(padding: Any, size: Pair, stride: Pair, dilation: Pair) -> Pads:
         total = (dilation[0] * (size[0] - 1), dilation[1] * (size[1] - 1))
         top, left = total[0] // 2, total[1] // 2
         return (top, total[0] - top, left, total[1] - left)
-    vertical, horizontal = pair("padding", padding)
-    if vertical < 0 or horizontal < 0:
-        raise RuntimeError(f"padding must not be negative, but got {(vertical, horizontal)}")
+    vertical, horizontal = pair("padding", padding, 0, dims)
     return (vertical, vertical, horizontal, horizontal)
 
 
-def conv_window(size: Pair, stride: Any, padding: Any, dilation: Any) -> Window:
-    """The window of a convolution, from arguments as torch.nn.functional.conv2d takes them."""
-    stride = positive("stride", pair("stride", stride))
-    dilation = positive("dilation", pair("dilation", dilation))
-    return Window(size, stride, conv_pads(padding, size, stride, dilation), dilation)
+def conv_window(
+    size: Pair, stride: Any, padding: Any, dilation: Any, padding_mode: str = "zeros", dims: int = 2
+) -> Window:
+    """The window of a convolution, from arguments as torch.nn.functional.conv2d, or with dims=1 conv1d, takes them."""
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(f"padding_mode must be one of {PADDING_MODES}, but got {padding_mode!r}")
+    stride, dilation = pair("stride", stride, 1, dims), pair("dilation", dilation, 1, dims)
+    return Window(size, stride, conv_pads(padding, size, stride, dilation, dims), dilation, padding_mode)
 
 
 def conv_output(window: Window, image: Pair) -> Pair:
     """Output size (P, Q) of a convolution over an image (H, W). Errors: RuntimeError if the window doesn't fit."""
-    padded = (image[0] + window.pads[0] + window.pads[1], image[1] + window.pads[2] + window.pads[3])
+    most = {"reflect": -1, "circular": 0}.get(window.padding_mode)
+    if most is not None and (max(window.pads[:2]) > image[0] + most or max(window.pads[2:]) > image[1] + most):
+        raise RuntimeError(
+            f"padding in mode {window.padding_mode!r} must be {'less than' if most else 'at most'} the input's size, "
+            f"{image[0]} x {image[1]}, but got {window.pads} (top, bottom, left, right)"
+        )
+    padded = window.padded(image)
     if window.span[0] > padded[0] or window.span[1] > padded[1]:
         raise RuntimeError(
             f"weight: its window spans {window.span[0]} x {window.span[1]} pixels, more than the padded input's "
@@ -158,72 +172,83 @@ def conv_output(window: Window, image: Pair) -> Pair:
     )
 
 
+def _check_conv(input: Sequence[int], weight: Sequence[int], groups: int) -> None:
+    if len(weight) != 4 or 0 in tuple(weight[2:]):
+        raise RuntimeError(
+            f"weight must be 4-D (K, C/groups, R, S) with a window of 1 x 1 at least, but got shape {tuple(weight)}"
+        )
+    if len(input) != 4 or 0 in tuple(input[2:]):
+        raise RuntimeError(
+            "input must be 4-D (N, C, H, W) or 3-D (C, H, W) with images of 1 x 1 at least, but got shape "
+            f"{tuple(input)}"
+        )
+    if groups < 1:
+        raise RuntimeError(f"groups must be at least 1, but got {groups}")
+    if weight[0] < 1 or weight[0] % groups:
+        raise RuntimeError(
+            f"groups must divide the first dimension of weight, which is 1 at least, but got groups={groups} for shape "
+            f"{tuple(weight)}"
+        )
+
+
+def _check_bias(bias: Sequence[int] | None, channels: int) -> None:
+    if bias is not None and tuple(bias) != (channels,):
+        raise RuntimeError(f"bias must have shape ({channels},), one per output channel, but got {tuple(bias)}")
+
+
 def conv_shape(
     input: Sequence[int], weight: Sequence[int], bias: Sequence[int] | None, window: Window, groups: int
 ) -> tuple[int, int, int, int]:
     """Output shape (N, K, P, Q) of a convolution. Errors: RuntimeError naming the argument that doesn't fit."""
-    if len(weight) != 4:
-        raise RuntimeError(f"weight must be 4-D (K, C/groups, R, S), but got shape {tuple(weight)}")
-    if len(input) != 4:
-        raise RuntimeError(f"input must be 4-D (N, C, H, W) or 3-D (C, H, W), but got shape {tuple(input)}")
-    if groups < 1:
-        raise RuntimeError(f"groups must be at least 1, but got {groups}")
-    if weight[0] % groups:
-        raise RuntimeError(f"groups must divide weight's {weight[0]} output channels, but got {groups}")
+    _check_conv(input, weight, groups)
     if input[1] != weight[1] * groups:
         raise RuntimeError(
             f"input has {input[1]} channels, but weight of shape {tuple(weight)} with groups={groups} "
             f"expects {weight[1] * groups}"
         )
-    if bias is not None and tuple(bias) != (weight[0],):
-        raise RuntimeError(f"bias must have shape ({weight[0]},), one per output channel, but got {tuple(bias)}")
-    return (input[0], weight[0], *conv_output(window, (input[2], input[3])))
+    _check_bias(bias, weight[0])
+    if window.padding_mode in ("reflect", "replicate") and input[1] == 0:
+        raise RuntimeError(f"input must have a channel to be padded by {window.padding_mode!r}, but got {tuple(input)}")
+    outputs = weight[0] if input[1] else 0  # PyTorch's answer to an input without channels
+    return (input[0], outputs, *conv_output(window, (input[2], input[3])))
 
 
-def pool_window(kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1) -> Window:
-    """The window of a pooling, from arguments as torch.nn.functional's pools take them (stride None or empty:
-    the kernel size). Errors: RuntimeError."""
-    size = positive("kernel_size", pair("kernel_size", kernel_size))
-    empty = stride is None or (isinstance(stride, Sequence) and len(stride) == 0)
-    step = positive("stride", size if empty else pair("stride", stride))
-    spacing = positive("dilation", pair("dilation", dilation))
-    pad = pair("padding", padding)
-    if pad[0] < 0 or pad[1] < 0:
-        raise RuntimeError(f"padding must not be negative, but got {pad}")
-    window = Window(size, step, (pad[0], pad[0], pad[1], pad[1]), spacing)
-    if pad[0] > size[0] // 2 or pad[1] > size[1] // 2:
-        raise RuntimeError(f"padding must be at most half of kernel_size {size}, but got {pad}")
-    return window
-
-
-def pool_output(window: Window, image: Pair, ceil_mode: bool) -> Pair:
-    """Output size (P, Q) of a pooling; with ceil_mode a last window may hang over, if it starts inside."""
-
-    def one(size: int, pad: int, span: int, stride: int) -> int:
-        room = size + 2 * pad - span
-        count = (room + (stride - 1 if ceil_mode else 0)) // stride + 1
-        if ceil_mode and (count - 1) * stride >= size + pad:
-            count -= 1
-        return count
-
-    p = one(image[0], window.pads[0], window.span[0], window.stride[0])
-    q = one(image[1], window.pads[2], window.span[1], window.stride[1])
-    if p < 1 or q < 1:
+def transposed_window(
+    size: Pair, stride: Any, padding: Any, output_padding: Any, dilation: Any, dims: int = 2
+) -> Window:
+    """The window of the convolution that a transposed convolution transposes, from arguments as
+    torch.nn.functional.conv_transpose2d takes them: pixels of output_padding are in no window. Errors: RuntimeError."""
+    stride, dilation = pair("stride", stride, 1, dims), pair("dilation", dilation, 1, dims)
+    pad, extra = pair("padding", padding, 0, dims), pair("output_padding", output_padding, 0, dims)
+    if any(e >= max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
         raise RuntimeError(
-            f"kernel_size {window.size} with dilation {window.dilation} and padding {window.pads[::2]} doesn't fit "
-            f"into an input of {image[0]} x {image[1]}: the output would be {p} x {q}"
+            f"output_padding must be smaller than stride {stride} or dilation {dilation}, but got {extra}"
         )
-    return (p, q)
+    return Window(size, stride, (pad[0], pad[0] - extra[0], pad[1], pad[1] - extra[1]), dilation)
 
 
-def pool_shape(input: Sequence[int], window: Window, ceil_mode: bool) -> tuple[int, int, int, int]:
-    """Output shape (N, C, P, Q) of a pooling. Errors: RuntimeError naming the argument that doesn't fit."""
-    if len(input) != 4 or 0 in tuple(input)[1:]:
+def transposed_shape(
+    input: Sequence[int], weight: Sequence[int], bias: Sequence[int] | None, window: Window, groups: int
+) -> tuple[int, int, int, int]:
+    """Output shape (N, C, H, W) of a transposed convolution of `input` (N, K, P, Q) with `weight` (K, C/groups, R, S).
+    Errors: RuntimeError naming the argument that doesn't fit."""
+    _check_conv(input, weight, groups)
+    if input[1] != weight[0]:
         raise RuntimeError(
-            "input must be 4-D (N, C, H, W) or 3-D (C, H, W) with only the batch possibly empty, but got shape "
-            f"{tuple(input)}"
+            f"input has {input[1]} channels, but transposed weight of shape {tuple(weight)} expects {weight[0]}"
         )
-    return (input[0], input[1], *pool_output(window, (input[2], input[3]), ceil_mode))
+    _check_bias(bias, weight[1] * groups)
+    pads = (window.pads[0] + window.pads[1], window.pads[2] + window.pads[3])
+    image = [
+        (size - 1) * stride + span - pad
+        for size, stride, span, pad in zip(input[2:], window.stride, window.span, pads, strict=True)
+    ]
+    if min(image) < 1:
+        raise RuntimeError(
+            f"padding {window.pads[::2]} leaves an output of {image[0]} x {image[1]} pixels of an input of shape "
+            f"{tuple(input)}; give less padding or more output_padding"
+        )
+    return (input[0], weight[1] * groups, *image)  # type: ignore[return-value]
 
 
 def same_shape(argument: str, shape: Sequence[int], expected: Sequence[int]) -> None:

@@ -387,12 +387,18 @@ _STRIPS = ((1024, 1), (256, 4), (32, 32), (16, 64), (8, 128))
 def strips(chip: str) -> tuple[Strip, ...]:
     """Every block that `pick_strip` chooses from on this chip."""
     if chip == "interpreter":
-        return (Strip(4096, 16), Strip(1024, 64), Strip(16384, 1))
+        return (Strip(64, 8), Strip(256, 64), Strip(4096, 16), Strip(16384, 1))
     return tuple(Strip(p * CHIPS[chip].lanes // 32, c) for p, c in _STRIPS)
 
 
 @lru_cache(maxsize=4096)
-def pick_strip(channels: int, adjacent: bool, chip: str) -> Strip:
-    """The block of a streaming kernel: along the channels where they are adjacent in memory, else along pixels."""
+def pick_strip(pixels: int, channels: int, adjacent: bool, chip: str) -> Strip:
+    """The block of a streaming kernel: along the channels where they are adjacent in memory, else along pixels. In the
+    interpreter, where a program costs as much as some thousand elements, the blocks of the least cost."""
+    if chip == "interpreter":
+        return min(
+            strips(chip),
+            key=lambda s: -(-pixels // s.pixels) * -(-channels // s.channels) * (s.pixels * s.channels + 4096),
+        )
     most = _power(channels, 1, 1 << 20) if adjacent else 1
     return max((strip for strip in strips(chip) if strip.channels <= most), key=lambda strip: strip.channels)

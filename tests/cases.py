@@ -4,7 +4,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cnn_triton.kernels import conv2d, epilogue, geometry, linear, pool2d
+from cnn_triton.kernels import (
+    avg_pool2d,
+    conv2d,
+    epilogue,
+    geometry,
+    linear,
+    max_pool2d,
+    pool_geometry,
+    unpool2d,
+)
 from cnn_triton.kernels.op import Op
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -21,6 +30,7 @@ class Conv(NamedTuple):
     padding: Any = 0
     dilation: Any = 1
     groups: int = 1
+    padding_mode: str = "zeros"
 
 
 class Pool(NamedTuple):
@@ -53,6 +63,38 @@ CONVS = {
     "64 channels": Conv((1, 64, 6, 6), 64, (3, 3), padding=1),
     "padding over image": Conv((1, 2, 3, 3), 3, (2, 2), padding=4),
     "no image": Conv((0, 3, 6, 6), 4, (3, 3)),
+    "no channel": Conv((2, 0, 6, 6), 4, (3, 3), padding=1),
+    "reflect": Conv((2, 3, 6, 7), 5, (3, 4), padding=(2, 3), padding_mode="reflect"),
+    "reflect same": Conv((2, 4, 5, 7), 3, (4, 3), padding="same", dilation=(1, 2), padding_mode="reflect"),
+    "reflect stride 2": Conv((1, 33, 9, 8), 6, (3, 3), stride=2, padding=2, padding_mode="reflect"),
+    "replicate": Conv((2, 3, 4, 7), 5, (5, 3), stride=(1, 2), padding=(6, 2), padding_mode="replicate"),
+    "circular": Conv((2, 6, 4, 7), 4, (3, 3), padding=(4, 1), groups=2, padding_mode="circular"),
+    "circular dilation": Conv((1, 40, 6, 6), 35, (3, 3), padding=2, dilation=2, padding_mode="circular"),
+}
+
+
+class Transposed(NamedTuple):
+    """A transposed convolution layer: input (n, k, p, q), c outputs, window (r, s), conv_transpose2d's arguments."""
+
+    input: tuple[int, int, int, int]
+    c: int
+    size: tuple[int, int]
+    stride: Any = 1
+    padding: Any = 0
+    output_padding: Any = 0
+    groups: int = 1
+    dilation: Any = 1
+
+
+TRANSPOSED = {
+    "3x3": Transposed((2, 3, 5, 6), 4, (3, 3), padding=1),
+    "2x2 stride 2": Transposed((2, 5, 6, 5), 3, (2, 2), 2),
+    "4x4 stride 2": Transposed((1, 33, 7, 8), 40, (4, 4), 2, 1),
+    "output padding": Transposed((2, 4, 5, 4), 3, (3, 3), (2, 3), 1, (1, 2)),
+    "padding by dilation": Transposed((1, 2, 4, 4), 4, (4, 5), (3, 2), (1, 2), (2, 3), 2, 4),
+    "groups": Transposed((2, 6, 4, 5), 9, (3, 2), 2, (1, 0), 0, 3),
+    "stride over window": Transposed((1, 3, 5, 4), 2, (1, 2), (4, 3)),
+    "no image": Transposed((0, 3, 5, 5), 4, (3, 3), 2),
 }
 
 POOLS = {
@@ -71,6 +113,18 @@ POOLS = {
     "16x17": Pool((1, 3, 20, 18), (16, 17), 3),
     "33 channels": Pool((3, 33, 6, 5), 2),
     "no image": Pool((0, 3, 6, 6), 2),
+}
+
+ADAPTIVES = {  # input, output size
+    "global": ((2, 5, 7, 6), (1, 1)),
+    "10 to 3": ((2, 3, 10, 10), (3, 3)),
+    "whole": ((1, 4, 6, 8), (3, 2)),
+    "ragged": ((1, 33, 7, 11), (5, 4)),
+    "larger": ((2, 3, 3, 5), (7, 8)),
+    "same": ((1, 2, 4, 5), (4, 5)),
+    "one direction": ((2, 2, 9, 4), (2, 4)),
+    "17 taps": ((1, 2, 17, 33), (1, 2)),
+    "no image": ((0, 3, 6, 6), (2, 3)),
 }
 
 LINEARS = {  # rows, in_features, out_features
@@ -110,8 +164,8 @@ def draw(shape: Any, dtype: torch.dtype, form: str) -> torch.Tensor:
 
 
 def _conv(layer: Conv) -> dict[Op, Any]:
-    window = geometry.conv_window(layer.size, layer.stride, layer.padding, layer.dilation)
-    args = (window.stride, window.pads, window.dilation, layer.groups)
+    window = geometry.conv_window(layer.size, layer.stride, layer.padding, layer.dilation, layer.padding_mode)
+    args = (window.stride, window.pads, window.dilation, layer.groups, layer.padding_mode)
     weight = (layer.k, layer.input[1] // layer.groups, *layer.size)
     output = geometry.conv_shape(layer.input, weight, None, window, layer.groups)
 
@@ -124,7 +178,7 @@ def _conv(layer: Conv) -> dict[Op, Any]:
 
     def input_grad(dtype, form):
         grad = draw(output, dtype, form)
-        return (grad, draw(weight, dtype, form), layer.input, *args, form == "channels_last")
+        return (grad, draw(weight, dtype, form), None, layer.input, *args, form == "channels_last")
 
     def weight_grad(dtype, form):
         grad = draw(output, dtype, form)
@@ -138,34 +192,72 @@ def _conv(layer: Conv) -> dict[Op, Any]:
     }
 
 
+def _transposed(layer: Transposed) -> dict[Op, Any]:
+    window = geometry.transposed_window(
+        layer.size, layer.stride, layer.padding, layer.output_padding, layer.dilation
+    )  # fmt: skip
+    args = (window.stride, window.pads, window.dilation, layer.groups, "zeros")
+    weight = (layer.input[1], layer.c // layer.groups, *layer.size)
+    output = geometry.transposed_shape(layer.input, weight, None, window, layer.groups)
+
+    def forward(dtype, form):
+        tensors = (draw(shape, dtype, form) for shape in (layer.input, weight, (layer.c,)))
+        return (*tensors, output, *args, form == "channels_last")
+
+    return {(conv2d.CONV2D_INPUT_GRAD, ", transposed"): forward}
+
+
 def _pool(layer: Pool) -> dict[Op, Any]:
-    window = geometry.pool_window(layer.size, layer.stride, layer.padding, layer.dilation)
-    output = geometry.pool_shape(layer.input, window, layer.ceil_mode)
-    args = (window.size, window.stride, window.pads[::2])
-    rest = (layer.ceil_mode, layer.count_include_pad, layer.divisor_override)
+    window = pool_geometry.pool_window(layer.size, layer.stride, layer.padding, layer.dilation)
+    output = pool_geometry.pool_output(window, layer.input[2:], layer.ceil_mode)
+    counted = (layer.count_include_pad, layer.divisor_override)
+    return _windows(layer.input, output, window, counted if layer.dilation == 1 else None)
+
+
+def _adaptive(sizes: tuple[tuple[int, ...], tuple[int, int]]) -> dict[Op, Any]:
+    return _windows(*sizes, (), (True, None))
+
+
+def _windows(input: Any, output: Any, window: Any, counted: Any) -> dict[Op, Any]:
+    """Both pools with this window; no average if its padding is `counted` in no way."""
 
     def maximum(winner, indices):
-        flags = (layer.ceil_mode, winner, indices)
-        return lambda dtype, form: (draw(layer.input, dtype, form), *args, window.dilation, *flags)
+        return lambda dtype, form: (draw(input, dtype, form), output, window, winner, indices)
+
+    def winner(dtype, form):
+        return max_pool2d.MAX_POOL2D.reference(*maximum(True, False)(dtype, form))[1]
 
     def max_grad(dtype, form):
-        _, winner, _ = pool2d.MAX_POOL2D.reference(*maximum(True, False)(dtype, form))
-        return (draw(output, dtype, form), winner, layer.input, *args, window.dilation, form == "channels_last")
+        grad = draw((*input[:2], *output), dtype, form)
+        return (grad, winner(dtype, form), input, window, form == "channels_last")
+
+    def at_winner(dtype, form):
+        return (draw(input, dtype, form), winner(dtype, form), window)
+
+    def unpool(dtype, form):
+        indices = max_pool2d.MAX_POOL2D.reference(*maximum(False, True)(dtype, form))[2]
+        return (draw(indices.shape, dtype, form), indices, input[2:])
+
+    def unpool_grad(dtype, form):
+        return (draw(input, dtype, form), unpool(dtype, form)[1])
 
     def average(dtype, form):
-        return (draw(layer.input, dtype, form), *args, *rest)
+        return (draw(input, dtype, form), output, window, *counted)
 
     def avg_grad(dtype, form):
-        return (draw(output, dtype, form), layer.input, *args, *rest, form == "channels_last")
+        return (draw((*input[:2], *output), dtype, form), input, window, *counted, form == "channels_last")
 
     cases = {
-        (pool2d.MAX_POOL2D, ""): maximum(True, False),
-        (pool2d.MAX_POOL2D, ", indices"): maximum(True, True),
-        (pool2d.MAX_POOL2D, ", values alone"): maximum(False, False),
-        (pool2d.MAX_POOL2D_INPUT_GRAD, ""): max_grad,
+        (max_pool2d.MAX_POOL2D, ""): maximum(True, False),
+        (max_pool2d.MAX_POOL2D, ", indices"): maximum(True, True),
+        (max_pool2d.MAX_POOL2D, ", values alone"): maximum(False, False),
+        (max_pool2d.MAX_POOL2D_INPUT_GRAD, ""): max_grad,
+        (max_pool2d.MAX_POOL2D_AT_WINNER, ""): at_winner,
+        (unpool2d.MAX_UNPOOL2D, ""): unpool,
+        (unpool2d.MAX_UNPOOL2D_INPUT_GRAD, ""): unpool_grad,
     }
-    if layer.dilation == 1:
-        cases |= {(pool2d.AVG_POOL2D, ""): average, (pool2d.AVG_POOL2D_INPUT_GRAD, ""): avg_grad}
+    if counted:
+        cases |= {(avg_pool2d.AVG_POOL2D, ""): average, (avg_pool2d.AVG_POOL2D_INPUT_GRAD, ""): avg_grad}
     return cases
 
 
@@ -201,7 +293,14 @@ GRADS = {"small": (2, 3, 5, 7), "33 channels": (3, 33, 9, 4), "rows": (65, 20, 1
 
 CASES = [
     Case(op, label + more, make)
-    for table, derive in ((CONVS, _conv), (POOLS, _pool), (LINEARS, _linear), (GRADS, _epilogue))
+    for table, derive in (
+        (CONVS, _conv),
+        (TRANSPOSED, _transposed),
+        (POOLS, _pool),
+        (ADAPTIVES, _adaptive),
+        (LINEARS, _linear),
+        (GRADS, _epilogue),
+    )
     for label, layer in table.items()
     for (op, more), make in derive(layer).items()
 ]

@@ -37,6 +37,12 @@ class _NoAtenKernels(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def operator_of(function):
+    """The operator that a public function runs, by the first word of a label."""
+    name = function.split()[0].removesuffix("_relu").removeprefix("adaptive_").replace("1d", "2d")
+    return "conv2d_input_grad" if name == "conv_transpose2d" else name
+
+
 @contextlib.contextmanager
 def kernels_only(*operators):
     """Within: no aten convolution, pool or matrix product may run, fresh tensors are NaN, and at the end each named

@@ -8,10 +8,10 @@ import sys
 
 import torch
 
-from cnn_triton.kernels import aot, conv2d, epilogue, linear, pool2d, tiles
+from cnn_triton.kernels import aot, avg_pool2d, conv2d, epilogue, linear, max_pool2d, tiles, unpool2d
 
 LAST = torch.channels_last
-_WINDOW = ((1, 1), (1, 1, 1, 1), (1, 1), 1)  # stride, pads, dilation, groups
+_WINDOW = ((1, 1), (1, 1, 1, 1), (1, 1), 1, "zeros")  # stride, pads, dilation, groups, padding_mode
 
 
 def _images(dtype, c, k):
@@ -26,23 +26,40 @@ def call(what, dtype, channels):
     x, w, b, y = _images(dtype, channels, 256)
     back = torch.empty(channels, 256, 3, 3, dtype=dtype).to(memory_format=LAST)
     rows, matrix, columns = (torch.empty(*s, dtype=dtype) for s in ((512, channels), (1024, channels), (512, 1024)))
-    pool = ((2, 2), (2, 2), (0, 0))
-    counted = (False, True, None)  # ceil_mode, count_include_pad, divisor_override
+    pool = ((28, 28), (2, 2, 2, 2, 0, 0, 1, 1))
+    shares = ((17, 17), ())
+    counted = (True, None)  # count_include_pad, divisor_override
     small = torch.empty(32, channels, 28, 28, dtype=dtype).to(memory_format=LAST)
-    winner = torch.empty(small.shape, dtype=torch.uint8).to(memory_format=LAST)
+    share = torch.empty(32, channels, 17, 17, dtype=dtype).to(memory_format=LAST)
+    won, index = (torch.empty(small.shape, dtype=d).to(memory_format=LAST) for d in (torch.uint8, torch.int64))
+    shares_won = torch.empty(share.shape, dtype=torch.uint8).to(memory_format=LAST)
+    reflect = (*_WINDOW[:-1], "reflect")
+    maximum, average = max_pool2d.MAX_POOL2D, avg_pool2d.AVG_POOL2D
+    maximum_grad, average_grad = max_pool2d.MAX_POOL2D_INPUT_GRAD, avg_pool2d.AVG_POOL2D_INPUT_GRAD
     return {
         "conv2d": lambda: (conv2d.CONV2D, (x, w, b, *_WINDOW, "relu")),
         "conv2d without bias": lambda: (conv2d.CONV2D, (x, w, None, *_WINDOW, "relu")),
-        "conv2d_input_grad": lambda: (conv2d.CONV2D_INPUT_GRAD, (x, back, y.shape, *_WINDOW, True)),
+        "conv2d_input_grad": lambda: (conv2d.CONV2D_INPUT_GRAD, (x, back, None, y.shape, *_WINDOW, True)),
         "conv2d_weight_grad": lambda: (conv2d.CONV2D_WEIGHT_GRAD, (y, x, w.shape, *_WINDOW, True)),
+        "conv2d reflect": lambda: (conv2d.CONV2D, (x, w, b, *reflect, "relu")),
+        "conv2d_input_grad reflect": lambda: (conv2d.CONV2D_INPUT_GRAD, (x, back, None, y.shape, *reflect, True)),
+        "conv2d_weight_grad reflect": lambda: (conv2d.CONV2D_WEIGHT_GRAD, (y, x, w.shape, *reflect, True)),
         "linear": lambda: (linear.LINEAR, (rows, matrix, b.new_empty(1024), "relu")),
         "linear without bias": lambda: (linear.LINEAR, (rows, matrix, None, "relu")),
         "linear_input_grad": lambda: (linear.LINEAR_INPUT_GRAD, (rows, matrix.view(channels, 1024))),
         "linear_weight_grad": lambda: (linear.LINEAR_WEIGHT_GRAD, (columns, rows)),
-        "max_pool2d": lambda: (pool2d.MAX_POOL2D, (x, *pool, (1, 1), False, True, False)),
-        "max_pool2d_input_grad": lambda: (pool2d.MAX_POOL2D_INPUT_GRAD, (small, winner, x.shape, *pool, (1, 1), True)),
-        "avg_pool2d": lambda: (pool2d.AVG_POOL2D, (x, *pool, *counted)),
-        "avg_pool2d_input_grad": lambda: (pool2d.AVG_POOL2D_INPUT_GRAD, (small, x.shape, *pool, *counted, True)),
+        "max_pool2d": lambda: (maximum, (x, *pool, True, False)),
+        "max_pool2d_input_grad": lambda: (maximum_grad, (small, won, x.shape, pool[1], True)),
+        "max_pool2d_at_winner": lambda: (max_pool2d.MAX_POOL2D_AT_WINNER, (x, won, pool[1])),
+        "avg_pool2d": lambda: (average, (x, *pool, *counted)),
+        "avg_pool2d_input_grad": lambda: (average_grad, (small, x.shape, pool[1], *counted, True)),
+        "max_pool2d adaptive": lambda: (maximum, (x, *shares, True, True)),
+        "max_pool2d_input_grad adaptive": lambda: (maximum_grad, (share, shares_won, x.shape, (), True)),
+        "max_pool2d_at_winner adaptive": lambda: (max_pool2d.MAX_POOL2D_AT_WINNER, (x, shares_won, ())),
+        "avg_pool2d adaptive": lambda: (average, (x, *shares, *counted)),
+        "avg_pool2d_input_grad adaptive": lambda: (average_grad, (share, x.shape, (), *counted, True)),
+        "max_unpool2d": lambda: (unpool2d.MAX_UNPOOL2D, (small, index, (56, 56))),
+        "max_unpool2d_input_grad": lambda: (unpool2d.MAX_UNPOOL2D_INPUT_GRAD, (x, index)),
         "bias_grad": lambda: (epilogue.BIAS_GRAD, (y,)),
         "activation_grad": lambda: (epilogue.ACTIVATION_GRAD, (y, y, "relu")),
     }[what]()  # fmt: skip

@@ -241,19 +241,19 @@ import torch
 from cnn_triton.kernels import aot, linear
 from cnn_triton.kernels.lang import triton
 
-POOL = (2, 2), (2, 2), (0, 0), (1, 1), False, True, False
+POOL = (8, 8), (2, 2, 2, 2, 0, 0, 1, 1), True, False
 
 def pooling():
     x = torch.empty(2, 8, 16, 16, device="meta").to(memory_format=torch.channels_last)
-    pool2d = sys.modules["cnn_triton.kernels.pool2d"]
-    return aot.compile_op(pool2d.MAX_POOL2D, (x, *POOL), "sm_90", compile=False)[0].source
+    max_pool2d = sys.modules["cnn_triton.kernels.max_pool2d"]
+    return aot.compile_op(max_pool2d.MAX_POOL2D, (x, *POOL), "sm_90", compile=False)[0].source
 
 matrix = torch.empty(64, 64, device="meta")
 aot.compile_op(linear.LINEAR, (matrix, matrix, None, "none"), "sm_90", compile=False)
-from cnn_triton.kernels import pool2d  # after a first hash
+from cnn_triton.kernels import max_pool2d  # after a first hash
 here = pooling()
-pool2d.max_kernel.starting_line_number += 1
-pool2d.max_kernel.hash = None
+max_pool2d.max_kernel.starting_line_number += 1
+max_pool2d.max_kernel.hash = None
 aot._texts.cache_clear()
 assert pooling() == here, "a function that moves in its file is the same code"
 

@@ -62,12 +62,80 @@ POOL = {
     "stride a string": (lambda: (rand(*X), 2, "1"), ("stride", "'1'")),
 }
 
+BACK = (4, 6, 3, 3)
+TRANSPOSED = {
+    "input 2-D": (lambda: (rand(8, 8), rand(*BACK)), ("input", "(8, 8)")),
+    "weight 3-D": (lambda: (rand(*X), rand(4, 6, 3)), ("weight", "(4, 6, 3)")),
+    "channels": (lambda: (rand(*X), rand(5, 6, 3, 3)), ("input", "4", "5")),
+    "bias shape": (lambda: (rand(*X), rand(*BACK), rand(5)), ("bias", "(6,)", "(5,)")),
+    "output padding": (lambda: (rand(*X), rand(*BACK), None, 2, 0, 2), ("output_padding", "(2, 2)")),
+    "negative output padding": (lambda: (rand(*X), rand(*BACK), None, 2, 0, -1), ("output_padding", "-1")),
+    "negative padding": (lambda: (rand(*X), rand(*BACK), None, 1, -1), ("padding", "-1")),
+    "padding over output": (lambda: (rand(*X), rand(*BACK), None, 1, 6), ("padding", "(6, 6)", "(2, 4, 8, 8)")),
+    "stride 0": (lambda: (rand(*X), rand(*BACK), None, 0), ("stride", "(0, 0)")),
+    "dilation 0": (lambda: (rand(*X), rand(*BACK), None, 1, 0, 0, 1, 0), ("dilation", "(0, 0)")),
+    "groups": (lambda: (rand(*X), rand(*BACK), None, 1, 0, 0, 3), ("groups", "3", "(4, 6, 3, 3)")),
+    "padding a word": (lambda: (rand(*X), rand(*BACK), None, 1, "same"), ("padding", "'same'")),
+}
+
+ROW = {
+    "input 4-D": (lambda: (rand(*X), rand(6, 4, 3)), ("input", "(N, C, W)", "(2, 4, 8, 8)")),
+    "weight 4-D": (lambda: (rand(2, 4, 8), rand(*W)), ("weight", "(6, 4, 3, 3)")),
+    "channels": (lambda: (rand(2, 5, 8), rand(6, 4, 3)), ("input", "5", "4")),
+    "window": (lambda: (rand(2, 4, 2), rand(6, 4, 3)), ("weight", "3", "2")),
+    "stride of two": (lambda: (rand(2, 4, 8), rand(6, 4, 3), None, (1, 2)), ("stride", "(1, 2)")),
+    "stride 0": (lambda: (rand(2, 4, 8), rand(6, 4, 3), None, 0), ("stride", "(0,)")),
+    "negative padding": (lambda: (rand(2, 4, 8), rand(6, 4, 3), None, 1, (-1,)), ("padding", "(-1,)")),
+}
+
+POOLED_ROW = {
+    "input 4-D": (lambda: (rand(*X), 2), ("input", "(N, C, W)", "(2, 4, 8, 8)")),
+    "input 1-D": (lambda: (rand(8), 2), ("input", "(8,)")),
+    "no channel": (lambda: (rand(2, 0, 8), 2), ("input", "(2, 0, 1, 8)")),
+    "kernel of two": (lambda: (rand(2, 4, 8), (2, 2)), ("kernel_size", "(2, 2)")),
+    "kernel over input": (lambda: (rand(2, 4, 8), 9), ("kernel_size", "9", "8")),
+    "padding over half": (lambda: (rand(2, 4, 8), 3, 1, 2), ("padding", "2", "3")),
+}
+
+ADAPTIVE = {
+    "input 2-D": (lambda: (rand(8, 8), (2, 2)), ("input", "(8, 8)")),
+    "input 5-D": (lambda: (rand(1, *X), (2, 2)), ("input", "(1, 2, 4, 8, 8)")),
+    "empty image": (lambda: (rand(2, 3, 0, 8), 2), ("input", "(2, 3, 0, 8)")),
+    "size of three": (lambda: (rand(*X), (2, 2, 2)), ("output_size", "(2, 2, 2)")),
+    "size of none": (lambda: (rand(*X), ()), ("output_size", "()")),
+    "negative size": (lambda: (rand(*X), (-1, 2)), ("output_size", "(-1, 2)")),
+    "size a float": (lambda: (rand(*X), 2.5), ("output_size", "2.5")),
+}
+
+PLACES = torch.arange(2 * 4 * 8 * 8).view(X) % 256
+UNPOOL = {
+    "input 2-D": (lambda: (rand(8, 8), PLACES[0, 0], 2), ("input", "(8, 8)")),
+    "indices' shape": (lambda: (rand(*X), PLACES[:1], 2), ("indices", "(2, 4, 8, 8)", "(1, 4, 8, 8)")),
+    "indices' dtype": (lambda: (rand(*X), PLACES.int(), 2), ("indices", "int64", "int32")),
+    "index over": (lambda: (rand(*X), PLACES + 1, 2), ("indices", "16 x 16", "255")),
+    "index under": (lambda: (rand(*X), PLACES - 1, 2), ("indices", "16 x 16", "255")),
+    "output size": (lambda: (rand(*X), PLACES, 2, 2, 0, (18, 16)), ("output_size", "(18, 16)", "(2, 2)")),
+    "output size of three": (lambda: (rand(*X), PLACES, 2, 2, 0, (4, 16, 16)), ("output_size", "(4, 16, 16)")),
+    "empty image": (lambda: (rand(2, 4, 0, 8), PLACES[:, :, :0], 2), ("input", "(2, 4, 0, 8)")),
+}
+
 CASES = [
     pytest.param(ours, theirs, make, words, id=f"{ours.__name__} {label}")
     for table, pairs in (
         (CONV, ((functional.conv2d, F.conv2d), (functional.conv2d_relu, F.conv2d))),
         (LINEAR, ((functional.linear, F.linear), (functional.linear_relu, F.linear))),
         (POOL, ((functional.max_pool2d, F.max_pool2d), (functional.avg_pool2d, F.avg_pool2d))),
+        (TRANSPOSED, ((functional.conv_transpose2d, F.conv_transpose2d),)),
+        (ROW, ((functional.conv1d, F.conv1d),)),
+        (POOLED_ROW, ((functional.max_pool1d, F.max_pool1d), (functional.avg_pool1d, F.avg_pool1d))),
+        (
+            ADAPTIVE,
+            (
+                (functional.adaptive_max_pool2d, F.adaptive_max_pool2d),
+                (functional.adaptive_avg_pool2d, F.adaptive_avg_pool2d),
+            ),
+        ),
+        (UNPOOL, ((functional.max_unpool2d, F.max_unpool2d),)),
         (
             {"dilation 0": (lambda: (rand(*X), 2, 1, 0, 0), ("dilation", "(0, 0)"))},
             ((functional.max_pool2d, F.max_pool2d),),
@@ -99,6 +167,26 @@ def test_error(ours, theirs, make, words):
         for a, b in zip(args, before, strict=True)
         if isinstance(a, torch.Tensor)
     )
+
+
+@pytest.mark.parametrize(
+    ("mode", "padding", "shape"),
+    [("reflect", (1, 8), X), ("circular", (9, 0), X), ("reflect", 1, (2, 0, 8, 8)), ("replicate", 1, (2, 0, 8, 8))],
+    ids=str,
+)
+def test_padding_mode(mode, padding, shape):
+    """Padding that the image can't show: RuntimeError, as torch.nn.functional.pad raises."""
+    x, w = rand(*shape), rand(6, shape[1], 3, 3)
+    with pytest.raises(RuntimeError):
+        F.pad(x, 2 * padding[1:] + 2 * padding[:1] if isinstance(padding, tuple) else (1, 1, 1, 1), mode)
+    with pytest.raises(RuntimeError, match=f"padd.*{mode}"):
+        functional.conv2d(x, w, padding=padding, padding_mode=mode)
+
+
+def test_unknown_padding_mode():
+    """ValueError, as torch.nn.Conv2d raises."""
+    with pytest.raises(ValueError, match=r"padding_mode must be one of .*'reflect'.*, but got 'mirror'"):
+        functional.conv2d(rand(*X), rand(*W), padding=1, padding_mode="mirror")
 
 
 @pytest.mark.parametrize("name", ["conv2d", "conv2d_relu", "linear", "linear_relu"])

@@ -21,8 +21,17 @@ MODULES = [  # ours, PyTorch's, constructor's arguments, input
     (nn.ConvReLU2d, torch.nn.Conv2d, (3, 5, 3), {"padding": "same", "dilation": 2}, (2, 3, 6, 7)),
     (nn.Linear, torch.nn.Linear, (6, 4), {}, (5, 6)),
     (nn.LinearReLU, torch.nn.Linear, (6, 4), {"bias": False}, (2, 3, 6)),
+    (nn.Conv1d, torch.nn.Conv1d, (3, 5, 3), {"padding": "same", "padding_mode": "circular"}, (2, 3, 7)),
+    (nn.ConvTranspose2d, torch.nn.ConvTranspose2d, (4, 6, 3, 2, 1), {"output_padding": 1, "groups": 2}, (2, 4, 4, 5)),
+    (nn.ConvTranspose1d, torch.nn.ConvTranspose1d, (3, 5, 3), {"stride": 2, "dilation": 2}, (2, 3, 7)),
     (nn.MaxPool2d, torch.nn.MaxPool2d, (3,), {"stride": 2, "padding": 1, "ceil_mode": True}, (2, 3, 6, 7)),
+    (nn.MaxPool1d, torch.nn.MaxPool1d, (3,), {"dilation": 2}, (2, 3, 9)),
     (nn.AvgPool2d, torch.nn.AvgPool2d, (2,), {"count_include_pad": False}, (2, 3, 6, 7)),
+    (nn.AvgPool1d, torch.nn.AvgPool1d, (3,), {"stride": 2, "padding": 1}, (2, 3, 9)),
+    (nn.AdaptiveAvgPool2d, torch.nn.AdaptiveAvgPool2d, (1,), {}, (2, 3, 6, 7)),
+    (nn.AdaptiveAvgPool1d, torch.nn.AdaptiveAvgPool1d, (4,), {}, (2, 3, 9)),
+    (nn.AdaptiveMaxPool2d, torch.nn.AdaptiveMaxPool2d, ((3, None),), {}, (2, 3, 5, 6)),
+    (nn.AdaptiveMaxPool1d, torch.nn.AdaptiveMaxPool1d, (4,), {}, (2, 3, 9)),
 ]
 each = pytest.mark.parametrize(
     ("ours", "theirs", "args", "options", "shape"),
@@ -91,6 +100,58 @@ def test_return_indices(device):
     right, places = torch.nn.MaxPool2d(2, return_indices=True)(x)
     assert torch.equal(y, right)
     assert torch.equal(at, places)
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_unpool(dims, device):
+    """What a pooling kept, back at its place, in the size that it came from."""
+    x = torch.randn((2, 3, 7, 9)[: dims + 2], device=device)
+    made = {"kernel_size": 3, "stride": 2, "padding": 1}
+    results = []
+    for kind in (nn, torch.nn):
+        y, at = getattr(kind, f"MaxPool{dims}d")(**made, return_indices=True)(x)
+        unpool = getattr(kind, f"MaxUnpool{dims}d")(**made)
+        results.append((unpool(y, at), unpool(y, at, output_size=x.shape)))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_transposed_output_size(device):
+    """The sizes that a strided convolution may come from."""
+    x = torch.randn(2, 3, 4, 5, device=device)
+    mine, right = pair(nn.ConvTranspose2d, torch.nn.ConvTranspose2d, (3, 2, 3), {"stride": 3})
+    for size in ((12, 15), (2, 2, 14, 17)):
+        y = mine.to(device)(x.double(), output_size=size)
+        torch.testing.assert_close(y, right.to(device)(x.double(), output_size=size))
+    with pytest.raises(ValueError, match="output size"):
+        mine(x.double(), output_size=(15, 18))
+
+
+LAZY = {
+    "LazyConv2d": ((5, 3), {"padding": 1, "padding_mode": "reflect"}, (2, 3, 6, 7)),
+    "LazyConvReLU2d": ((5, 3), {}, (2, 3, 6, 7)),
+    "LazyConv1d": ((5, 3), {"bias": False}, (2, 3, 7)),
+    "LazyConvTranspose2d": ((5, 3), {"stride": 2}, (2, 3, 4, 5)),
+    "LazyConvTranspose1d": ((5, 3), {}, (2, 3, 5)),
+    "LazyLinear": ((5,), {}, (2, 3)),
+    "LazyLinearReLU": ((5,), {"bias": False}, (2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", LAZY)
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_lazy(name, device):
+    """The first call, which still runs a lazy module's method, runs a kernel; then the module is an ordinary one."""
+    args, options, shape = LAZY[name]
+    module = getattr(nn, name)(*args, **options).to(device)
+    assert isinstance(module, getattr(torch.nn, name.replace("ReLU", "")))
+    assert inspect.signature(type(module)) == inspect.signature(getattr(torch.nn, name.replace("ReLU", "")))
+    x = torch.randn(shape, device=device)
+    with kernels_only():
+        first = module(x)
+    assert type(module) is getattr(nn, name.removeprefix("Lazy"))
+    assert module.weight.shape[0 if "Transpose" in name else 1] == 3
+    assert torch.equal(module(x), first)
 
 
 def network(kind):

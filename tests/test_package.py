@@ -12,11 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # each may import from those before it, and from its own line
     ("kernels/geometry.py", "kernels/lang.py"),
+    ("kernels/pool_geometry.py",),
     ("kernels/precision.py", "kernels/chips.py"),
     ("kernels/tiles.py",),
     ("kernels/device.py", "kernels/op.py"),
-    ("kernels/epilogue.py", "kernels/conv2d_gather.py", "kernels/conv2d_box.py"),
-    ("kernels/conv2d.py", "kernels/pool2d.py"),
+    ("kernels/stream.py", "kernels/pooling.py"),
+    ("kernels/epilogue.py", "kernels/padding.py", "kernels/conv2d_gather.py", "kernels/conv2d_box.py"),
+    ("kernels/conv2d.py", "kernels/max_pool2d.py", "kernels/avg_pool2d.py", "kernels/unpool2d.py"),
     ("kernels/linear.py",),
     ("kernels/registry.py", "kernels/sass.py", "kernels/aot.py"),
     ("cnn_triton/ops.py", "cnn_triton/dispatch.py"),
@@ -73,11 +75,12 @@ def test_imports_go_one_way():
                 assert other.startswith("kernels/"), f"{name} imports {other}, outside kernels/"
 
 
-def test_geometry_is_plain_python():
-    tree = ast.parse((ROOT / "kernels/geometry.py").read_text())
+@pytest.mark.parametrize("name", ["kernels/geometry.py", "kernels/pool_geometry.py"])
+def test_geometry_is_plain_python(name):
+    tree = ast.parse((ROOT / name).read_text())
     modules = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
     modules += [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
-    assert {m.split(".")[0] for m in modules} <= set(sys.stdlib_module_names)
+    assert {m.split(".")[0] for m in modules} <= {*sys.stdlib_module_names, "geometry"}
 
 
 def test_torch_library_is_used_in_one_place():
@@ -128,7 +131,7 @@ def test_without_triton_cpu_tensors_go_to_pytorch():
 
 
 @pytest.mark.parametrize(
-    "call", ["conv2d(x, w)", "max_pool2d(x, 2)", "avg_pool2d(x, 2)", "linear(x, torch.randn(4, 5))"]
+    "call", ["conv2d(x, w)", "conv_transpose2d(x, w[:2])", "max_pool2d(x, 2)", "avg_pool2d(x, 2)", "linear(x, w[0, 0])"]
 )
 def test_without_triton_a_kernel_says_what_is_missing(call):
     code = (
@@ -170,7 +173,7 @@ def test_operators_on_a_cpu_are_the_reference():
 import torch
 from cnn_triton import functional
 x, w = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
-y = torch.ops.cnn_triton.conv2d(x, w, None, (1, 1), (0, 0, 0, 0), (1, 1), 1, "relu")
+y = torch.ops.cnn_triton.conv2d(x, w, None, (1, 1), (0, 0, 0, 0), (1, 1), 1, "zeros", "relu")
 print(torch.equal(y, torch.nn.functional.conv2d(x, w).relu()))
 """
     assert python(code, False) == "True\n"

@@ -7,19 +7,60 @@ import torch
 import torch.nn.functional as F
 
 import cnn_triton
-from checks import assert_accurate, kernels_only
+from checks import assert_accurate, kernels_only, operator_of
 from cnn_triton import functional
-from cnn_triton.kernels import pool2d
+from cnn_triton.kernels import max_pool2d
 
 NAN, INF = float("nan"), float("inf")
-PAIRS = {
-    "conv2d": (functional.conv2d, F.conv2d, ((2, 3, 6, 7), (4, 3, 3, 3), (4,)), (1, 1)),
-    "conv2d_relu": (functional.conv2d_relu, lambda *a: F.conv2d(*a).relu(), ((2, 3, 6, 7), (4, 3, 3, 3), (4,)), (1, 1)),
+
+
+def unpooling(function):
+    """max_unpool1d or max_unpool2d of values of which every two have one place."""
+
+    def unpool(x):
+        size = x.shape[-1] * (x.shape[-2] if function.__name__.endswith("2d") else 1)
+        places = torch.arange(size, device=x.device) // 2 * 3
+        return function(x, places.view(x.shape[-2:] if size > x.shape[-1] else -1).expand(x.shape), 2)
+
+    return unpool
+
+
+def padded(mode):
+    """conv2d with this padding mode: ours, and PyTorch's of a padded copy."""
+    return (
+        lambda x, w, b: functional.conv2d(x, w, b, 2, (1, 2), padding_mode=mode),
+        lambda x, w, b: F.conv2d(F.pad(x, (2, 2, 1, 1), mode), w, b, 2),
+        CONV,
+        (),
+    )
+
+
+CONV, ROW = ((2, 3, 6, 7), (4, 3, 3, 3), (4,)), ((2, 3, 9), (4, 3, 3), (4,))
+BACK, BACK_ROW = ((2, 3, 4, 5), (3, 4, 3, 3), (4,)), ((2, 3, 5), (3, 4, 3), (4,))
+PAIRS = {  # ours, PyTorch's, the tensors' shapes, other arguments
+    "conv2d": (functional.conv2d, F.conv2d, CONV, (1, 1)),
+    "conv2d_relu": (functional.conv2d_relu, lambda *a: F.conv2d(*a).relu(), CONV, (1, 1)),
+    "conv2d reflect": padded("reflect"),
+    "conv2d replicate": padded("replicate"),
+    "conv2d circular": padded("circular"),
+    "conv1d": (functional.conv1d, F.conv1d, ROW, (2, 1)),
+    "conv_transpose2d": (functional.conv_transpose2d, F.conv_transpose2d, BACK, (2, 1, (1, 0))),
+    "conv_transpose1d": (functional.conv_transpose1d, F.conv_transpose1d, BACK_ROW, (2, 1, 1)),
     "linear": (functional.linear, F.linear, ((5, 6), (4, 6), (4,)), ()),
     "linear_relu": (functional.linear_relu, lambda *a: F.linear(*a).relu(), ((5, 6), (4, 6), (4,)), ()),
     "max_pool2d": (functional.max_pool2d, F.max_pool2d, ((2, 3, 6, 7),), (3, 2, 1)),
+    "max_pool1d": (functional.max_pool1d, F.max_pool1d, ((2, 3, 9),), (3, 2, 1)),
     "avg_pool2d": (functional.avg_pool2d, F.avg_pool2d, ((2, 3, 6, 7),), (3, 2, 1)),
+    "avg_pool1d": (functional.avg_pool1d, F.avg_pool1d, ((2, 3, 9),), (3, 2, 1)),
+    "adaptive_avg_pool2d": (functional.adaptive_avg_pool2d, F.adaptive_avg_pool2d, ((2, 3, 6, 7),), ((4, 1),)),
+    "adaptive_avg_pool1d": (functional.adaptive_avg_pool1d, F.adaptive_avg_pool1d, ((2, 3, 9),), (4,)),
+    "adaptive_max_pool2d": (functional.adaptive_max_pool2d, F.adaptive_max_pool2d, ((2, 3, 6, 7),), ((4, 3),)),
+    "adaptive_max_pool1d": (functional.adaptive_max_pool1d, F.adaptive_max_pool1d, ((2, 3, 9),), (4,)),
+    "max_unpool2d": (unpooling(functional.max_unpool2d), unpooling(F.max_unpool2d), ((2, 3, 4, 5),), ()),
+    "max_unpool1d": (unpooling(functional.max_unpool1d), unpooling(F.max_unpool1d), ((2, 3, 6),), ()),
 }
+
+
 every = pytest.mark.parametrize("name", PAIRS)
 
 
@@ -45,7 +86,7 @@ def both(name, tensors, extra=None):
 def test_odd_values(name, value, device):
     tensors = [t.detach() for t in draw(name, device)]
     tensors[0].flatten()[::7] = value
-    if tensors[0].dim() == 4 and value != -0.0:
+    if tensors[0].dim() > 2 and value != -0.0:
         tensors[0][0, 0] = value  # whole windows of it
     (ours, our_grads), (theirs, their_grads) = both(name, tensors)
     assert_accurate(ours, theirs, theirs)
@@ -91,8 +132,8 @@ def test_winner_is_small(size, dtype, device):
     """One byte up to 255 taps, two beyond, four beyond 32,767 (for which only the shapes are computed: the window
     has too many taps for the interpreter)."""
     x = torch.randn(1, 1, 184, 184, device=device)
-    args = (x, size, (184, 184), (0, 0), (1, 1), False, True, False)
-    op = pool2d.MAX_POOL2D
+    args = (x, (1, 1), (*size, 184, 184, 0, 0, 1, 1), True, False)
+    op = max_pool2d.MAX_POOL2D
     assert op.fake(*args)[1].dtype == dtype
     if size[0] < 20:
         y, winner, _ = torch.ops.cnn_triton.max_pool2d(*args)
@@ -125,13 +166,13 @@ def test_empty_batch(name, device):
 def test_unbatched(name, device):
     tensors = [t.detach() for t in draw(name, device)]
     tensors[0] = tensors[0][1]
-    with kernels_only(name.removesuffix("_relu")):
+    with kernels_only(operator_of(name)):
         y = PAIRS[name][0](*tensors, *PAIRS[name][3])
     right = PAIRS[name][1](*tensors, *PAIRS[name][3])
     assert_accurate(y, right, right)
-    if "max" in name:
-        y, at = functional.max_pool2d(*tensors, 2, return_indices=True)
-        assert torch.equal(at, F.max_pool2d(*tensors, 2, return_indices=True)[1])
+    if "max_pool" in name:
+        y, at = PAIRS[name][0](*tensors, 2, return_indices=True)
+        assert torch.equal(at, PAIRS[name][1](*tensors, 2, return_indices=True)[1])
 
 
 def test_linear_leading_dimensions(device):
@@ -166,6 +207,45 @@ def test_huge_window(name, device):
     (ours, (our_grad,)), (theirs, (their_grad,)) = both(name, [x], (size,))
     assert_accurate(ours, theirs, theirs)
     assert_accurate(our_grad, their_grad, their_grad)
+
+
+@pytest.mark.parametrize("stay", [False, True], ids=["any order", "as launched"])
+def test_unpool_last_wins(stay, device):
+    """Of values with one place the last in scan order stays; in PyTorch's CPU operator too, which goes over them."""
+    x = torch.randn(2, 3, 40, 50, device=device)
+    x = x if stay else x.to(memory_format=torch.channels_last)
+    places = torch.randint(0, 60, x.shape, device=device)
+    with kernels_only("max_unpool2d"):
+        y = functional.max_unpool2d(x, places, 2)
+    right = torch.zeros(6, 80 * 100)
+    for plane, values, at in zip(right, x.cpu().contiguous().view(6, -1), places.cpu().view(6, -1), strict=True):
+        for place, value in dict(zip(at.tolist(), values.tolist(), strict=True)).items():
+            plane[place] = value
+    assert torch.equal(y.cpu().flatten(), right.flatten())
+
+
+@every
+def test_no_channels(name, device):
+    """What PyTorch does with an input without channels: its result, or its exception type."""
+    ours, theirs, shapes, rest = PAIRS[name]
+    shapes = [(s[0], 0, *s[2:]) if i == 0 else s for i, s in enumerate(shapes)]
+    if len(shapes) > 1:
+        shapes[1] = (0, *shapes[1][1:]) if "transpose" in name else (shapes[1][0], 0, *shapes[1][2:])
+    leaves = [torch.zeros(s, device=device, requires_grad=True) for s in shapes]
+    try:
+        right = theirs(*leaves, *rest)
+    except Exception as error:
+        with pytest.raises(type(error)):
+            ours(*leaves, *rest)
+        return
+    y = ours(*leaves, *rest)
+    assert y.shape == right.shape
+    grads = torch.autograd.grad(y.sum(), leaves)
+    if name.startswith("adaptive_avg"):  # PyTorch's backward pass refuses what its forward pass took
+        assert torch.equal(grads[0], leaves[0])
+        return
+    for mine, grad in zip(grads, torch.autograd.grad(right.sum(), leaves), strict=True):
+        assert torch.equal(mine, grad)
 
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -286,10 +366,10 @@ def test_threads(device):
 
 def test_wide_offsets(monkeypatch, device):
     """Offsets of 64 bits, which tensors beyond 2^31 elements get, give the same results."""
-    from cnn_triton.kernels import conv2d, epilogue, op, pool2d
+    from cnn_triton.kernels import conv2d, epilogue, op, padding, pooling, unpool2d
 
     wide = op.tl.int64
-    for module in (conv2d, epilogue, pool2d):
+    for module in (conv2d, epilogue, padding, pooling, unpool2d):
         monkeypatch.setattr(module, "index_type", lambda *tensors: wide)
     for name in PAIRS:
         (ours, our_grads), (theirs, their_grads) = both(name, draw(name, device))

@@ -16,7 +16,7 @@ from bench.calls import float32_precision
 from bench.layers import BATCH, LAYERS
 from cases import draw
 from checks import assert_accurate, kernels_only
-from cnn_triton.kernels import conv2d, epilogue, pool2d, tiles
+from cnn_triton.kernels import avg_pool2d, conv2d, epilogue, max_pool2d, tiles, unpool2d
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,8 +80,8 @@ def sizes(tile):
 
 
 def window(stride):
-    """Stride, pads, dilation and groups of a 3 x 3 convolution."""
-    return ((1, stride), (1, 1, 1, 1), (1, 1), 1)
+    """Stride, pads, dilation, groups and padding mode of a 3 x 3 convolution."""
+    return ((1, stride), (1, 1, 1, 1), (1, 1), 1, "zeros")
 
 
 @pytest.mark.cover
@@ -97,7 +97,7 @@ def test_product_tile(tile, run):
         # Boxes of a result with phases take whole columns.
         columns = tile.n if tile.box and stride == 2 else columns
         y, w, dx = (n, channels, p, q), (channels, columns, 3, 3), (n, columns, p, stride * q)
-        run(conv2d.CONV2D_INPUT_GRAD, tile, (y, w), dx, *window(stride), True)
+        run(conv2d.CONV2D_INPUT_GRAD, tile, (y, w, w[1:2]), dx, *window(stride), True)
 
 
 @pytest.mark.cover
@@ -113,25 +113,38 @@ def test_weight_grad_tile(tile, run):
 
 @pytest.mark.parametrize("strip", sorted({s for chip in tiles.CHIPS for s in tiles.strips(chip)}), ids=str)
 def test_strip(strip, monkeypatch, device):
-    """Pools and epilogue gradients with every block of a streaming kernel, one over its edges."""
+    """Everything that streams, with every block that it may be picked, one over its edges."""
     monkeypatch.setattr(tiles, "pick_strip", lambda *problem: strip)
-    x = draw((1, strip.channels + 1, 2 * (strip.pixels // 16 + 1), 32), torch.float32, "channels_last").to(device)
-    pool = ((2, 2), (2, 2), (0, 0))
-    with kernels_only():
-        y, winner, indices = pool2d.MAX_POOL2D.launch(x, *pool, (1, 1), False, True, True)
-        grad = pool2d.MAX_POOL2D_INPUT_GRAD.launch(y, winner, x.shape, *pool, (1, 1), True)
-        average = pool2d.AVG_POOL2D.launch(x, *pool, False, True, None)
-        masked, bias = epilogue.ACTIVATION_GRAD.launch(x, x, "relu")
-    right = pool2d.MAX_POOL2D.reference(x, *pool, (1, 1), False, True, True)
-    assert torch.equal(y, right[0])
-    assert torch.equal(winner, right[1])
-    assert torch.equal(indices, right[2])
-    assert torch.equal(grad, pool2d.MAX_POOL2D_INPUT_GRAD.reference(y, winner, x.shape, *pool, (1, 1), True))
-    exact = pool2d.AVG_POOL2D.reference(x.double(), *pool, False, True, None)
-    assert_accurate(average, pool2d.AVG_POOL2D.reference(x, *pool, False, True, None), exact)
-    theirs, exact = (epilogue.ACTIVATION_GRAD.reference(t, t, "relu") for t in (x, x.double()))
-    assert torch.equal(masked, theirs[0])
-    assert_accurate(bias, theirs[1], exact[1])
+    channels, height = strip.channels + 1, 2 * (strip.pixels // 16 + 1)
+    x = draw((1, channels, height, 32), torch.float32, "channels_last").to(device)
+    half = (height // 2, 16)
+    reflect = ((1, 1), (0, 0, 1, 1), (1, 1), channels, "reflect")
+    weight = torch.ones(channels, 1, 1, 3, device=device)
+    for output, window in ((half, (2, 2, 2, 2, 0, 0, 1, 1)), (half, ())):
+        y, winner, indices = max_pool2d.MAX_POOL2D.reference(x, output, window, True, True)
+        for op, *args in (
+            (max_pool2d.MAX_POOL2D, x, output, window, True, True),
+            (max_pool2d.MAX_POOL2D_INPUT_GRAD, y, winner, x.shape, window, True),
+            (max_pool2d.MAX_POOL2D_AT_WINNER, x, winner, window),
+            (avg_pool2d.AVG_POOL2D, x, output, window, True, None),
+            (avg_pool2d.AVG_POOL2D_INPUT_GRAD, y, x.shape, window, True, None, True),
+            (unpool2d.MAX_UNPOOL2D, y, indices, x.shape[2:]),
+            (unpool2d.MAX_UNPOOL2D_INPUT_GRAD, x, indices),
+            (epilogue.ACTIVATION_GRAD, x, x, "relu"),
+            (conv2d.CONV2D_INPUT_GRAD, x, weight, None, x.shape, *reflect, True),
+        ):
+            with kernels_only(op.name):
+                ours = op.launch(*args)
+            theirs = op.reference(*args)
+            wide = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
+            exact = op.reference(*wide)
+            for mine, right, best in zip(
+                *(r if isinstance(r, tuple) else (r,) for r in (ours, theirs, exact)), strict=True
+            ):
+                if mine.is_floating_point():
+                    assert_accurate(mine, right, best, op.name)
+                else:
+                    assert torch.equal(mine, right), op.name
 
 
 def test_picks_suit_the_problem():

@@ -1,0 +1,129 @@
+"""Window arithmetic of pooling and unpooling: sizes, argument errors. Plain integers, no tensors."""
+
+from collections.abc import Sequence
+from math import gcd
+from typing import Any, NamedTuple
+
+from .geometry import Pair, pair
+
+
+class Axis(NamedTuple):
+    """One direction of a pooling's windows, as a kernel is compiled for it. Sliding: tap r of window p reads pixel
+    p·stride − pad + r·dilation. Adaptive (stride 0): windows are even shares of the image, ragged and overlapping where
+    it can't be divided; window p of P takes the pixels from ⌊p·H/P⌋ up to, but not, (p + 1)·H/P.
+
+    `size`: the most taps of a window; `covers`: the most windows that cover a pixel.
+    """
+
+    size: int
+    stride: int
+    pad: int
+    dilation: int
+    covers: int
+
+
+def _share(size: int, parts: int) -> int:
+    """The largest of `parts` even shares of `size`: see Axis."""
+    return (size + 2 * parts - gcd(size, parts) - 1) // parts if parts else 0
+
+
+def pool_axes(window: Sequence[int], image: Sequence[int], output: Sequence[int]) -> tuple[Axis, Axis]:
+    """The directions of a pooling from images (H, W) to (P, Q). `window`: eight numbers, (vertical, horizontal) of
+    kernel_size, stride, padding and dilation; or none: adaptive."""
+    if not window:
+        # Pixel h is covered by the share that it takes of the windows: the formula is its own transpose.
+        shares = zip(image, output, strict=True)
+        return tuple(Axis(_share(h, p), 0, 0, 1, _share(p, h)) for h, p in shares)  # type: ignore[return-value]
+    each = (window[i::2] for i in range(2))
+    return tuple(Axis(*axis, (axis[0] - 1) * axis[3] // axis[1] + 1) for axis in each)  # type: ignore[return-value]
+
+
+def _pool_steps(kernel_size: Any, stride: Any, dims: int) -> tuple[Pair, Pair]:
+    """A pooling's kernel size and stride, which is the kernel size if it is None or empty."""
+    size = pair("kernel_size", kernel_size, 1, dims)
+    empty = stride is None or (isinstance(stride, Sequence) and len(stride) == 0)
+    return size, size if empty else pair("stride", stride, 1, dims)
+
+
+def pool_window(kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1, dims: int = 2) -> tuple[int, ...]:
+    """The window of a pooling (see `pool_axes`), from arguments as torch.nn.functional's pools take them.
+    Errors: RuntimeError."""
+    size, step = _pool_steps(kernel_size, stride, dims)
+    spacing, pad = pair("dilation", dilation, 1, dims), pair("padding", padding, 0, dims)
+    if pad[0] > size[0] // 2 or pad[1] > size[1] // 2:
+        raise RuntimeError(f"padding must be at most half of kernel_size {size}, but got {pad}")
+    return (*size, *step, *pad, *spacing)
+
+
+def pool_output(window: Sequence[int], image: Sequence[int], ceil_mode: bool) -> Pair:
+    """Output size (P, Q) of a pooling; with ceil_mode a last window may hang over, if it starts inside."""
+
+    def one(length: int, size: int, stride: int, pad: int, dilation: int) -> int:
+        room = length + 2 * pad - dilation * (size - 1) - 1
+        count = (room + (stride - 1 if ceil_mode else 0)) // stride + 1
+        if ceil_mode and (count - 1) * stride >= length + pad:
+            count -= 1
+        return count
+
+    p, q = (one(image[i], *window[i::2]) for i in range(2))
+    if p < 1 or q < 1:
+        raise RuntimeError(
+            f"kernel_size {window[:2]} with dilation {window[6:]} and padding {window[4:6]} doesn't fit "
+            f"into an input of {image[0]} x {image[1]}: the output would be {p} x {q}"
+        )
+    return (p, q)
+
+
+def adaptive_output(output_size: Any, input: Sequence[int], dims: int = 2) -> Pair:
+    """Output size (P, Q) of an adaptive pooling, from an argument as torch.nn.functional takes it (None: the input's
+    size). Errors: ValueError (an input without images), RuntimeError."""
+    values = output_size if isinstance(output_size, Sequence) else (output_size,) * dims
+    if len(values) != dims:
+        raise RuntimeError(f"output_size must be one int, or one for each of {dims} directions, but got {output_size}")
+    if len(input) <= dims:
+        raise ValueError(
+            f"input must have at least {dims + 1} dimensions for output_size {output_size}, but got "
+            f"shape {tuple(input)}"
+        )
+    given = zip(values, input[-dims:], strict=True)
+    size = pair("output_size", [size if value is None else value for value, size in given], 0, dims)
+    return (1, size[1]) if dims == 1 else size
+
+
+def unpool_output(
+    kernel_size: Any, stride: Any, padding: Any, output_size: Any, image: Sequence[int], dims: int = 2
+) -> Pair:
+    """Output size (H, W) of an unpooling of images (P, Q), from arguments as torch.nn.functional.max_unpool2d takes
+    them. Errors: ValueError for an output_size that no pooling by this window brings to (P, Q)."""
+    (size, step), pad = _pool_steps(kernel_size, stride, dims), pair("padding", padding, 0, dims)
+    usual = tuple((image[i] - 1) * step[i] + size[i] - 2 * pad[i] for i in range(2))
+    if output_size is None:
+        return usual  # type: ignore[return-value]
+    sizes = tuple(output_size)
+    if len(sizes) == dims + 2:
+        sizes = sizes[2:]
+    if len(sizes) != dims:
+        raise ValueError(f"output_size must have {dims} or {dims + 2} elements, but got {tuple(output_size)}")
+    sizes = (1, *sizes) if dims == 1 else sizes
+    for i in range(2 - dims, 2):
+        if not usual[i] - step[i] < sizes[i] < usual[i] + step[i]:
+            raise ValueError(
+                f"output_size must differ from {usual[2 - dims :]} by less than stride {step[2 - dims :]} in each "
+                f"direction, but got {tuple(output_size)}"
+            )
+    return sizes
+
+
+def check_images(input: Sequence[int], may_be_empty: Sequence[int] = (0,)) -> None:
+    """Errors: RuntimeError unless input is a batch of images, of which only these dimensions may be empty."""
+    if len(input) != 4 or any(size == 0 and d not in may_be_empty for d, size in enumerate(input)):
+        raise RuntimeError(
+            "input must be 4-D (N, C, H, W) or 3-D (C, H, W) with only the batch possibly empty, but got shape "
+            f"{tuple(input)}"
+        )
+
+
+def check_pooled(input: Sequence[int], output: Sequence[int], window: Sequence[int]) -> None:
+    """Errors: RuntimeError unless output is a size that the window leads to from the input's."""
+    if window and tuple(output) not in (pool_output(window, input[2:], mode) for mode in (False, True)):
+        raise RuntimeError(f"output_size {tuple(output)} is not that of window {tuple(window)} over {tuple(input)}")
