@@ -14,7 +14,7 @@ OLDEST := $(VENV)/oldest/.ready
 endif
 WORKERS ?= 2
 
-.PHONY: demo test check lint ledger gpu bench clean
+.PHONY: demo test check conformance lint ledger gpu bench clean
 
 # Trains a CNN on handwritten digits through the kernels and shows what it predicts.
 demo: $(READY)
@@ -28,6 +28,10 @@ test: $(READY) $(OLDEST)
 # Every test.
 check: $(READY) $(OLDEST)
 	$(RUN) pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+# PyTorch's own conformance data: every sample, error input and module, with a table of what passed.
+conformance: $(READY)
+	$(RUN) pytest -n $(WORKERS) --dist worksteal tests/test_conformance.py $(ARGS)
 
 # Format, lint, and a strict type check of the package as installed.
 lint: $(READY)

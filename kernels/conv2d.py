@@ -96,7 +96,7 @@ def product(
     channels, columns = (outputs, inputs) if transposed else (inputs, outputs)
     walks = window.walks(transposed)
     steps, strides = zip(*(walk[:2] for walk in walks), strict=True)
-    weight = matrix(weight)
+    weight, bias = matrix(weight), None if bias is None else bias.contiguous()
     of_x, of_y = images(window, x, y)
     chip = tiles.chip_name()
     dot = tiles.dot_on(chip, dot)

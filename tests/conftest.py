@@ -57,6 +57,28 @@ def pytest_terminal_summary(terminalreporter):
     count = {how: len(terminalreporter.stats.get(how, ())) for how in ("passed", "failed", "error", "skipped")}
     ran = ", ".join(f"{number} {how}" for how, number in count.items())
     terminalreporter.write_line(f"cases: {ran}; {_left_out[0]} left out by --cover")
+    for line in _conformance(terminalreporter.stats):
+        terminalreporter.write_line(line)
+
+
+def _conformance(stats):
+    """Lines of a table of what test_conformance.py's tests say that they covered: passed, by operator and module."""
+    columns = ("samples", "errors", "refused", "modules", "module errors", "failed", "skipped")
+    table = {}
+    for how in ("passed", "failed", "skipped"):
+        for report in stats.get(how, ()):
+            said = [value for key, value in getattr(report, "user_properties", ()) if key == "conformance"]
+            if how != "passed" and "test_conformance" in report.nodeid:
+                said = [(report.nodeid.partition("[")[2].split("-")[0].rstrip("]"), how, 1)]
+            for name, kind, number in said:
+                row = table.setdefault(name, dict.fromkeys(columns, 0))
+                row[kind] += number
+    if table:
+        yield "PyTorch's conformance data, passed (refused: samples of integer and complex dtypes, with a clear error)"
+        yield f"{'':22}" + "".join(f"{column:>15}" for column in columns)
+        for name in sorted(table, key=lambda name: (name[0].isupper(), name)):
+            yield f"{name:22}" + "".join(f"{table[name][column] or '':>15}" for column in columns)
+        yield f"{'':22}" + "".join(f"{sum(row[column] for row in table.values()):>15}" for column in columns)
 
 
 def pytest_report_header(config):

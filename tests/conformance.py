@@ -1,0 +1,164 @@
+"""PyTorch's own conformance data, which ships with it (op_db, module_db), and how a function is held to it.
+
+op_db takes seconds to import, so that happens when a test first asks for it.
+"""
+
+import contextlib
+import functools
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from checks import assert_accurate, kernels_only
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# How many tests an operator's samples are dealt out to. An operator may have variants, other sets of samples.
+PARTS = {
+    "conv1d": 1,
+    "conv2d": 1,
+    "conv_transpose1d": 1,
+    "conv_transpose2d": 1,
+    "max_pool1d": 24,
+    "max_pool2d": 36,
+    "max_unpool1d": 4,
+    "max_unpool1d grad": 1,
+    "max_unpool2d": 8,
+    "max_unpool2d grad": 1,
+    "avg_pool1d": 1,
+    "avg_pool2d": 1,
+    "adaptive_avg_pool1d": 1,
+    "adaptive_avg_pool2d": 1,
+    "adaptive_max_pool1d": 1,
+    "adaptive_max_pool2d": 1,
+    "linear": 1,
+}
+MODULES = (
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AvgPool1d",
+    "AvgPool2d",
+    "Conv1d",
+    "Conv2d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "LazyConv1d",
+    "LazyConv2d",
+    "LazyConvTranspose1d",
+    "LazyConvTranspose2d",
+    "Linear",
+    "MaxPool1d",
+    "MaxPool2d",
+)
+
+
+@functools.cache
+def operators():
+    """op_db's entries by name and variant."""
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    prefix = "nn.functional."
+    found = {
+        f"{op.name.removeprefix(prefix)} {op.variant_test_name}".strip(): op
+        for op in op_db
+        if op.name.startswith(prefix) and op.name.removeprefix(prefix) in {part.split()[0] for part in PARTS}
+    }
+    assert found.keys() == PARTS.keys(), "op_db has other variants than those tested"
+    return found
+
+
+@functools.cache
+def modules():
+    """module_db's entries by the module's name."""
+    from torch.testing._internal.common_modules import module_db
+
+    return {info.module_cls.__name__: info for info in module_db}
+
+
+def samples(name, device, dtype, part=0):
+    """(number, sample) of an operator's part of op_db's sample inputs."""
+    op = operators()[name]
+    every = op.sample_inputs(str(device), dtype, requires_grad=dtype in FLOATS)
+    return [each for each in enumerate(every) if each[0] % PARTS[name] == part]
+
+
+class Call:
+    """Arguments of a function, any nest of tensors and other values, and the random values that go with them."""
+
+    def __init__(self, *args, **kwargs):
+        self.flat, self.spec = tree_flatten((args, kwargs))
+        self.drawn = []
+
+    def draw(self, number, like):
+        """The same values for every function that is called so: exactly those, in any wider dtype."""
+        if number == len(self.drawn):
+            self.drawn.append(torch.randn(like.shape, device=like.device).to(like.dtype))
+        return self.drawn[number].to(like.dtype)
+
+    def derivatives(self, function, dtype=None):
+        """The function's results, first and second gradients, with floating-point tensors converted to dtype.
+
+        First gradients: of Σ g·y, by the tensors that ask for them. Second: of Σ v·(first gradient), by those tensors
+        and by g; g and v are drawn.
+        """
+        leaves, flat = [], []
+        for value in self.flat:
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                asked = value.requires_grad
+                value = value.detach().to(dtype or value.dtype).requires_grad_(asked)
+                leaves += [value] if asked else []
+            flat.append(value)
+        args, kwargs = tree_unflatten(flat, self.spec)
+        y = function(*args, **kwargs)
+        y = y if isinstance(y, tuple) else (y,)
+        draws = iter(range(1000))
+        floats = [each for each in y if each.requires_grad]
+        seeds = [self.draw(next(draws), each).requires_grad_() for each in floats]
+        first = self._grads(floats, leaves, seeds, create_graph=True)
+        onward = [each for each in first if each.requires_grad]
+        wrt = leaves + seeds
+        second = self._grads(onward, wrt, [self.draw(next(draws), each) for each in onward])
+        return {"result": y, "gradient": first, "second gradient": second}
+
+    @staticmethod
+    def _grads(of, wrt, seeds, **options):
+        """Gradients, 0 where nothing depends on a tensor."""
+        if not of or not wrt:
+            return [torch.zeros_like(each) for each in wrt]
+        return torch.autograd.grad(of, wrt, seeds, allow_unused=True, materialize_grads=True, **options)
+
+
+def hold(ours, theirs, call, *others, strides=True):
+    """Our function's results and gradients on a call, and on `others`, which have the same values in other memory,
+    against PyTorch's and float64: kernels alone run in ours."""
+    exact = call.derivatives(theirs, torch.float64)
+    try:
+        right = call.derivatives(theirs)
+    except (NotImplementedError, RuntimeError) as error:  # its CPU operators lack some of the 16-bit gradients
+        if "not implemented for" not in str(error):
+            raise
+        dtype = next(value.dtype for value in call.flat if isinstance(value, torch.Tensor))
+        right = {what: [e.to(dtype) if e.is_floating_point() else e for e in each] for what, each in exact.items()}
+        strides = False
+    work = all(value.numel() for value in call.flat if isinstance(value, torch.Tensor)) and right["result"][0].numel()
+    for each in (call, *others):
+        each.drawn = call.drawn
+        with kernels_only() if work else contextlib.nullcontext():
+            mine = each.derivatives(ours)
+        for what, values in mine.items():
+            for i, (our, their, best) in enumerate(zip(values, right[what], exact[what], strict=True)):
+                name = f"{what} {i}"
+                if our.is_floating_point():
+                    assert_accurate(our, their, best, name)
+                else:
+                    assert torch.equal(our, their), f"{name}: {int((our != their).sum())} integers differ"
+                if strides and each is call and what == "result" and our.numel():
+                    assert our.stride() == their.stride(), f"{name}: strides {our.stride()}, not {their.stride()}"
+
+
+def shown(*args, **kwargs):
+    """A call's arguments in short: the shapes of its tensors, its other values."""
+    flat, spec = tree_flatten((args, kwargs))
+    args, kwargs = tree_unflatten([tuple(v.shape) if isinstance(v, torch.Tensor) else v for v in flat], spec)
+    return ", ".join([*map(str, args), *(f"{name}={value}" for name, value in kwargs.items())])
