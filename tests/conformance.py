@@ -83,17 +83,30 @@ def samples(name, device, dtype, part=0):
     return [each for each in enumerate(every) if each[0] % PARTS[name] == part]
 
 
+def on_a_grid(tensor):
+    """The tensor; float64 in multiples of 2^-10, whose products and sums it computes exactly, in any order, so that its
+    results are the exact ones, for float64 too."""
+    if tensor.dtype == torch.float64:
+        with torch.no_grad():
+            tensor.mul_(1024).round_().div_(1024)
+    return tensor
+
+
 class Call:
     """Arguments of a function, any nest of tensors and other values, and the random values that go with them."""
 
     def __init__(self, *args, **kwargs):
         self.flat, self.spec = tree_flatten((args, kwargs))
+        floats = [v for v in self.flat if isinstance(v, torch.Tensor) and v.is_floating_point()]
+        self.dtype = floats[0].dtype
+        for value in floats:
+            on_a_grid(value)
         self.drawn = []
 
     def draw(self, number, like):
-        """The same values for every function that is called so: exactly those, in any wider dtype."""
+        """The same values for every function that is called so, whatever it computes in."""
         if number == len(self.drawn):
-            self.drawn.append(torch.randn(like.shape, device=like.device).to(like.dtype))
+            self.drawn.append(on_a_grid(torch.randn(like.shape, device=like.device).to(self.dtype)))
         return self.drawn[number].to(like.dtype)
 
     def derivatives(self, function, dtype=None):
@@ -138,8 +151,7 @@ def hold(ours, theirs, call, *others, strides=True):
     except (NotImplementedError, RuntimeError) as error:  # its CPU operators lack some of the 16-bit gradients
         if "not implemented for" not in str(error):
             raise
-        dtype = next(value.dtype for value in call.flat if isinstance(value, torch.Tensor))
-        right = {what: [e.to(dtype) if e.is_floating_point() else e for e in each] for what, each in exact.items()}
+        right = {w: [v.to(call.dtype) if v.is_floating_point() else v for v in each] for w, each in exact.items()}
         strides = False
     work = all(value.numel() for value in call.flat if isinstance(value, torch.Tensor)) and right["result"][0].numel()
     for each in (call, *others):
