@@ -57,9 +57,9 @@ def axes(window: Sequence[int], images: torch.Tensor, results: torch.Tensor) -> 
 
 
 def unrolled(axes: dict[str, Any]) -> dict[str, Any]:
-    """Small windows are unrolled, so that all their loads are under way at once."""
+    """The loop over a window's taps is unrolled, so that several loads are under way at once: all, in small windows."""
     taps = axes["DOWN"][0] * axes["ACROSS"][0]
-    return axes | {"UNROLL": taps if taps <= 16 else 1}
+    return axes | {"UNROLL": taps if taps <= 16 else 8}
 
 
 def first(window: Sequence[int], image: Any, output: Any, device: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch.nn.functional as F
+
+from cnn_triton import functional, nn
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # each may import from those before it, and from its own line
@@ -185,3 +188,21 @@ def test_readme_example():
     assert example, "the README has no example"
     assert len(example[1].strip().splitlines()) <= 14
     print(python(example[1], True))
+
+
+def test_readme_table():
+    """The README's table of torch.nn.functional is complete and true: what is here, its modules, what isn't."""
+    rows = re.findall(r"^\| (`[a-z].*?) \| (yes|no) \| (.*?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    told = {
+        name: (here, re.findall(r"`(\w+)`", kinds))
+        for names, here, kinds in rows
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    family = {name for name in dir(F) if re.search("conv|pool|linear|fold", name) and name[0] != "_"}
+    family -= {name for name in family if name.endswith("_with_indices")} | {"upsample_bilinear"}
+    assert set(told) == family
+    assert {name for name, (here, _) in told.items() if here == "yes"} == set(functional.__all__) & family
+    modules = {kind for _, kinds in told.values() for kind in kinds}
+    assert modules == {kind for kind in nn.__all__ if "ReLU" not in kind}
+    fused = set(functional.__all__) - family | {kind for kind in nn.__all__ if "ReLU" in kind}
+    assert all(f"`{name}`" in (ROOT / "README.md").read_text() for name in fused)
