@@ -227,11 +227,14 @@ class MaxPool2d(Function):
         input, _, ctx.window, _ = inputs
         _, winner, indices = output
         ctx.mark_non_differentiable(winner, indices)
+        ctx.set_materialize_grads(False)  # or PyTorch fills zeros for the winners' and the indices' gradients
         ctx.shape, ctx.last = input.shape, channels_last(input)
         ctx.save_for_backward(winner)
 
     @staticmethod
     def backward(ctx, grad, _winner, _indices):
+        if grad is None:
+            return (None,) * 4
         (winner,) = ctx.saved_tensors
         return MaxPool2dInputGrad.apply(grad, winner, ctx.shape, ctx.window, ctx.last), None, None, None
 

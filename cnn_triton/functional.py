@@ -129,18 +129,19 @@ def _conv(
     groups: int,
     padding_mode: str,
 ) -> torch.Tensor:
-    on_aten = isinstance(input, torch.Tensor) and not runs_kernels(input.device)
-    if on_aten and padding_mode == "zeros":
+    if _on_aten(input) and padding_mode == "zeros":
         y = aten(input, weight, bias, stride, padding, dilation, groups)
         return torch.relu(y) if activation == "relu" else y
-    check_tensors(input=input, weight=weight, bias=bias)
+    if not _on_aten(input):
+        check_tensors(input=input, weight=weight, bias=bias)
     kernel = _image("weight", weight, dims, batched=True)
     window = geometry.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode, dims)
-    if on_aten:
+    if _on_aten(input):
         top, bottom, left, right = window.pads
         padded = F.pad(input, (left, right, top, bottom)[: 2 * dims], padding_mode)
         return _conv(dims, aten, activation, padded, weight, bias, stride, 0, dilation, groups, "zeros")
-    args = (_image("input", input, dims), kernel, bias, *window[1:4], groups, padding_mode, activation)
+    images = _image("input", _row(input, dims), dims)
+    args = (images, kernel, bias, *window[1:4], geometry.integer("groups", groups), padding_mode, activation)
     y = _run(autograd.Conv2d, CONV2D, args, differentiable(input, weight, bias))
     return _like(y, input, dims)
 
@@ -204,10 +205,11 @@ def _conv_transpose(
     groups: int,
     dilation: _Ints,
 ) -> torch.Tensor:
-    if isinstance(input, torch.Tensor) and not runs_kernels(input.device):
+    if _on_aten(input):
         return aten(input, weight, bias, stride, padding, output_padding, groups, dilation)
     check_tensors(input=input, weight=weight, bias=bias)
-    images, kernel = _image("input", input, dims), _image("weight", weight, dims, batched=True)
+    groups = geometry.integer("groups", groups)
+    images, kernel = _image("input", _row(input, dims), dims), _image("weight", weight, dims, batched=True)
     window = geometry.transposed_window(
         (kernel.shape[2], kernel.shape[3]), stride, padding, output_padding, dilation, dims
     )
@@ -274,7 +276,7 @@ def _max_pool(
     ceil_mode: bool,
     return_indices: bool,
 ) -> _Maxima:
-    if isinstance(input, torch.Tensor) and not runs_kernels(input.device):
+    if _on_aten(input):
         return aten(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     check_tensors(input=input)
     window = pool_geometry.pool_window(kernel_size, stride, padding, dilation, dims)
@@ -294,6 +296,7 @@ def _maxima(
     dims: int,
 ) -> _Maxima:
     """Maxima of windows over images, and with return_indices their places; in the shape of the input."""
+    return_indices = bool(return_indices)
     if differentiable(input):
         y, _, indices = apply(autograd.MaxPool2d, images, output_size, window, return_indices)
     else:
@@ -349,11 +352,11 @@ def _max_unpool(
     padding: _Ints,
     output_size: Sequence[int] | None,
 ) -> torch.Tensor:
-    if isinstance(input, torch.Tensor) and not runs_kernels(input.device):
+    if _on_aten(input):
         return aten(input, indices, kernel_size, stride, padding, output_size)
     check_tensors(input=input)
-    check_indices(indices, input.shape)
-    images = _image("input", input, dims)
+    check_indices(indices, input, input.shape)
+    images = _image("input", _row(input, dims), dims)
     size = pool_geometry.unpool_output(kernel_size, stride, padding, output_size, images.shape[2:], dims)
     args = (images, _image("indices", indices, dims), size)
     return _like(_run(autograd.MaxUnpool2d, MAX_UNPOOL2D, args, differentiable(input)), input, dims)
@@ -381,8 +384,9 @@ def avg_pool2d(
     Shapes, memory formats and errors as in `max_pool2d`, but IndexError for an input of fewer than 3 dimensions.
     """
     args = (input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    if not runs_kernels(input.device):
+    if _on_aten(input):
         return F.avg_pool2d(*args)
+    check_tensors(input=input)
     if input.dim() < 3:
         raise IndexError(f"input must be 4-D (N, C, H, W) or 3-D (C, H, W), but got shape {tuple(input.shape)}")
     return _avg_pool(2, *args)
@@ -403,7 +407,7 @@ def avg_pool1d(
     input: (N, C, W) or (C, W); returns (N, C, Q) or (C, Q). Otherwise as `avg_pool2d`.
     """
     args = (input, kernel_size, stride, padding, ceil_mode, count_include_pad)
-    if not runs_kernels(input.device):
+    if _on_aten(input):
         return F.avg_pool1d(*args)  # type: ignore[arg-type, unused-ignore]
     return _avg_pool(1, *args, None)
 
@@ -423,7 +427,9 @@ def _avg_pool(
     images = _image("input", input, dims)
     pool_geometry.check_images(images.shape)
     size = pool_geometry.pool_output(window, images.shape[2:], ceil_mode)
-    args = (images, size, window, count_include_pad, divisor_override)
+    if divisor_override is not None:
+        divisor_override = geometry.integer("divisor_override", divisor_override)
+    args = (images, size, window, geometry.flag("count_include_pad", count_include_pad), divisor_override)
     return _like(_run(autograd.AvgPool2d, AVG_POOL2D, args, differentiable(input)), input, dims)
 
 
@@ -438,7 +444,7 @@ def adaptive_avg_pool2d(input: torch.Tensor, output_size: _Sizes) -> torch.Tenso
     returns: (N, C, P, Q) or (C, P, Q) in input's memory format. The backward pass is deterministic
     errors: RuntimeError (shapes, output_size), ValueError (an input of fewer than 3 dimensions), TypeError (types)
     """
-    if not runs_kernels(input.device):
+    if _on_aten(input):
         return F.adaptive_avg_pool2d(input, output_size)  # type: ignore[arg-type, unused-ignore]
     return _adaptive_avg_pool(2, input, output_size)
 
@@ -450,7 +456,7 @@ def adaptive_avg_pool1d(input: torch.Tensor, output_size: _Ints) -> torch.Tensor
 
     input: (N, C, W) or (C, W); returns (N, C, Q) or (C, Q). Otherwise as `adaptive_avg_pool2d`.
     """
-    if not runs_kernels(input.device):
+    if _on_aten(input):
         return F.adaptive_avg_pool1d(input, output_size)  # type: ignore[arg-type, no-any-return, unused-ignore]
     return _adaptive_avg_pool(1, input, output_size)
 
@@ -485,11 +491,13 @@ def adaptive_max_pool1d(input: torch.Tensor, output_size: _Ints, return_indices:
 def _adaptive_max_pool(
     dims: int, aten: Callable[..., _Maxima], input: torch.Tensor, output_size: _Sizes, return_indices: bool
 ) -> _Maxima:
-    if isinstance(input, torch.Tensor) and not runs_kernels(input.device):
+    if _on_aten(input):
         return aten(input, output_size, return_indices)
     check_tensors(input=input)
     size = pool_geometry.adaptive_output(output_size, input.shape, dims)
-    return _maxima(_image("input", input, dims), size, (), return_indices, input, dims)
+    images = _image("input", input, dims)
+    pool_geometry.check_images(images.shape, (0,) if input.dim() == dims + 2 else (0, 1))
+    return _maxima(images, size, (), return_indices, input, dims)
 
 
 def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -516,7 +524,7 @@ def linear_relu(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
 
 
 def _dense(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
-    if isinstance(input, torch.Tensor) and not runs_kernels(input.device):
+    if _on_aten(input):
         y = F.linear(input, weight, bias)
         return torch.relu(y) if activation == "relu" else y
     check_tensors(input=input, weight=weight, bias=bias)
@@ -531,9 +539,19 @@ def _dense(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
     return y.view(*input.shape[:-1], weight.shape[0])
 
 
-def _run(function: type[torch.autograd.Function], op: Op, args: tuple[Any, ...], differentiable: bool) -> torch.Tensor:
-    """An operator's result, through its Function where somebody may ask for gradients."""
-    return apply(function, *args) if differentiable else operator(op)(*args)  # type: ignore[no-any-return]
+def _on_aten(input: torch.Tensor) -> bool:
+    """Does PyTorch's own operator run? (What is no tensor gets its error from ours.)"""
+    return isinstance(input, torch.Tensor) and not runs_kernels(input.device)
+
+
+def _run(function: type[torch.autograd.Function], op: Op, args: tuple[Any, ...], asked: bool) -> torch.Tensor:
+    """An operator's result, through its Function where gradients may be asked for."""
+    return apply(function, *args) if asked else operator(op)(*args)  # type: ignore[no-any-return]
+
+
+def _row(input: torch.Tensor, dims: int) -> torch.Tensor:
+    """The input; rows contiguous, as PyTorch makes them for all but its pools: there is no channels_last for them."""
+    return input.contiguous() if dims == 1 else input
 
 
 def _image(argument: str, tensor: torch.Tensor, dims: int, batched: bool = False) -> torch.Tensor:

@@ -84,6 +84,10 @@ class _ConvTranspose:
 
     def forward(self: Any, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         """The output, of `output_size` where several are possible; see the function."""
+        if self.padding_mode != "zeros":
+            raise ValueError(
+                f"padding_mode must be 'zeros' for a transposed convolution, but got {self.padding_mode!r}"
+            )
         dims = len(self.kernel_size)
         extra = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, dims, self.dilation

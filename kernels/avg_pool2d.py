@@ -129,8 +129,9 @@ def avg_grad_fake(grad, input_size, window, count_include_pad, divisor_override,
 
 def avg_grad_launch(dx, grad, input_size, window, count_include_pad, divisor_override, channels_last):
     if grad.numel() == 0:
-        return dx.zero_()
-    return stream(
+        dx.zero_()
+        return
+    stream(
         avg_grad_kernel, dx, grad, dx, nhwc(grad), nhwc(dx), tuple(grad.shape[2:]),
         COUNTED=(count_include_pad, divisor_override), **axes(window, dx, grad),
     )  # fmt: skip

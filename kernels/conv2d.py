@@ -216,12 +216,13 @@ def input_grad_fake(grad, weight, bias, input_size, stride, padding, dilation, g
 
 def input_grad_launch(dx, grad, weight, bias, input_size, stride, padding, dilation, groups, padding_mode, last):
     window = _window(weight.shape, stride, padding, dilation, padding_mode)
-    if padding_mode == "zeros":
-        return product(grad, weight, bias, dx, window, groups, True, "none", conv_dot(grad.dtype))
-    size = (*input_size[:2], *window.padded(input_size[2:]))
-    padded = new(size, dx, last, accumulator(dx.dtype))
-    product(grad, weight, bias, padded, window.unpadded, groups, True, "none", conv_dot(grad.dtype))
-    return unpad(padded, dx, window)
+    padded = dx
+    if padding_mode != "zeros":
+        padded = new((*input_size[:2], *window.padded(input_size[2:])), dx, last, accumulator(dx.dtype))
+    inner = window if padded is dx else window.unpadded
+    product(grad, weight, bias, padded, inner, groups, True, "none", conv_dot(grad.dtype))
+    if padded is not dx:
+        unpad(padded, dx, window)
 
 
 def input_grad_aten(grad, weight, bias, input_size, stride, padding, dilation, groups, padding_mode, channels_last):

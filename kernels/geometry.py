@@ -105,15 +105,32 @@ def cdiv(size: int, part: int) -> int:
     return -(-size // part)
 
 
-def _is_int(value: Any) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool)
+def is_int(value: Any) -> bool:
+    """Is it an integer, PyTorch's symbolic ones and NumPy's too? Not bool."""
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int) or (hasattr(value, "__index__") and not getattr(value, "shape", ()))
+
+
+def integer(argument: str, value: Any) -> int:
+    """The integer itself. Errors: TypeError."""
+    if not is_int(value):
+        raise TypeError(f"{argument} must be an int, but got {value!r}")
+    return value  # type: ignore[no-any-return]
+
+
+def flag(argument: str, value: Any) -> bool:
+    """The truth value itself. Errors: TypeError."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument} must be True or False, but got {value!r}")
+    return value
 
 
 def pair(argument: str, value: Any, least: int, dims: int = 2) -> Pair:
     """(vertical, horizontal) of an argument that is one integer, or one for each of `dims` directions, none below
     `least`; a single direction is the horizontal one. Errors: TypeError, RuntimeError (length, value)."""
-    values = (value,) if _is_int(value) else value
-    if not isinstance(values, Sequence) or isinstance(value, str) or not all(_is_int(v) for v in values):
+    values = (value,) if is_int(value) else value
+    if not isinstance(values, Sequence) or isinstance(value, str) or not all(is_int(v) for v in values):
         raise TypeError(f"{argument} must be an int or a sequence of {dims} ints, but got {value!r}")
     if len(values) not in (1, dims):
         raise RuntimeError(f"{argument} must be one int, or one for each of {dims} directions, but got {tuple(value)}")
@@ -237,6 +254,8 @@ def transposed_shape(
         raise RuntimeError(
             f"input has {input[1]} channels, but transposed weight of shape {tuple(weight)} expects {weight[0]}"
         )
+    if weight[1] < 1:
+        raise RuntimeError(f"weight must have at least one output channel, but got shape {tuple(weight)}")
     _check_bias(bias, weight[1] * groups)
     pads = (window.pads[0] + window.pads[1], window.pads[2] + window.pads[3])
     image = [

@@ -44,6 +44,7 @@ def max_kernel(
     if winner is not None:
         tl.store(winner + to, tap.to(winner.dtype.element_ty), mask=exists)
     if indices is not None:
+        tap = tl.maximum(tap, 0)  # a window of nothing but padding has no winner
         h, _ = reads(at[1][:, None], tap // ACROSS[SIZE], image[0], size[1], DOWN)
         w, _ = reads(at[2][:, None], tap % ACROSS[SIZE], image[1], size[2], ACROSS)
         tl.store(indices + to, h.to(tl.int64) * image[1] + w, mask=exists)
@@ -92,7 +93,7 @@ def winner_dtype(taps: int) -> torch.dtype:
 
 def max_pool2d_fake(input, output_size, window, winner, indices):
     check_tensors(input=input)
-    pool_geometry.check_images(input.shape)
+    pool_geometry.check_images(input.shape, (0,) if window else (0, 1))
     pool_geometry.check_pooled(input.shape, output_size, window)
     shape = (*input.shape[:2], *output_size)
     down, across = pool_geometry.pool_axes(window, input.shape[2:], output_size)
@@ -131,14 +132,16 @@ def max_pool2d_aten(input, output_size, window, winner, indices):
 
 def max_grad_fake(grad, winner, input_size, window, channels_last):
     check_tensors(grad=grad)
+    pool_geometry.check_pooled(input_size, grad.shape[2:], window)
     geometry.same_shape("winner", winner.shape, grad.shape)
     return new(input_size, grad, channels_last)
 
 
 def max_grad_launch(dx, grad, winner, input_size, window, channels_last):
     if grad.numel() == 0:
-        return dx.zero_()
-    return stream(
+        dx.zero_()
+        return
+    stream(
         max_grad_kernel, dx, grad, winner, dx, nhwc(grad), nhwc(winner), nhwc(dx), tuple(grad.shape[2:]),
         **axes(window, dx, grad),
     )  # fmt: skip
@@ -160,6 +163,7 @@ def max_grad_aten(grad, winner, input_size, window, channels_last):
 
 def at_winner_fake(input, winner, window):
     check_tensors(input=input)
+    pool_geometry.check_pooled(input.shape, winner.shape[2:], window)
     geometry.same_shape("winner", winner.shape[:2], input.shape[:2])
     return new(winner.shape, input, channels_last(winner))
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import gcd
 from typing import Any, NamedTuple
 
-from .geometry import Pair, pair
+from .geometry import Pair, flag, integer, pair
 
 
 class Axis(NamedTuple):
@@ -55,8 +55,9 @@ def pool_window(kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1, 
     return (*size, *step, *pad, *spacing)
 
 
-def pool_output(window: Sequence[int], image: Sequence[int], ceil_mode: bool) -> Pair:
-    """Output size (P, Q) of a pooling; with ceil_mode a last window may hang over, if it starts inside."""
+def pool_sizes(window: Sequence[int], image: Sequence[int], ceil_mode: bool) -> Pair:
+    """Output size (P, Q) of a pooling, below 1 if the window doesn't fit; with ceil_mode a last window may hang over,
+    if it starts inside."""
 
     def one(length: int, size: int, stride: int, pad: int, dilation: int) -> int:
         room = length + 2 * pad - dilation * (size - 1) - 1
@@ -66,27 +67,36 @@ def pool_output(window: Sequence[int], image: Sequence[int], ceil_mode: bool) ->
         return count
 
     p, q = (one(image[i], *window[i::2]) for i in range(2))
-    if p < 1 or q < 1:
-        raise RuntimeError(
-            f"kernel_size {window[:2]} with dilation {window[6:]} and padding {window[4:6]} doesn't fit "
-            f"into an input of {image[0]} x {image[1]}: the output would be {p} x {q}"
-        )
     return (p, q)
 
 
-def adaptive_output(output_size: Any, input: Sequence[int], dims: int = 2) -> Pair:
-    """Output size (P, Q) of an adaptive pooling, from an argument as torch.nn.functional takes it (None: the input's
-    size). Errors: ValueError (an input without images), RuntimeError."""
-    values = output_size if isinstance(output_size, Sequence) else (output_size,) * dims
-    if len(values) != dims:
-        raise RuntimeError(f"output_size must be one int, or one for each of {dims} directions, but got {output_size}")
-    if len(input) <= dims:
-        raise ValueError(
-            f"input must have at least {dims + 1} dimensions for output_size {output_size}, but got "
-            f"shape {tuple(input)}"
+def pool_output(window: Sequence[int], image: Sequence[int], ceil_mode: bool) -> Pair:
+    """Output size (P, Q) of a pooling. Errors: RuntimeError if the window doesn't fit, TypeError (ceil_mode)."""
+    size = pool_sizes(window, image, flag("ceil_mode", ceil_mode))
+    if min(size) < 1:
+        raise RuntimeError(
+            f"kernel_size {tuple(window[:2])} with dilation {tuple(window[6:])} and padding {tuple(window[4:6])} "
+            f"doesn't fit into an input of {image[0]} x {image[1]}: the output would be {size[0]} x {size[1]}"
         )
-    given = zip(values, input[-dims:], strict=True)
-    size = pair("output_size", [size if value is None else value for value, size in given], 0, dims)
+    return size
+
+
+def adaptive_output(output_size: Any, input: Sequence[int], dims: int = 2) -> Pair:
+    """Output size (P, Q) of an adaptive pooling, from an argument as torch.nn.functional takes it (2-d, None: the
+    input's size). Errors: TypeError, RuntimeError, ValueError (a tuple for an input without images)."""
+    if not isinstance(output_size, Sequence) or isinstance(output_size, str):
+        values = [integer("output_size", output_size)] * dims
+    elif len(output_size) != dims:
+        raise RuntimeError(f"output_size must be one int, or one for each of {dims} directions, but got {output_size}")
+    elif dims == 1:
+        values = list(output_size)
+    elif len(input) <= dims:
+        raise ValueError(
+            f"input must have at least {dims + 1} dimensions for output_size {output_size}, but got {tuple(input)}"
+        )
+    else:
+        values = [h if p is None else p for p, h in zip(output_size, input[-dims:], strict=True)]
+    size = pair("output_size", values, 0, dims)
     return (1, size[1]) if dims == 1 else size
 
 
@@ -98,8 +108,10 @@ def unpool_output(
     (size, step), pad = _pool_steps(kernel_size, stride, dims), pair("padding", padding, 0, dims)
     usual = tuple((image[i] - 1) * step[i] + size[i] - 2 * pad[i] for i in range(2))
     if output_size is None:
+        if min(usual) < 0:
+            raise ValueError(f"padding {pad} leaves an output of {usual[0]} x {usual[1]}; give less, or an output_size")
         return usual  # type: ignore[return-value]
-    sizes = tuple(output_size)
+    sizes = tuple(integer("output_size", size) for size in output_size)
     if len(sizes) == dims + 2:
         sizes = sizes[2:]
     if len(sizes) != dims:
@@ -125,5 +137,5 @@ def check_images(input: Sequence[int], may_be_empty: Sequence[int] = (0,)) -> No
 
 def check_pooled(input: Sequence[int], output: Sequence[int], window: Sequence[int]) -> None:
     """Errors: RuntimeError unless output is a size that the window leads to from the input's."""
-    if window and tuple(output) not in (pool_output(window, input[2:], mode) for mode in (False, True)):
+    if window and tuple(output) not in (pool_sizes(window, input[2:], mode) for mode in (False, True)):
         raise RuntimeError(f"output_size {tuple(output)} is not that of window {tuple(window)} over {tuple(input)}")

@@ -73,7 +73,7 @@ def first(window: Sequence[int], image: Any, output: Any, device: Any) -> tuple[
 
 def hangs_over(window: Sequence[int], image: Any, output_size: Any) -> bool:
     """Is this output size the one of ceil_mode, in which the last windows may hang over?"""
-    return pool_geometry.pool_output(window, tuple(image), False) != tuple(output_size)
+    return pool_geometry.pool_sizes(window, image, False) != tuple(output_size)
 
 
 def pairs(window: Sequence[int]) -> list[tuple[int, ...]]:

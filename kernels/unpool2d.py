@@ -70,25 +70,28 @@ def at_indices_kernel(
     tl.store(dx + offsets(at, c, dx_strides), value, mask=exists)
 
 
-def check_indices(indices: torch.Tensor, shape: Sequence[int]) -> None:
-    """Errors: TypeError, RuntimeError unless these are int64 places, one for each value."""
+def check_indices(indices: torch.Tensor, values: torch.Tensor, shape: Sequence[int]) -> None:
+    """Errors: TypeError, RuntimeError unless these are int64 places of this shape, where the values are."""
     if not isinstance(indices, torch.Tensor):
         raise TypeError(f"indices must be a torch.Tensor, but got {type(indices).__name__}")
     if indices.dtype != torch.int64:
         raise RuntimeError(f"indices must have dtype torch.int64, but got {indices.dtype}")
+    if indices.device != values.device:
+        raise RuntimeError(f"indices are on {indices.device}, but their values on {values.device}; move one with .to()")
     geometry.same_shape("indices", indices.shape, shape)
 
 
 def unpool_fake(input, indices, output_size):
     check_tensors(input=input)
-    check_indices(indices, input.shape)
+    check_indices(indices, input, input.shape)
     pool_geometry.check_images(input.shape)
     return new((*input.shape[:2], *output_size), input, channels_last(input))
 
 
 def unpool_launch(y, input, indices, output_size):
     if input.numel() == 0:
-        return y.zero_()
+        y.zero_()
+        return
     height, width = output_size
     inside = ((indices >= 0) & (indices < height * width)).all()
     torch._assert_async(inside, f"indices must lie in the output of {height} x {width}: from 0 to {height * width - 1}")
@@ -98,7 +101,6 @@ def unpool_launch(y, input, indices, output_size):
     stream(
         settle_kernel, y, input, owner, y, nhwc(input), nhwc(owner), nhwc(y), tuple(input.shape[2:]), INDEX=index
     )  # fmt: skip
-    return None
 
 
 def unpool_aten(input, indices, output_size):
@@ -107,7 +109,7 @@ def unpool_aten(input, indices, output_size):
 
 def unpool_grad_fake(grad, indices):
     check_tensors(grad=grad)
-    check_indices(indices, (*grad.shape[:2], *indices.shape[2:]))
+    check_indices(indices, grad, (*grad.shape[:2], *indices.shape[2:]))
     return new(indices.shape, grad, channels_last(indices))
 
 

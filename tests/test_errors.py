@@ -34,6 +34,9 @@ CONV = {  # label: (arguments, what the message must hold)
     "groups of outputs": (lambda: (rand(*X), rand(6, 1, 3, 3), None, 1, 0, 1, 4), ("groups", "4", "6")),
     "groups of inputs": (lambda: (rand(*X), rand(*W), None, 1, 0, 1, 3), ("input", "4", "groups=3")),
     "groups 0": (lambda: (rand(*X), rand(*W), None, 1, 0, 1, 0), ("groups", "0")),
+    "groups a float": (lambda: (rand(*X), rand(*W), None, 1, 0, 1, 2.0), ("groups", "2.0")),
+    "groups a bool": (lambda: (rand(*X), rand(*W), None, 1, 0, 1, True), ("groups", "True")),
+    "stride a tensor": (lambda: (rand(*X), rand(*W), None, torch.ones(2).int()), ("stride", "tensor")),
     "no weight": (lambda: (rand(*X), None), ("weight", "NoneType")),
     "weight a list": (lambda: (rand(*X), [1.0]), ("weight", "list")),
     "weight's dtype": (lambda: (rand(*X), rand(*W, dtype=torch.float64)), ("weight", "float64", "float32")),
@@ -60,6 +63,7 @@ POOL = {
     "kernel a float": (lambda: (rand(*X), 2.5), ("kernel_size", "2.5")),
     "stride 0": (lambda: (rand(*X), 2, 0), ("stride", "(0, 0)")),
     "stride a string": (lambda: (rand(*X), 2, "1"), ("stride", "'1'")),
+    "input a list": (lambda: ([1.0], 2), ("input", "list")),
 }
 
 BACK = (4, 6, 3, 3)
@@ -74,6 +78,8 @@ TRANSPOSED = {
     "padding over output": (lambda: (rand(*X), rand(*BACK), None, 1, 6), ("padding", "(6, 6)", "(2, 4, 8, 8)")),
     "stride 0": (lambda: (rand(*X), rand(*BACK), None, 0), ("stride", "(0, 0)")),
     "dilation 0": (lambda: (rand(*X), rand(*BACK), None, 1, 0, 0, 1, 0), ("dilation", "(0, 0)")),
+    "no output channel": (lambda: (rand(*X), rand(4, 0, 3, 3)), ("weight", "(4, 0, 3, 3)")),
+    "groups a float": (lambda: (rand(*X), rand(*BACK), None, 1, 0, 0, 2.0), ("groups", "2.0")),
     "groups": (lambda: (rand(*X), rand(*BACK), None, 1, 0, 0, 3), ("groups", "3", "(4, 6, 3, 3)")),
     "padding a word": (lambda: (rand(*X), rand(*BACK), None, 1, "same"), ("padding", "'same'")),
 }
@@ -105,6 +111,9 @@ ADAPTIVE = {
     "size of none": (lambda: (rand(*X), ()), ("output_size", "()")),
     "negative size": (lambda: (rand(*X), (-1, 2)), ("output_size", "(-1, 2)")),
     "size a float": (lambda: (rand(*X), 2.5), ("output_size", "2.5")),
+    "no size": (lambda: (rand(*X), None), ("output_size", "None")),
+    "size a word": (lambda: (rand(*X), "ab"), ("output_size", "ab")),
+    "input 2-D, one size": (lambda: (rand(8, 8), 2), ("input", "(8, 8)")),
 }
 
 PLACES = torch.arange(2 * 4 * 8 * 8).view(X) % 256
@@ -117,6 +126,9 @@ UNPOOL = {
     "output size": (lambda: (rand(*X), PLACES, 2, 2, 0, (18, 16)), ("output_size", "(18, 16)", "(2, 2)")),
     "output size of three": (lambda: (rand(*X), PLACES, 2, 2, 0, (4, 16, 16)), ("output_size", "(4, 16, 16)")),
     "empty image": (lambda: (rand(2, 4, 0, 8), PLACES[:, :, :0], 2), ("input", "(2, 4, 0, 8)")),
+    "no pixel": (lambda: (rand(2, 4, 1, 1), PLACES[:, :, :1, :1], 1, 1, 1), ("padding", "(1, 1)")),
+    "output size of floats": (lambda: (rand(*X), PLACES, 2, 2, 0, (16.0, 16.0)), ("output_size", "16.0")),
+    "indices elsewhere": (lambda: (rand(*X), PLACES.to("meta"), 2), ("indices", "meta", "cpu")),
 }
 
 CASES = [
@@ -137,11 +149,21 @@ CASES = [
         ),
         (UNPOOL, ((functional.max_unpool2d, F.max_unpool2d),)),
         (
-            {"dilation 0": (lambda: (rand(*X), 2, 1, 0, 0), ("dilation", "(0, 0)"))},
+            {
+                "dilation 0": (lambda: (rand(*X), 2, 1, 0, 0), ("dilation", "(0, 0)")),
+                "ceil_mode an int": (lambda: (rand(*X), 2, 1, 0, 1, 2), ("ceil_mode", "2")),
+            },
             ((functional.max_pool2d, F.max_pool2d),),
         ),
         (
-            {"divisor 0": (lambda: (rand(*X), 2, 2, 0, False, True, 0), ("divisor_override", "0"))},
+            {
+                "divisor 0": (lambda: (rand(*X), 2, 2, 0, False, True, 0), ("divisor_override", "0")),
+                "divisor a float": (lambda: (rand(*X), 2, 2, 0, False, True, 2.0), ("divisor_override", "2.0")),
+                "count_include_pad a list": (
+                    lambda: (rand(*X), 2, 2, 0, False, [True]),
+                    ("count_include_pad", "[True]"),
+                ),
+            },
             ((functional.avg_pool2d, F.avg_pool2d),),
         ),
     )

@@ -201,6 +201,16 @@ def test_divisors(divisor, include, ceil, device):
 
 
 @pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
+def test_ceil_mode_over_the_image(name, device):
+    """With ceil_mode a window may be larger than the image."""
+    x = torch.randn(1, 2, 3, 5, device=device).double()
+    rest = (4, 2, 0, 1, True) if "max" in name else (4, 2, 0, True)
+    (ours, (our_grad,)), (theirs, (their_grad,)) = both(name, [x], rest)
+    assert_accurate(ours, theirs, theirs)
+    assert_accurate(our_grad, their_grad, their_grad)
+
+
+@pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
 def test_huge_window(name, device):
     size = 112 if device.type == "cuda" else 40  # the interpreter takes a millisecond a tap
     x = torch.randn(1, 1, size, size, device=device).mul(256).round().div(256).double()
@@ -264,6 +274,18 @@ def test_conv_memory_format(input_format, weight_format, image, device):
     grads = torch.autograd.grad(y.sum(), (x, w))
     assert grads[0].stride() == x.stride()
     assert grads[1].stride() == w.stride()
+
+
+@pytest.mark.parametrize("name", [name for name in PAIRS if "1d" in name])
+def test_rows_memory_format(name, device):
+    """Rows whose channels are adjacent: as PyTorch's, results are contiguous, but those of pools."""
+    ours, theirs, shapes, rest = PAIRS[name]
+    n, c, w = shapes[0]
+    tensors = [torch.randn(n, w, c, device=device).transpose(1, 2)] + [
+        torch.randn(s, device=device) for s in shapes[1:]
+    ]
+    tensors[0].requires_grad_()  # PyTorch's maximum without gradients is another operator on a CPU
+    assert ours(*tensors, *rest).stride() == theirs(*tensors, *rest).stride()
 
 
 @pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
@@ -342,6 +364,22 @@ def test_backend(device):
     assert cnn_triton.launches() != before
     with pytest.raises(ValueError, match="'nope'"), cnn_triton.backend("nope"):
         pass
+
+
+def test_sizes_of_a_traced_image(device):
+    """torch.compile with sizes unknown: windows that are computed from them."""
+
+    def chain(x, w):
+        x = functional.conv2d(x, w, padding=x.shape[2] // 4)
+        x = functional.max_pool2d(x, (x.shape[2] // 4, 3))
+        x = functional.adaptive_max_pool2d(x, (x.shape[2] // 2, 3))
+        return functional.avg_pool2d(x, x.shape[2:])
+
+    compiled = torch.compile(chain, backend="aot_eager", fullgraph=True, dynamic=True)
+    w = torch.randn(3, 2, 3, 3, device=device)
+    for size in (8, 12):
+        x = torch.randn(2, 2, size, 20, device=device)
+        assert torch.equal(compiled(x, w), chain(x, w))
 
 
 def test_threads(device):
