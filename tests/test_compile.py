@@ -72,19 +72,29 @@ def test_tiles(chip, calls):
     check(chip, calls)
 
 
-@pytest.mark.parametrize("chip", CHIPS)
-def test_operators(chip):
-    """Every operator as picked, in bfloat16 and, the matrix products, TF32."""
-    names = [op.name for op in OPS] + ["conv2d without bias", "linear without bias"]
-    names += [f"{name} reflect" for name in MATRIX]
-    names += [f"{op.name} adaptive" for op in OPS if op.name.startswith(("max_pool", "avg_pool"))]
-    calls = [
+def as_picked(names):
+    """Calls of operators, in bfloat16 and, for the matrix products, TF32."""
+    return [
         {"what": name, "dtype": dtype, "dot": dot, "tile": None, "channels": 256}
         for name in names
         for dtype, dot in (("bfloat16", "ieee"), ("float32", "tf32"))
         if dtype == "bfloat16" or name.startswith(("conv", "linear"))
     ]
-    check(chip, calls)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_operators(chip):
+    """Every operator as picked."""
+    check(chip, as_picked(op.name for op in OPS))
+
+
+@pytest.mark.cover
+@pytest.mark.parametrize("chip", CHIPS)
+def test_variants(chip):
+    """Without a bias, with a padding mode, with adaptive windows: other code."""
+    names = ["conv2d without bias", "linear without bias", *(f"{name} reflect" for name in MATRIX)]
+    names += [f"{op.name} adaptive" for op in OPS if op.name.startswith(("max_pool", "avg_pool"))]
+    check(chip, as_picked(names))
 
 
 @pytest.mark.cover

@@ -81,6 +81,7 @@ def both(name, tensors, extra=None):
     return results
 
 
+@pytest.mark.cover
 @every
 @pytest.mark.parametrize("value", [NAN, INF, -INF, -0.0], ids=str)
 def test_odd_values(name, value, device):
@@ -297,6 +298,7 @@ def test_pool_memory_format(name, layout, device):
     assert torch.autograd.grad(y.sum(), x)[0].stride() == x.stride()
 
 
+@pytest.mark.cover
 @every
 @pytest.mark.parametrize("view", ["expanded", "transposed", "sliced", "offset"])
 def test_views(name, view, device):

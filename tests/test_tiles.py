@@ -111,6 +111,7 @@ def test_weight_grad_tile(tile, run):
     run(conv2d.CONV2D_WEIGHT_GRAD, tile, (y, x), w, *window(2), True)
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("strip", sorted({s for chip in tiles.CHIPS for s in tiles.strips(chip)}), ids=str)
 def test_strip(strip, monkeypatch, device):
     """Everything that streams, with every block that it may be picked, one over its edges."""
