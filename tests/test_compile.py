@@ -82,6 +82,7 @@ def as_picked(names):
     ]
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("chip", CHIPS)
 def test_operators(chip):
     """Every operator as picked."""

@@ -108,6 +108,7 @@ def test_refused_dtypes(name, device, record_property):
     record_property("conformance", (name, "refused", count))
 
 
+@pytest.mark.cover
 @dtypes
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
