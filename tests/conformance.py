@@ -109,6 +109,12 @@ class Call:
             self.drawn.append(on_a_grid(torch.randn(like.shape, device=like.device).to(self.dtype)))
         return self.drawn[number].to(like.dtype)
 
+    def results(self, function):
+        """The function's results, of the arguments as they are."""
+        args, kwargs = tree_unflatten(self.flat, self.spec)
+        y = function(*args, **kwargs)
+        return y if isinstance(y, tuple) else (y,)
+
     def derivatives(self, function, dtype=None):
         """The function's results, first and second gradients, with floating-point tensors converted to dtype.
 
@@ -142,10 +148,10 @@ class Call:
         return torch.autograd.grad(of, wrt, seeds, allow_unused=True, materialize_grads=True, **options)
 
 
-def hold(ours, theirs, call, *others, strides=True):
+def hold(ours, theirs, call, *others):
     """Our function's results and gradients on a call, and on `others`, which have the same values in other memory,
     against PyTorch's and float64: kernels alone run in ours."""
-    exact = call.derivatives(theirs, torch.float64)
+    exact, strides = call.derivatives(theirs, torch.float64), True
     try:
         right = call.derivatives(theirs)
     except (NotImplementedError, RuntimeError) as error:  # its CPU operators lack some of the 16-bit gradients
@@ -156,6 +162,7 @@ def hold(ours, theirs, call, *others, strides=True):
     work = all(value.numel() for value in call.flat if isinstance(value, torch.Tensor)) and right["result"][0].numel()
     for each in (call, *others):
         each.drawn = call.drawn
+        placed = each.results(theirs) if strides and each is not call else right["result"]
         with kernels_only() if work else contextlib.nullcontext():
             mine = each.derivatives(ours)
         for what, values in mine.items():
@@ -164,9 +171,11 @@ def hold(ours, theirs, call, *others, strides=True):
                 if our.is_floating_point():
                     assert_accurate(our, their, best, name)
                 else:
+                    assert our.dtype == their.dtype, f"{name}: dtype {our.dtype}, PyTorch's is {their.dtype}"
                     assert torch.equal(our, their), f"{name}: {int((our != their).sum())} integers differ"
-                if strides and each is call and what == "result" and our.numel():
-                    assert our.stride() == their.stride(), f"{name}: strides {our.stride()}, not {their.stride()}"
+                if strides and what == "result" and our.numel():
+                    wanted = placed[i].stride()
+                    assert our.stride() == wanted, f"{name}: strides {our.stride()}, not {wanted}"
 
 
 def shown(*args, **kwargs):
