@@ -129,17 +129,16 @@ def _conv(
     groups: int,
     padding_mode: str,
 ) -> torch.Tensor:
-    if _on_aten(input) and padding_mode == "zeros":
+    if _on_aten(input):
+        if padding_mode != "zeros":
+            size = (1 if dims == 1 else weight.shape[-2], weight.shape[-1])
+            pads = geometry.conv_window(size, stride, padding, dilation, padding_mode, dims).pads
+            input, padding = F.pad(input, (*pads[2:], *pads[:2])[: 2 * dims], padding_mode), 0
         y = aten(input, weight, bias, stride, padding, dilation, groups)
         return torch.relu(y) if activation == "relu" else y
-    if not _on_aten(input):
-        check_tensors(input=input, weight=weight, bias=bias)
+    check_tensors(input=input, weight=weight, bias=bias)
     kernel = _image("weight", weight, dims, batched=True)
     window = geometry.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode, dims)
-    if _on_aten(input):
-        top, bottom, left, right = window.pads
-        padded = F.pad(input, (left, right, top, bottom)[: 2 * dims], padding_mode)
-        return _conv(dims, aten, activation, padded, weight, bias, stride, 0, dilation, groups, "zeros")
     images = _image("input", _row(input, dims), dims)
     args = (images, kernel, bias, *window[1:4], geometry.integer("groups", groups), padding_mode, activation)
     y = _run(autograd.Conv2d, CONV2D, args, differentiable(input, weight, bias))

@@ -24,7 +24,7 @@ from .pooling import (
     covering,
     hangs_over,
     pairs,
-    reads,
+    read,
     taps,
     unrolled,
 )
@@ -63,9 +63,8 @@ def avg_kernel(
     at, c, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
     acc = tl.zeros([PIXELS, CHANNELS], ACC)
     for t in tl.range(0, DOWN[SIZE] * ACROSS[SIZE], loop_unroll_factor=UNROLL):
-        h, down = reads(at[1], t // ACROSS[SIZE], image[0], size[1], DOWN)
-        w, across = reads(at[2], t % ACROSS[SIZE], image[1], size[2], ACROSS)
-        inside = (down & across)[:, None] & exists
+        h, w, inside = read(at[1], at[2], t, image, size, DOWN, ACROSS)
+        inside = inside[:, None] & exists
         acc += tl.load(x + offsets((at[0], h, w), c, x_strides), mask=inside, other=0.0).to(ACC)
     acc = acc / divisor(at[1], at[2], image, (size[1], size[2]), DOWN, ACROSS, COUNTED)[:, None].to(ACC)
     tl.store(y + offsets(at, c, y_strides), acc.to(y.dtype.element_ty), mask=exists)

@@ -78,6 +78,12 @@ def offsets(at, c, strides):
 
 
 @device_function
+def offsets_each(n, h, w, c, strides):
+    """The same where each channel has a pixel (h, w) of its own, in images n. [pixels, channels]"""
+    return (n * strides[0])[:, None] + h * strides[1] + w * strides[2] + (c * strides[3])[None, :]
+
+
+@device_function
 def strip(size, channels, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
     """This program's pixels (n, p, q) [PIXELS], channels [CHANNELS], and which of them exist [PIXELS, CHANNELS]."""
     across = tl.cdiv(channels, CHANNELS)

@@ -105,7 +105,7 @@ def cdiv(size: int, part: int) -> int:
     return -(-size // part)
 
 
-def is_int(value: Any) -> bool:
+def _is_int(value: Any) -> bool:
     """Is it an integer, PyTorch's symbolic ones and NumPy's too? Not bool."""
     if isinstance(value, bool):
         return False
@@ -114,7 +114,7 @@ def is_int(value: Any) -> bool:
 
 def integer(argument: str, value: Any) -> int:
     """The integer itself. Errors: TypeError."""
-    if not is_int(value):
+    if not _is_int(value):
         raise TypeError(f"{argument} must be an int, but got {value!r}")
     return value  # type: ignore[no-any-return]
 
@@ -129,8 +129,8 @@ def flag(argument: str, value: Any) -> bool:
 def pair(argument: str, value: Any, least: int, dims: int = 2) -> Pair:
     """(vertical, horizontal) of an argument that is one integer, or one for each of `dims` directions, none below
     `least`; a single direction is the horizontal one. Errors: TypeError, RuntimeError (length, value)."""
-    values = (value,) if is_int(value) else value
-    if not isinstance(values, Sequence) or isinstance(value, str) or not all(is_int(v) for v in values):
+    values = (value,) if _is_int(value) else value
+    if not isinstance(values, Sequence) or isinstance(value, str) or not all(_is_int(v) for v in values):
         raise TypeError(f"{argument} must be an int or a sequence of {dims} ints, but got {value!r}")
     if len(values) not in (1, dims):
         raise RuntimeError(f"{argument} must be one int, or one for each of {dims} directions, but got {tuple(value)}")

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from . import geometry, pool_geometry
-from .device import offsets, strip
+from .device import offsets, offsets_each, strip
 from .lang import tl, triton
 from .op import Op, channels_last, check_tensors, nbytes, new, nhwc
-from .pooling import COVERS, SCHEMA, SIZE, axes, covering, first, hangs_over, pairs, reads, taps, unrolled
+from .pooling import COVERS, SCHEMA, SIZE, axes, covering, first, hangs_over, pairs, read, taps, unrolled
 from .stream import stream
 
 
@@ -32,9 +32,8 @@ def max_kernel(
     best = tl.full([PIXELS, CHANNELS], float("-inf"), ACC)
     tap = tl.full([PIXELS, CHANNELS], -1, tl.int32)
     for t in tl.range(0, DOWN[SIZE] * ACROSS[SIZE], loop_unroll_factor=UNROLL):
-        h, down = reads(at[1], t // ACROSS[SIZE], image[0], size[1], DOWN)
-        w, across = reads(at[2], t % ACROSS[SIZE], image[1], size[2], ACROSS)
-        inside = (down & across)[:, None] & exists
+        h, w, inside = read(at[1], at[2], t, image, size, DOWN, ACROSS)
+        inside = inside[:, None] & exists
         value = tl.load(x + offsets((at[0], h, w), c, x_strides), mask=inside, other=0.0).to(ACC)
         wins = inside & ((value > best) | (value != value) | (tap < 0))
         best = tl.where(wins, value, best)
@@ -45,8 +44,7 @@ def max_kernel(
         tl.store(winner + to, tap.to(winner.dtype.element_ty), mask=exists)
     if indices is not None:
         tap = tl.maximum(tap, 0)  # a window of nothing but padding has no winner
-        h, _ = reads(at[1][:, None], tap // ACROSS[SIZE], image[0], size[1], DOWN)
-        w, _ = reads(at[2][:, None], tap % ACROSS[SIZE], image[1], size[2], ACROSS)
+        h, w, _ = read(at[1][:, None], at[2][:, None], tap, image, size, DOWN, ACROSS)
         tl.store(indices + to, h.to(tl.int64) * image[1] + w, mask=exists)
 
 
@@ -79,10 +77,8 @@ def at_winner_kernel(
     """y = x where the winner of each window stands."""
     at, c, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
     tap = tl.load(winner + offsets(at, c, winner_strides), mask=exists, other=0).to(tl.int32)
-    h, down = reads(at[1][:, None], tap // ACROSS[SIZE], image[0], size[1], DOWN)
-    w, across = reads(at[2][:, None], tap % ACROSS[SIZE], image[1], size[2], ACROSS)
-    place = (at[0] * x_strides[0])[:, None] + h * x_strides[1] + w * x_strides[2] + (c * x_strides[3])[None, :]
-    value = tl.load(x + place, mask=down & across & exists, other=0.0)
+    h, w, inside = read(at[1][:, None], at[2][:, None], tap, image, size, DOWN, ACROSS)
+    value = tl.load(x + offsets_each(at[0], h, w, c, x_strides), mask=inside & exists, other=0.0)
     tl.store(y + offsets(at, c, y_strides), value, mask=exists)
 
 

@@ -34,6 +34,14 @@ def reads(p, r, size, results, AXIS: tl.constexpr):
 
 
 @device_function
+def read(p, q, tap, image, size, DOWN: tl.constexpr, ACROSS: tl.constexpr):
+    """The pixel (h, w) of an image that a tap of window (p, q) reads, and whether there is one; size: (n, P, Q)."""
+    h, down = reads(p, tap // ACROSS[SIZE], image[0], size[1], DOWN)
+    w, across = reads(q, tap % ACROSS[SIZE], image[1], size[2], ACROSS)
+    return h, w, down & across
+
+
+@device_function
 def covering(h, i, size, results, AXIS: tl.constexpr):
     """The i-th window that covers pixel h, its tap there, and whether there is one: `reads` the other way round."""
     if AXIS[STRIDE] == 0:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 
 from . import geometry, pool_geometry
-from .device import offsets, strip
+from .device import offsets, offsets_each, strip
 from .lang import device_function, tl, triton
 from .op import Op, channels_last, check_tensors, index_type, nbytes, new, nhwc
 from .stream import stream
@@ -27,8 +27,7 @@ from .stream import stream
 def at_place(at, c, place, width, strides):
     """Offsets of the elements that stand at places h·W + w of the same images and channels. [pixels, channels]"""
     place = place.to(c.dtype)
-    h = place // width
-    return (at[0] * strides[0])[:, None] + h * strides[1] + (place - h * width) * strides[2] + (c * strides[3])[None, :]
+    return offsets_each(at[0], place // width, place % width, c, strides)
 
 
 @triton.jit

@@ -10,6 +10,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from checks import assert_accurate, kernels_only
+from cnn_triton import nn
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # How many tests an operator's samples are dealt out to. An operator may have variants, other sets of samples.
@@ -32,25 +33,9 @@ PARTS = {
     "adaptive_max_pool2d": 1,
     "linear": 1,
 }
-MODULES = (
-    "AdaptiveAvgPool1d",
-    "AdaptiveAvgPool2d",
-    "AdaptiveMaxPool1d",
-    "AdaptiveMaxPool2d",
-    "AvgPool1d",
-    "AvgPool2d",
-    "Conv1d",
-    "Conv2d",
-    "ConvTranspose1d",
-    "ConvTranspose2d",
-    "LazyConv1d",
-    "LazyConv2d",
-    "LazyConvTranspose1d",
-    "LazyConvTranspose2d",
-    "Linear",
-    "MaxPool1d",
-    "MaxPool2d",
-)
+# PyTorch's modules of which ours are, but for those that module_db lacks.
+_UNLISTED = {"LazyLinear", "MaxUnpool1d", "MaxUnpool2d"}
+MODULES = [name for name in nn.__all__ if hasattr(torch.nn, name) and name not in _UNLISTED]
 
 
 @functools.cache
@@ -73,7 +58,9 @@ def modules():
     """module_db's entries by the module's name."""
     from torch.testing._internal.common_modules import module_db
 
-    return {info.module_cls.__name__: info for info in module_db}
+    found = {info.module_cls.__name__: info for info in module_db}
+    assert not _UNLISTED & found.keys(), "module_db has come to list these"
+    return found
 
 
 def samples(name, device, dtype, part=0):
@@ -151,18 +138,11 @@ class Call:
 def hold(ours, theirs, call, *others):
     """Our function's results and gradients on a call, and on `others`, which have the same values in other memory,
     against PyTorch's and float64: kernels alone run in ours."""
-    exact, strides = call.derivatives(theirs, torch.float64), True
-    try:
-        right = call.derivatives(theirs)
-    except (NotImplementedError, RuntimeError) as error:  # its CPU operators lack some of the 16-bit gradients
-        if "not implemented for" not in str(error):
-            raise
-        right = {w: [v.to(call.dtype) if v.is_floating_point() else v for v in each] for w, each in exact.items()}
-        strides = False
+    exact, right = call.derivatives(theirs, torch.float64), call.derivatives(theirs)
     work = all(value.numel() for value in call.flat if isinstance(value, torch.Tensor)) and right["result"][0].numel()
     for each in (call, *others):
         each.drawn = call.drawn
-        placed = each.results(theirs) if strides and each is not call else right["result"]
+        placed = each.results(theirs) if each is not call else right["result"]
         with kernels_only() if work else contextlib.nullcontext():
             mine = each.derivatives(ours)
         for what, values in mine.items():
@@ -173,7 +153,7 @@ def hold(ours, theirs, call, *others):
                 else:
                     assert our.dtype == their.dtype, f"{name}: dtype {our.dtype}, PyTorch's is {their.dtype}"
                     assert torch.equal(our, their), f"{name}: {int((our != their).sum())} integers differ"
-                if strides and what == "result" and our.numel():
+                if what == "result" and our.numel():
                     wanted = placed[i].stride()
                     assert our.stride() == wanted, f"{name}: strides {our.stride()}, not {wanted}"
 
