@@ -47,9 +47,9 @@ def calls(layer: Layer, dtype: torch.dtype, n: int = BATCH) -> tuple[tuple[Op, t
     b = empty((layer.k,), dtype)
     if layer.kind == "linear":
         return (
-            (linear.LINEAR, (x, w, b, "relu")),
-            (linear.LINEAR_INPUT_GRAD, (y, w)),
-            (linear.LINEAR_WEIGHT_GRAD, (y, x)),
+            (linear.LINEAR, (x, w, b, 1, "relu")),
+            (linear.LINEAR_INPUT_GRAD, (y, w, 1)),
+            (linear.LINEAR_WEIGHT_GRAD, (y, x, 1)),
         )
     window = ((layer.stride,) * 2, (layer.padding,) * 4, (1, 1), layer.groups, "zeros")
     return (

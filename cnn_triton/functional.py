@@ -3,23 +3,20 @@
 The kernels are two-dimensional: a function of one dimension runs them over images that are one row high.
 """
 
+import functools
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
+from torch.overrides import handle_torch_function, has_torch_function
 
 from . import autograd
-from .autograd import apply, differentiable
 from .dispatch import runs_kernels
 from .kernels import geometry, pool_geometry
-from .kernels.avg_pool2d import AVG_POOL2D
-from .kernels.conv2d import CONV2D, CONV2D_INPUT_GRAD
-from .kernels.linear import LINEAR
-from .kernels.max_pool2d import MAX_POOL2D
-from .kernels.op import Op, channels_last, check_tensors
-from .kernels.unpool2d import MAX_UNPOOL2D, check_indices
-from .ops import operator
+from .kernels.op import channels_last, check_tensors
+from .kernels.unpool2d import check_indices
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -44,8 +41,25 @@ __all__ = [
 _Ints = int | tuple[int, ...] | list[int]
 _Sizes = int | None | Sequence[int | None]
 _Maxima = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
+def _overridable(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """The function, of which tensors of other classes may say what it does, as they may of PyTorch's own
+    (__torch_function__); torch.fx's proxies, for one, note the call."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        given = (*args, *kwargs.values()) if kwargs else args
+        if has_torch_function(given):
+            return handle_torch_function(call, given, *args, **kwargs)  # type: ignore[no-any-return]
+        return function(*args, **kwargs)
+
+    return call
+
+
+@_overridable
 def conv2d(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -75,6 +89,7 @@ def conv2d(
     return _conv(2, F.conv2d, "none", input, weight, bias, stride, padding, dilation, groups, padding_mode)
 
 
+@_overridable
 def conv2d_relu(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -96,6 +111,7 @@ def conv2d_relu(
     return _conv(2, F.conv2d, "relu", input, weight, bias, stride, padding, dilation, groups, padding_mode)
 
 
+@_overridable
 def conv1d(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -136,15 +152,17 @@ def _conv(
             input, padding = F.pad(input, (*pads[2:], *pads[:2])[: 2 * dims], padding_mode), 0
         y = aten(input, weight, bias, stride, padding, dilation, groups)
         return torch.relu(y) if activation == "relu" else y
+    input, weight, bias = _low(input, weight, bias)
     check_tensors(input=input, weight=weight, bias=bias)
     kernel = _image("weight", weight, dims, batched=True)
     window = geometry.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode, dims)
     images = _image("input", _row(input, dims), dims)
     args = (images, kernel, bias, *window[1:4], geometry.integer("groups", groups), padding_mode, activation)
-    y = _run(autograd.Conv2d, CONV2D, args, differentiable(input, weight, bias))
+    y = autograd.conv2d(*args)
     return _like(y, input, dims)
 
 
+@_overridable
 def conv_transpose2d(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -171,6 +189,7 @@ def conv_transpose2d(
     return _conv_transpose(2, F.conv_transpose2d, *args)
 
 
+@_overridable
 def conv_transpose1d(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -206,6 +225,7 @@ def _conv_transpose(
 ) -> torch.Tensor:
     if _on_aten(input):
         return aten(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    input, weight, bias = _low(input, weight, bias)
     check_tensors(input=input, weight=weight, bias=bias)
     groups = geometry.integer("groups", groups)
     images, kernel = _image("input", _row(input, dims), dims), _image("weight", weight, dims, batched=True)
@@ -214,10 +234,11 @@ def _conv_transpose(
     )
     shape = geometry.transposed_shape(images.shape, kernel.shape, bias if bias is None else bias.shape, window, groups)
     args = (images, kernel, bias, shape, *window[1:4], groups, "zeros", channels_last(images, kernel))
-    y = _run(autograd.Conv2dInputGrad, CONV2D_INPUT_GRAD, args, differentiable(input, weight, bias))
+    y = autograd.conv2d_input_grad(*args)
     return _like(y, input, dims)
 
 
+@_overridable
 def max_pool2d(
     input: torch.Tensor,
     kernel_size: _Ints,
@@ -244,6 +265,7 @@ def max_pool2d(
     return _max_pool(2, F.max_pool2d, *args)
 
 
+@_overridable
 def max_pool1d(
     input: torch.Tensor,
     kernel_size: _Ints,
@@ -296,14 +318,12 @@ def _maxima(
 ) -> _Maxima:
     """Maxima of windows over images, and with return_indices their places; in the shape of the input."""
     return_indices = bool(return_indices)
-    if differentiable(input):
-        y, _, indices = apply(autograd.MaxPool2d, images, output_size, window, return_indices)
-    else:
-        y, _, indices = operator(MAX_POOL2D)(images, output_size, window, False, return_indices)
+    y, _, indices = autograd.max_pool2d(images, output_size, window, return_indices)
     y = _like(y, input, dims)
     return (y, _like(indices, input, dims)) if return_indices else y
 
 
+@_overridable
 def max_unpool2d(
     input: torch.Tensor,
     indices: torch.Tensor,
@@ -324,6 +344,7 @@ def max_unpool2d(
     return _max_unpool(2, F.max_unpool2d, input, indices, kernel_size, stride, padding, output_size)
 
 
+@_overridable
 def max_unpool1d(
     input: torch.Tensor,
     indices: torch.Tensor,
@@ -354,13 +375,16 @@ def _max_unpool(
     if _on_aten(input):
         return aten(input, indices, kernel_size, stride, padding, output_size)
     check_tensors(input=input)
+    if input.device.type == "cpu" and _autocasts(input) and _may_be_cast(input):
+        input = input.float()  # PyTorch's autocast on a CPU, and there alone
     check_indices(indices, input, input.shape)
     images = _image("input", _row(input, dims), dims)
     size = pool_geometry.unpool_output(kernel_size, stride, padding, output_size, images.shape[2:], dims)
     args = (images, _image("indices", indices, dims), size)
-    return _like(_run(autograd.MaxUnpool2d, MAX_UNPOOL2D, args, differentiable(input)), input, dims)
+    return _like(autograd.max_unpool2d(*args), input, dims)
 
 
+@_overridable
 def avg_pool2d(
     input: torch.Tensor,
     kernel_size: _Ints,
@@ -391,6 +415,7 @@ def avg_pool2d(
     return _avg_pool(2, *args)
 
 
+@_overridable
 def avg_pool1d(
     input: torch.Tensor,
     kernel_size: _Ints,
@@ -429,9 +454,10 @@ def _avg_pool(
     if divisor_override is not None:
         divisor_override = geometry.integer("divisor_override", divisor_override)
     args = (images, size, window, geometry.flag("count_include_pad", count_include_pad), divisor_override)
-    return _like(_run(autograd.AvgPool2d, AVG_POOL2D, args, differentiable(input)), input, dims)
+    return _like(autograd.avg_pool2d(*args), input, dims)
 
 
+@_overridable
 def adaptive_avg_pool2d(input: torch.Tensor, output_size: _Sizes) -> torch.Tensor:
     """Average over windows that are even shares of the image; with output_size 1, over the whole image.
 
@@ -448,6 +474,7 @@ def adaptive_avg_pool2d(input: torch.Tensor, output_size: _Sizes) -> torch.Tenso
     return _adaptive_avg_pool(2, input, output_size)
 
 
+@_overridable
 def adaptive_avg_pool1d(input: torch.Tensor, output_size: _Ints) -> torch.Tensor:
     """Average over windows that are even shares of a row.
 
@@ -464,9 +491,10 @@ def _adaptive_avg_pool(dims: int, input: torch.Tensor, output_size: _Sizes) -> t
     check_tensors(input=input)
     size = pool_geometry.adaptive_output(output_size, input.shape, dims)
     args = (_image("input", input, dims), size, (), True, None)
-    return _like(_run(autograd.AvgPool2d, AVG_POOL2D, args, differentiable(input)), input, dims)
+    return _like(autograd.avg_pool2d(*args), input, dims)
 
 
+@_overridable
 def adaptive_max_pool2d(input: torch.Tensor, output_size: _Sizes, return_indices: bool = False) -> _Maxima:
     """Maximum over windows that are even shares of the image (see `adaptive_avg_pool2d`).
 
@@ -477,6 +505,7 @@ def adaptive_max_pool2d(input: torch.Tensor, output_size: _Sizes, return_indices
     return _adaptive_max_pool(2, F.adaptive_max_pool2d, input, output_size, return_indices)
 
 
+@_overridable
 def adaptive_max_pool1d(input: torch.Tensor, output_size: _Ints, return_indices: bool = False) -> _Maxima:
     """Maximum over windows that are even shares of a row.
 
@@ -499,6 +528,7 @@ def _adaptive_max_pool(
     return _maxima(images, size, (), return_indices, input, dims)
 
 
+@_overridable
 def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Linear layer: y = x · wᵀ + b.
 
@@ -512,6 +542,7 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
     return _dense(input, weight, bias, "none")
 
 
+@_overridable
 def linear_relu(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Linear layer and ReLU in one kernel: y = max(x · wᵀ + b, 0), NaN kept.
 
@@ -526,6 +557,7 @@ def _dense(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
     if _on_aten(input):
         y = F.linear(input, weight, bias)
         return torch.relu(y) if activation == "relu" else y
+    input, weight, bias = _low(input, weight, bias)
     check_tensors(input=input, weight=weight, bias=bias)
     if input.dim() == 0:
         raise RuntimeError("input must have at least one dimension (*, in_features), but got a scalar")
@@ -533,8 +565,8 @@ def _dense(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
         return _dense(input, weight[None], None, activation)[..., 0]
     if bias is not None and bias.numel() == 1 and weight.dim() == 2:
         bias = bias.reshape(1).expand(weight.shape[0])
-    rows = input.reshape(input.shape[:-1].numel(), input.shape[-1])
-    y = _run(autograd.Linear, LINEAR, (rows, weight, bias, activation), differentiable(input, weight, bias))
+    rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
+    y = autograd.linear(rows, weight, bias, 1, activation)
     return y.view(*input.shape[:-1], weight.shape[0])
 
 
@@ -543,9 +575,24 @@ def _on_aten(input: torch.Tensor) -> bool:
     return isinstance(input, torch.Tensor) and not runs_kernels(input.device)
 
 
-def _run(function: type[torch.autograd.Function], op: Op, args: tuple[Any, ...], asked: bool) -> torch.Tensor:
-    """An operator's result, through its Function where gradients may be asked for."""
-    return apply(function, *args) if asked else operator(op)(*args)  # type: ignore[no-any-return]
+def _low(*tensors: Any) -> tuple[Any, ...]:
+    """The operands of a product; where autocast is on, in its dtype, as PyTorch's own products have them."""
+    input = tensors[0]
+    if not isinstance(input, torch.Tensor) or not _autocasts(input):
+        return tensors
+    low = torch.get_autocast_dtype(input.device.type)
+    return tuple(t.to(low) if isinstance(t, torch.Tensor) and _may_be_cast(t) else t for t in tensors)
+
+
+def _autocasts(input: torch.Tensor) -> bool:
+    """Is autocast on for the input's device?"""
+    kind = input.device.type
+    return kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
+
+
+def _may_be_cast(tensor: torch.Tensor) -> bool:
+    """Does autocast touch this dtype?"""
+    return tensor.is_floating_point() and tensor.dtype != torch.float64
 
 
 def _row(input: torch.Tensor, dims: int) -> torch.Tensor:

@@ -1,14 +1,24 @@
-"""Each Op record as a torch.library operator, `torch.ops.cnn_triton.<name>`: the only torch.library code."""
+"""Each Op record as a torch.library operator, `torch.ops.cnn_triton.<name>`: the only torch.library code.
 
+With it come PyTorch's other registries: a rule for torch.func.vmap, and the formulas of torch's FlopCounterMode.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import register_flop_formula
 
 from .kernels.lang import INTERPRETING
-from .kernels.op import Op
+from .kernels.op import Fold, Op
 from .kernels.registry import OPS
 
 _library = torch.library.Library("cnn_triton", "DEF")
+
+
+def operator(op: Op) -> Any:
+    """The torch.library operator of a record."""
+    return getattr(torch.ops.cnn_triton, op.name).default
 
 
 def _register(op: Op) -> None:
@@ -16,13 +26,47 @@ def _register(op: Op) -> None:
     _library.impl(op.name, op.launch, "CUDA")
     # On a CPU the kernels run in Triton's interpreter, where it is on; otherwise PyTorch computes the same.
     _library.impl(op.name, op.launch if INTERPRETING else op.reference, "CPU")
-    torch.library.register_fake(f"cnn_triton::{op.name}", op.fake, lib=_library)
+    name = f"cnn_triton::{op.name}"
+    torch.library.register_fake(name, op.fake, lib=_library)
+    call = operator(op)
+    names = [argument.name for argument in call._schema.arguments]
+    torch.library.register_vmap(
+        name, lambda info, dims, *args: batched(op, call, names, info.batch_size, dims, args), lib=_library
+    )
+    if op.product:
+        packet = getattr(torch.ops.cnn_triton, op.name)
+        register_flop_formula(packet, get_raw=True)(lambda *args, out_val=None: op.flops(*args))
+
+
+def batched(
+    op: Op, call: Callable[..., Any], names: Sequence[str], batch: int, dims: Sequence[Any], args: Sequence[Any]
+) -> tuple[Any, Any]:
+    """A batch of calls, of an operator or of what differs from it in its other arguments, as one call; and the batch's
+    dimension in each result. `dims`: that of each argument by these names, None for those that all calls share."""
+    differ = {name for name, dim in zip(names, dims, strict=True) if isinstance(dim, int)}
+    fold = next(fold for fold in op.folds if differ <= fold.args.keys())
+    results = call(*(_folded(fold, batch, *each) for each in zip(names, dims, args, strict=True)))
+    if isinstance(results, torch.Tensor):
+        return _unfolded(results, fold.results[0], batch), fold.results[0]
+    return tuple(map(_unfolded, results, fold.results, [batch] * len(results))), fold.results
+
+
+def _folded(fold: Fold, batch: int, name: str, dim: Any, value: Any) -> Any:
+    """An argument for the whole batch."""
+    if name not in fold.args or value is None:
+        return value
+    axis = fold.args[name]
+    if isinstance(value, torch.Tensor):
+        each = value.expand(batch, *value.shape).movedim(0, axis) if dim is None else value.movedim(dim, axis)
+        return each.flatten(axis, axis + 1)
+    if isinstance(value, int):
+        return value * batch
+    return [size * batch if i == axis else size for i, size in enumerate(value)]
+
+
+def _unfolded(result: torch.Tensor, axis: int, batch: int) -> torch.Tensor:
+    return result.unflatten(axis, (batch, result.shape[axis] // batch))
 
 
 for _op in OPS:
     _register(_op)
-
-
-def operator(op: Op) -> Any:
-    """The torch.library operator of a record."""
-    return getattr(torch.ops.cnn_triton, op.name).default

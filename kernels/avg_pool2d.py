@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from . import geometry, pool_geometry
 from .device import offsets, strip
 from .lang import device_function, tl, triton
-from .op import Op, channels_last, check_tensors, nbytes, new, nhwc
+from .op import Fold, Op, channels_last, check_tensors, nbytes, new, nhwc
 from .pooling import (
     COVERS,
     PAD,
@@ -155,6 +155,7 @@ AVG_POOL2D = Op(
     aten=avg_pool2d_aten,
     flops=lambda *args: taps(args),
     bytes=lambda *args: nbytes(args[0], avg_pool2d_fake(*args)),
+    folds=(Fold({"input": 0}, (0,)),),
 )
 
 AVG_POOL2D_INPUT_GRAD = Op(
@@ -165,4 +166,5 @@ AVG_POOL2D_INPUT_GRAD = Op(
     aten=avg_grad_aten,
     flops=lambda grad, *args: grad.numel(),
     bytes=lambda *args: nbytes(args[0], avg_grad_fake(*args)),
+    folds=(Fold({"grad": 0, "input_size": 0}, (0,)),),
 )

@@ -30,7 +30,7 @@ from . import geometry, tiles
 from .conv2d_box import conv_box_kernel, weight_grad_box_kernel
 from .conv2d_gather import conv_kernel, weight_grad_kernel
 from .epilogue import ACTIVATIONS, sum_parts
-from .op import Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type
+from .op import Fold, Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type
 from .padding import unpad
 from .precision import accumulator, conv_dot
 
@@ -274,6 +274,8 @@ CONV2D = Op(
     aten=conv2d_aten,
     flops=lambda input, weight, *args: _flops(conv2d_fake(input, weight, *args).numel(), weight.shape),
     bytes=lambda *args: nbytes(*args[:3], conv2d_fake(*args)),
+    folds=(Fold({"input": 0}, (0,)), Fold({"input": 1, "weight": 0, "bias": 0, "groups": 0}, (1,))),
+    product=True,
 )
 
 CONV2D_INPUT_GRAD = Op(
@@ -284,6 +286,11 @@ CONV2D_INPUT_GRAD = Op(
     aten=input_grad_aten,
     flops=lambda grad, weight, *args: _flops(grad.numel(), weight.shape),
     bytes=lambda *args: nbytes(*args[:3], input_grad_fake(*args)),
+    folds=(
+        Fold({"grad": 0, "input_size": 0}, (0,)),
+        Fold({"grad": 1, "weight": 0, "bias": 0, "input_size": 1, "groups": 0}, (1,)),
+    ),
+    product=True,
 )
 
 CONV2D_WEIGHT_GRAD = Op(
@@ -294,4 +301,6 @@ CONV2D_WEIGHT_GRAD = Op(
     aten=weight_grad_aten,
     flops=lambda grad, input, weight_size, *args: _flops(grad.numel(), weight_size),
     bytes=lambda *args: nbytes(*args[:2], weight_grad_fake(*args)),
+    folds=(Fold({"grad": 1, "input": 1, "weight_size": 0, "groups": 0}, (0,)),),
+    product=True,
 )

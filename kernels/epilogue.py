@@ -16,7 +16,7 @@ from . import device, tiles
 from .device import offsets, pixel, sum_rows
 from .geometry import cdiv
 from .lang import tl, triton
-from .op import Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type
+from .op import Fold, Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type
 from .precision import accumulator
 
 
@@ -143,6 +143,7 @@ BIAS_GRAD = Op(
     aten=bias_grad_aten,
     flops=lambda grad: grad.numel(),
     bytes=lambda grad: nbytes(grad) + grad.shape[1] * grad.element_size(),
+    folds=(Fold({"grad": 1}, (0,)),),
 )
 
 ACTIVATION_GRAD = Op(
@@ -153,4 +154,5 @@ ACTIVATION_GRAD = Op(
     aten=activation_grad_aten,
     flops=lambda grad, output, activation: 2 * grad.numel(),
     bytes=lambda grad, output, activation: 2 * nbytes(grad) + nbytes(output) + grad.shape[1] * grad.element_size(),
+    folds=(Fold({"grad": 1, "output": 1}, (1, 0)),),
 )

@@ -2,7 +2,8 @@
 
     y[m,k] = act( b[k] + Σ_c x[m,c] · w[k,c] )
 
-A row is an image of one pixel, so the kernels are conv2d's; float32 follows PyTorch's matrix-product switch.
+A row is an image of one pixel, so the kernels are conv2d's; float32 follows PyTorch's matrix-product switch. As there,
+k and c may stand in groups: so many layers side by side, which is what a batch of layers is (vmap).
 """
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from .conv2d import product, weight_product
 from .epilogue import ACTIVATIONS
 from .geometry import Window, same_shape
-from .op import Op, check_tensors, nbytes, new
+from .op import Fold, Op, check_tensors, nbytes, new
 from .precision import matmul_dot
 
 _UNIT = Window((1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
@@ -22,80 +23,110 @@ def images(matrix: torch.Tensor) -> torch.Tensor:
     return matrix[:, :, None, None]
 
 
-def linear_fake(input, weight, bias, activation):
+def _grouped(rows: torch.Tensor, groups: int) -> torch.Tensor:
+    """[M, G·C] as [G, M, C]."""
+    return rows.unflatten(1, (groups, rows.shape[1] // groups)).transpose(0, 1)
+
+
+def _side_by_side(rows: torch.Tensor) -> torch.Tensor:
+    """[G, M, C] as [M, G·C]."""
+    return rows.transpose(0, 1).flatten(1)
+
+
+def _layers(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """[G·K, C] as [G, K, C]."""
+    return weight.unflatten(0, (groups, weight.shape[0] // groups))
+
+
+def linear_fake(input, weight, bias, groups, activation):
     check_tensors(input=input, weight=weight, bias=bias)
     if weight.dim() != 2:
         raise RuntimeError(f"weight must be 2-D (out_features, in_features), but got shape {tuple(weight.shape)}")
-    if input.dim() != 2 or input.shape[1] != weight.shape[1]:
+    if input.dim() != 2 or input.shape[1] != weight.shape[1] * groups:
         raise RuntimeError(
-            f"input must have {weight.shape[1]} features, as weight of shape {tuple(weight.shape)} has, but got "
-            f"shape {tuple(input.shape)}"
+            f"input must have {weight.shape[1] * groups} features, as weight of shape {tuple(weight.shape)} has, but "
+            f"got shape {tuple(input.shape)}"
         )
     if bias is not None:
         same_shape("bias", bias.shape, weight.shape[:1])
     return new((input.shape[0], weight.shape[0]), input)
 
 
-def linear_launch(y, input, weight, bias, activation):
+def linear_launch(y, input, weight, bias, groups, activation):
     dot = matmul_dot(input.dtype)
-    product(images(input), images(weight), bias, images(y), _UNIT, 1, False, activation, dot)
+    product(images(input), images(weight), bias, images(y), _UNIT, groups, False, activation, dot)
 
 
-def linear_aten(input, weight, bias, activation):
-    return ACTIVATIONS[activation].reference(F.linear(input, weight, bias))
+def linear_aten(input, weight, bias, groups, activation):
+    if groups == 1:
+        y = F.linear(input, weight, bias)
+    else:
+        y = _side_by_side(_grouped(input, groups) @ _layers(weight, groups).mT)
+        y = y if bias is None else y + bias
+    return ACTIVATIONS[activation].reference(y)
 
 
-def input_grad_fake(grad, weight):
+def input_grad_fake(grad, weight, groups):
     check_tensors(grad=grad, weight=weight)
     same_shape("grad", grad.shape, (grad.shape[0], weight.shape[0]))
-    return new((grad.shape[0], weight.shape[1]), grad)
+    return new((grad.shape[0], weight.shape[1] * groups), grad)
 
 
-def input_grad_launch(dx, grad, weight):
-    product(images(grad), images(weight), None, images(dx), _UNIT, 1, True, "none", matmul_dot(grad.dtype))
+def input_grad_launch(dx, grad, weight, groups):
+    product(images(grad), images(weight), None, images(dx), _UNIT, groups, True, "none", matmul_dot(grad.dtype))
 
 
-def weight_grad_fake(grad, input):
+def input_grad_aten(grad, weight, groups):
+    return _side_by_side(_grouped(grad, groups) @ _layers(weight, groups))
+
+
+def weight_grad_fake(grad, input, groups):
     check_tensors(grad=grad, input=input)
     same_shape("grad", grad.shape, (input.shape[0], grad.shape[1]))
-    return new((grad.shape[1], input.shape[1]), grad)
+    return new((grad.shape[1], input.shape[1] // groups), grad)
 
 
-def weight_grad_launch(dw, grad, input):
-    weight_product(images(grad), images(input), images(dw), _UNIT, 1, matmul_dot(grad.dtype))
+def weight_grad_launch(dw, grad, input, groups):
+    weight_product(images(grad), images(input), images(dw), _UNIT, groups, matmul_dot(grad.dtype))
     return dw
 
 
-def _flops(rows: torch.Tensor, columns: int) -> int:
-    return 2 * rows.numel() * columns
+def weight_grad_aten(grad, input, groups):
+    return (_grouped(grad, groups).mT @ _grouped(input, groups)).flatten(0, 1)
 
 
 LINEAR = Op(
     name="linear",
-    schema="(Tensor input, Tensor weight, Tensor? bias, str activation) -> Tensor",
+    schema="(Tensor input, Tensor weight, Tensor? bias, int groups, str activation) -> Tensor",
     fake=linear_fake,
     launcher=linear_launch,
     aten=linear_aten,
-    flops=lambda input, weight, bias, activation: _flops(input, weight.shape[0]),
+    flops=lambda input, weight, *args: 2 * input.shape[0] * weight.numel(),
     bytes=lambda *args: nbytes(*args[:3], linear_fake(*args)),
+    folds=(Fold({"input": 0}, (0,)), Fold({"input": 1, "weight": 0, "bias": 0, "groups": 0}, (1,))),
+    product=True,
 )
 
 LINEAR_INPUT_GRAD = Op(
     name="linear_input_grad",
-    schema="(Tensor grad, Tensor weight) -> Tensor",
+    schema="(Tensor grad, Tensor weight, int groups) -> Tensor",
     fake=input_grad_fake,
     launcher=input_grad_launch,
-    aten=lambda grad, weight: grad @ weight,
-    flops=lambda grad, weight: _flops(grad, weight.shape[1]),
-    bytes=lambda grad, weight: nbytes(grad, weight, input_grad_fake(grad, weight)),
+    aten=input_grad_aten,
+    flops=lambda grad, weight, groups: 2 * grad.shape[0] * weight.numel(),
+    bytes=lambda *args: nbytes(*args[:2], input_grad_fake(*args)),
+    folds=(Fold({"grad": 0}, (0,)), Fold({"grad": 1, "weight": 0, "groups": 0}, (1,))),
+    product=True,
 )
 
 LINEAR_WEIGHT_GRAD = Op(
     name="linear_weight_grad",
-    schema="(Tensor grad, Tensor input) -> Tensor",
+    schema="(Tensor grad, Tensor input, int groups) -> Tensor",
     fake=weight_grad_fake,
     launcher=weight_grad_launch,
-    aten=lambda grad, input: grad.T @ input,
-    flops=lambda grad, input: _flops(grad, input.shape[1]),
-    bytes=lambda grad, input: nbytes(grad, input, weight_grad_fake(grad, input)),
+    aten=weight_grad_aten,
+    flops=lambda grad, input, groups: 2 * grad.numel() * (input.shape[1] // groups),
+    bytes=lambda *args: nbytes(*args[:2], weight_grad_fake(*args)),
+    folds=(Fold({"grad": 1, "input": 1, "groups": 0}, (0,)),),
+    product=True,
 )

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from . import geometry, pool_geometry
 from .device import offsets, offsets_each, strip
 from .lang import tl, triton
-from .op import Op, channels_last, check_tensors, nbytes, new, nhwc
+from .op import Fold, Op, channels_last, check_tensors, nbytes, new, nhwc
 from .pooling import COVERS, SCHEMA, SIZE, axes, covering, first, hangs_over, pairs, read, taps, unrolled
 from .stream import stream
 
@@ -184,6 +184,7 @@ MAX_POOL2D = Op(
     aten=max_pool2d_aten,
     flops=lambda *args: taps(args),
     bytes=lambda *args: nbytes(args[0], *max_pool2d_fake(*args)),
+    folds=(Fold({"input": 0}, (0, 0, 0)),),
 )
 
 MAX_POOL2D_INPUT_GRAD = Op(
@@ -194,6 +195,7 @@ MAX_POOL2D_INPUT_GRAD = Op(
     aten=max_grad_aten,
     flops=lambda grad, *args: grad.numel(),
     bytes=lambda *args: nbytes(*args[:2], max_grad_fake(*args)),
+    folds=(Fold({"grad": 0, "winner": 0, "input_size": 0}, (0,)),),
 )
 
 MAX_POOL2D_AT_WINNER = Op(
@@ -204,4 +206,5 @@ MAX_POOL2D_AT_WINNER = Op(
     aten=at_winner_aten,
     flops=lambda input, winner, window: winner.numel(),
     bytes=lambda *args: nbytes(args[1]) + 2 * nbytes(at_winner_fake(*args)),
+    folds=(Fold({"input": 0, "winner": 0}, (0,)),),
 )

@@ -21,7 +21,15 @@ launches: Counter[str] = Counter()
 """Number of kernel launches by operator, since the start or the last `launches.clear()`."""
 
 
-@dataclass(frozen=True)
+class Fold(NamedTuple):
+    """How a batch of calls is one call: the dimension that takes up the batch, of arguments by name, tensors and sizes
+    alike, and of results; `groups` among them is multiplied. Right if no other tensor differs within the batch."""
+
+    args: dict[str, int]
+    results: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Op:
     """One operator. Registration, tests, compile checks and benchmarks follow from this record.
 
@@ -30,6 +38,8 @@ class Op:
     launcher: fills the results with Triton kernels: launcher(results, *arguments)
     aten:     the same results from PyTorch's own operators, in any layout; None for one that was not asked for
     flops, bytes: of one call with these arguments: arithmetic, and compulsory memory traffic
+    folds:    for vmap, in order of preference
+    product:  is it a product of matrices, whose flops torch's FlopCounterMode counts?
     """
 
     name: str
@@ -39,6 +49,8 @@ class Op:
     aten: Callable[..., Any]
     flops: Callable[..., int]
     bytes: Callable[..., int]
+    folds: tuple[Fold, ...]
+    product: bool = False
 
     def launch(self, *args: Any) -> Any:
         """The results, from our kernels, which count as this operator's."""

@@ -19,7 +19,7 @@ import torch
 from . import geometry, pool_geometry
 from .device import offsets, offsets_each, strip
 from .lang import device_function, tl, triton
-from .op import Op, channels_last, check_tensors, index_type, nbytes, new, nhwc
+from .op import Fold, Op, channels_last, check_tensors, index_type, nbytes, new, nhwc
 from .stream import stream
 
 
@@ -131,6 +131,7 @@ MAX_UNPOOL2D = Op(
     aten=unpool_aten,
     flops=lambda input, *args: input.numel(),
     bytes=lambda *args: nbytes(*args[:2], unpool_fake(*args)),
+    folds=(Fold({"input": 0, "indices": 0}, (0,)),),
 )
 
 MAX_UNPOOL2D_INPUT_GRAD = Op(
@@ -141,4 +142,5 @@ MAX_UNPOOL2D_INPUT_GRAD = Op(
     aten=unpool_grad_aten,
     flops=lambda grad, indices: indices.numel(),
     bytes=lambda *args: nbytes(args[1]) + 2 * nbytes(unpool_grad_fake(*args)),
+    folds=(Fold({"grad": 0, "indices": 0}, (0,)),),
 )

@@ -127,12 +127,14 @@ ADAPTIVES = {  # input, output size
     "no image": ((0, 3, 6, 6), (2, 3)),
 }
 
-LINEARS = {  # rows, in_features, out_features
-    "1": (1, 1, 1),
-    "odd": (5, 33, 7),
-    "classifier": (17, 84, 10),
-    "tile edges": (65, 130, 67),
-    "no row": (0, 8, 4),
+LINEARS = {  # rows, in_features, out_features, groups
+    "1": (1, 1, 1, 1),
+    "odd": (5, 33, 7, 1),
+    "classifier": (17, 84, 10, 1),
+    "tile edges": (65, 130, 67, 1),
+    "no row": (0, 8, 4, 1),
+    "groups": (9, 15, 21, 3),
+    "wide groups": (33, 70, 134, 2),
 }
 
 
@@ -261,21 +263,22 @@ def _windows(input: Any, output: Any, window: Any, counted: Any) -> dict[Op, Any
     return cases
 
 
-def _linear(layer: tuple[int, int, int]) -> dict[Op, Any]:
-    rows, c, k = layer
+def _linear(layer: tuple[int, int, int, int]) -> dict[Op, Any]:
+    rows, c, k, groups = layer
+    weight = (k, c // groups)
 
     def forward(activation, bias):
         def make(dtype, form):
             b = draw((k,), dtype, form) if bias else None
-            return (draw((rows, c), dtype, form), draw((k, c), dtype, form), b, activation)
+            return (draw((rows, c), dtype, form), draw(weight, dtype, form), b, groups, activation)
 
         return make
 
     return {
         (linear.LINEAR, ""): forward("none", False),
         (linear.LINEAR, ", bias, ReLU"): forward("relu", True),
-        (linear.LINEAR_INPUT_GRAD, ""): lambda d, f: (draw((rows, k), d, f), draw((k, c), d, f)),
-        (linear.LINEAR_WEIGHT_GRAD, ""): lambda d, f: (draw((rows, k), d, f), draw((rows, c), d, f)),
+        (linear.LINEAR_INPUT_GRAD, ""): lambda d, f: (draw((rows, k), d, f), draw(weight, d, f), groups),
+        (linear.LINEAR_WEIGHT_GRAD, ""): lambda d, f: (draw((rows, k), d, f), draw((rows, c), d, f), groups),
     }
 
 

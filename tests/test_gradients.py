@@ -54,7 +54,9 @@ for label, layer in POOLS.items():
 for label, (shape, output) in ADAPTIVES.items():
     for name in ("adaptive_max_pool2d", "adaptive_avg_pool2d"):
         FUNCTIONS[f"{name} {label}"] = Pair(getattr(functional, name), getattr(F, name), (shape,), (output,))
-for label, (m, c, k) in LINEARS.items():
+for label, (m, c, k, groups) in LINEARS.items():
+    if groups > 1:  # not of the public functions
+        continue
     shapes = ((m, c), (k, c), (k,))
     FUNCTIONS[f"linear {label}"] = Pair(functional.linear, F.linear, shapes, ())
     FUNCTIONS[f"linear_relu {label}"] = Pair(functional.linear_relu, F.linear, shapes, (), True)
@@ -114,9 +116,10 @@ def points(pair, device):
 
 @pytest.mark.parametrize("label", CHECKED)
 def test_gradcheck(label, device):
-    """Numerical differentiation in float64."""
+    """Numerical differentiation in float64, backward and forward, one by one and in batches."""
     pair = FUNCTIONS[label]
-    assert torch.autograd.gradcheck(lambda *t: pair.ours(*t, *pair.rest), points(pair, device), fast_mode=True)
+    every = dict.fromkeys(("check_forward_ad", "check_batched_grad", "check_batched_forward_grad"), True)
+    assert torch.autograd.gradcheck(lambda *t: pair.ours(*t, *pair.rest), points(pair, device), fast_mode=True, **every)
 
 
 @pytest.mark.cover
