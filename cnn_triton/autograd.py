@@ -19,39 +19,38 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from .kernels import avg_pool2d, epilogue, max_pool2d, unpool2d
-from .kernels import conv2d as conv
-from .kernels import linear as dense
+from .kernels import epilogue
+from .kernels.avg_pool2d import AVG_POOL2D, AVG_POOL2D_INPUT_GRAD
+from .kernels.conv2d import CONV2D, CONV2D_INPUT_GRAD, CONV2D_WEIGHT_GRAD
+from .kernels.linear import LINEAR, LINEAR_INPUT_GRAD, LINEAR_WEIGHT_GRAD, images
+from .kernels.max_pool2d import MAX_POOL2D, MAX_POOL2D_AT_WINNER, MAX_POOL2D_INPUT_GRAD
 from .kernels.op import Op, channels_last
 from .kernels.precision import accumulator
+from .kernels.unpool2d import MAX_UNPOOL2D, MAX_UNPOOL2D_INPUT_GRAD
 from .ops import batched, operator
 
-_conv2d, _conv2d_input_grad, _conv2d_weight_grad = map(
-    operator, (conv.CONV2D, conv.CONV2D_INPUT_GRAD, conv.CONV2D_WEIGHT_GRAD)
-)
-_linear, _linear_input_grad, _linear_weight_grad = map(
-    operator, (dense.LINEAR, dense.LINEAR_INPUT_GRAD, dense.LINEAR_WEIGHT_GRAD)
-)
+_conv2d, _conv2d_input_grad, _conv2d_weight_grad = map(operator, (CONV2D, CONV2D_INPUT_GRAD, CONV2D_WEIGHT_GRAD))
+_linear, _linear_input_grad, _linear_weight_grad = map(operator, (LINEAR, LINEAR_INPUT_GRAD, LINEAR_WEIGHT_GRAD))
 _activation_grad, _bias_grad = operator(epilogue.ACTIVATION_GRAD), operator(epilogue.BIAS_GRAD)
 _max_pool2d, _max_pool2d_input_grad, _max_pool2d_at_winner = map(
-    operator, (max_pool2d.MAX_POOL2D, max_pool2d.MAX_POOL2D_INPUT_GRAD, max_pool2d.MAX_POOL2D_AT_WINNER)
+    operator, (MAX_POOL2D, MAX_POOL2D_INPUT_GRAD, MAX_POOL2D_AT_WINNER)
 )
-_max_unpool2d, _max_unpool2d_input_grad = map(operator, (unpool2d.MAX_UNPOOL2D, unpool2d.MAX_UNPOOL2D_INPUT_GRAD))
-_avg_pool2d, _avg_pool2d_input_grad = operator(avg_pool2d.AVG_POOL2D), operator(avg_pool2d.AVG_POOL2D_INPUT_GRAD)
+_max_unpool2d, _max_unpool2d_input_grad = map(operator, (MAX_UNPOOL2D, MAX_UNPOOL2D_INPUT_GRAD))
+_avg_pool2d, _avg_pool2d_input_grad = map(operator, (AVG_POOL2D, AVG_POOL2D_INPUT_GRAD))
 
 
 class Function(torch.autograd.Function):
     """A Function that calls the operator `OP`, by the operator's names of arguments. Its result is linear in the first
-    argument, and in each of the first `LINEAR` with the others kept; what else it depends on, `tangent` says."""
+    argument, and in each of the first `PARTS` with the others kept; what else it depends on, `tangent` says."""
 
     OP: Op
-    LINEAR = 1
+    PARTS = 1
 
     @classmethod
     def tangent(cls, inputs, outputs, tangents):
         """The derivative along `tangents`, one for each of the inputs, or None: Σ of the function with one argument
         replaced by its tangent."""
-        steps = [(i, tangent) for i, tangent in enumerate(tangents[: cls.LINEAR]) if tangent is not None]
+        steps = [(i, tangent) for i, tangent in enumerate(tangents[: cls.PARTS]) if tangent is not None]
         terms = [apply(cls, *inputs[:i], tangent, *inputs[i + 1 :]) for i, tangent in steps]
         return terms[0] if len(terms) == 1 else _total(*terms)
 
@@ -154,7 +153,7 @@ def _through_epilogue(ctx, grad, output, has_bias):
 class Product(Function):
     """y = act(product(x, w) + b)."""
 
-    LINEAR = 2
+    PARTS = 2
     PIXELS = (1, 1)  # b's shape is (K, *PIXELS)
 
     @classmethod
@@ -168,7 +167,7 @@ class Product(Function):
 class Conv2d(Product):
     """y = act(conv(x, w) + b)."""
 
-    OP = conv.CONV2D
+    OP = CONV2D
 
     @staticmethod
     def forward(input, weight, bias, stride, padding, dilation, groups, padding_mode, activation):
@@ -197,8 +196,8 @@ class Conv2d(Product):
 class Conv2dInputGrad(Function):
     """dx = input_grad(dy, w) + b: a transposed convolution of dy."""
 
-    OP = conv.CONV2D_INPUT_GRAD
-    LINEAR = 2
+    OP = CONV2D_INPUT_GRAD
+    PARTS = 2
 
     @classmethod
     def tangent(cls, inputs, outputs, tangents):
@@ -230,8 +229,8 @@ class Conv2dInputGrad(Function):
 class Conv2dWeightGrad(Function):
     """dw = weight_grad(dy, x)."""
 
-    OP = conv.CONV2D_WEIGHT_GRAD
-    LINEAR = 2
+    OP = CONV2D_WEIGHT_GRAD
+    PARTS = 2
 
     @staticmethod
     def forward(grad, input, weight_size, stride, padding, dilation, groups, padding_mode, last):
@@ -256,7 +255,7 @@ class Conv2dWeightGrad(Function):
 class Linear(Product):
     """y = act(x · wᵀ + b), for rows x."""
 
-    OP = dense.LINEAR
+    OP = LINEAR
     PIXELS = ()
 
     @staticmethod
@@ -272,8 +271,8 @@ class Linear(Product):
     @staticmethod
     def backward(ctx, grad):
         input, weight, output = ctx.saved_tensors
-        output = None if output is None else dense.images(output)
-        grad, bias = _through_epilogue(ctx, dense.images(grad), output, ctx.needs_input_grad[2])
+        output = None if output is None else images(output)
+        grad, bias = _through_epilogue(ctx, images(grad), output, ctx.needs_input_grad[2])
         grad = grad[:, :, 0, 0]
         dx = apply(LinearInputGrad, grad, weight, ctx.groups) if ctx.needs_input_grad[0] else None
         dw = apply(LinearWeightGrad, grad, input, ctx.groups) if ctx.needs_input_grad[1] else None
@@ -283,8 +282,8 @@ class Linear(Product):
 class LinearInputGrad(Function):
     """dx = dy · w."""
 
-    OP = dense.LINEAR_INPUT_GRAD
-    LINEAR = 2
+    OP = LINEAR_INPUT_GRAD
+    PARTS = 2
 
     @staticmethod
     def forward(grad, weight, groups):
@@ -306,8 +305,8 @@ class LinearInputGrad(Function):
 class LinearWeightGrad(Function):
     """dw = dyᵀ · x."""
 
-    OP = dense.LINEAR_WEIGHT_GRAD
-    LINEAR = 2
+    OP = LINEAR_WEIGHT_GRAD
+    PARTS = 2
 
     @staticmethod
     def forward(grad, input, groups):
@@ -329,7 +328,7 @@ class LinearWeightGrad(Function):
 class MaxPool2d(Function):
     """(maximum, winning tap, winning pixel) of each window; only the first is differentiable."""
 
-    OP = max_pool2d.MAX_POOL2D
+    OP = MAX_POOL2D
 
     @classmethod
     def tangent(cls, inputs, outputs, tangents):
@@ -359,7 +358,7 @@ class MaxPool2d(Function):
 class MaxPool2dInputGrad(Function):
     """dx: each output's gradient at its winner."""
 
-    OP = max_pool2d.MAX_POOL2D_INPUT_GRAD
+    OP = MAX_POOL2D_INPUT_GRAD
 
     @staticmethod
     def forward(grad, winner, input_size, window, last):
@@ -379,7 +378,7 @@ class MaxPool2dInputGrad(Function):
 class MaxPool2dAtWinner(Function):
     """y = x at each window's winner."""
 
-    OP = max_pool2d.MAX_POOL2D_AT_WINNER
+    OP = MAX_POOL2D_AT_WINNER
 
     @staticmethod
     def forward(input, winner, window):
@@ -400,7 +399,7 @@ class MaxPool2dAtWinner(Function):
 class MaxUnpool2d(Function):
     """y: each value at its place, 0 elsewhere."""
 
-    OP = unpool2d.MAX_UNPOOL2D
+    OP = MAX_UNPOOL2D
 
     @staticmethod
     def forward(input, indices, output_size):
@@ -419,7 +418,7 @@ class MaxUnpool2d(Function):
 class MaxUnpool2dInputGrad(Function):
     """dx = dy at each value's place."""
 
-    OP = unpool2d.MAX_UNPOOL2D_INPUT_GRAD
+    OP = MAX_UNPOOL2D_INPUT_GRAD
 
     @staticmethod
     def forward(grad, indices):
@@ -445,7 +444,7 @@ class MaxUnpool2dInputGrad(Function):
 class AvgPool2d(Function):
     """Average of each window."""
 
-    OP = avg_pool2d.AVG_POOL2D
+    OP = AVG_POOL2D
 
     @staticmethod
     def forward(input, output_size, window, count_include_pad, divisor_override):
@@ -464,7 +463,7 @@ class AvgPool2d(Function):
 class AvgPool2dInputGrad(Function):
     """dx: each output's gradient, spread over its window."""
 
-    OP = avg_pool2d.AVG_POOL2D_INPUT_GRAD
+    OP = AVG_POOL2D_INPUT_GRAD
 
     @staticmethod
     def forward(grad, input_size, window, count_include_pad, divisor_override, last):

@@ -53,7 +53,7 @@ def _overridable(function: Callable[_P, _T]) -> Callable[_P, _T]:
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         given = (*args, *kwargs.values()) if kwargs else args
         if has_torch_function(given):
-            return handle_torch_function(call, given, *args, **kwargs)  # type: ignore[no-any-return]
+            return handle_torch_function(call, given, *args, **kwargs)  # type: ignore[no-any-return, unused-ignore]
         return function(*args, **kwargs)
 
     return call
@@ -566,7 +566,7 @@ def _dense(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
     if bias is not None and bias.numel() == 1 and weight.dim() == 2:
         bias = bias.reshape(1).expand(weight.shape[0])
     rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
-    y = autograd.linear(rows, weight, bias, 1, activation)
+    y: torch.Tensor = autograd.linear(rows, weight, bias, 1, activation)
     return y.view(*input.shape[:-1], weight.shape[0])
 
 
