@@ -566,8 +566,8 @@ def _dense(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
     if bias is not None and bias.numel() == 1 and weight.dim() == 2:
         bias = bias.reshape(1).expand(weight.shape[0])
     rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
-    y: torch.Tensor = autograd.linear(rows, weight, bias, 1, activation)
-    return y.view(*input.shape[:-1], weight.shape[0])
+    result: torch.Tensor = autograd.linear(rows, weight, bias, 1, activation)
+    return result.view(*input.shape[:-1], weight.shape[0])
 
 
 def _on_aten(input: torch.Tensor) -> bool:
