@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import functional, nn
     from .ahead import warmup
+    from .convert import convert, revert
     from .dispatch import backend, launches, where
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "backend", "functional", "launches", "nn", "warmup", "where"]
+__all__ = ["__version__", "backend", "convert", "functional", "launches", "nn", "revert", "warmup", "where"]
 
-_FROM = {"backend": ".dispatch", "launches": ".dispatch", "warmup": ".ahead", "where": ".dispatch"}
+_FROM = {
+    "backend": ".dispatch", "convert": ".convert", "launches": ".dispatch", "revert": ".convert", "warmup": ".ahead",
+    "where": ".dispatch",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
