@@ -8,6 +8,7 @@ import functools
 import math
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Set
@@ -190,6 +191,8 @@ def train_on(run: "Run | Onlooker", trainer: "Trainer", out: Path, going_on: boo
             except (Diverged, OSError) as error:
                 fail(f"{error}; {out} keeps the state after epoch {run.saved}")
             except KeyboardInterrupt:
+                if launched():  # and torchrun passes on what a terminal has sent already
+                    signal.signal(signal.SIGINT, signal.SIG_IGN)
                 fail(f"interrupted; go on with --out {out} --resume, after epoch {run.saved}")
             progress.on_epoch(epoch)
 
