@@ -57,6 +57,9 @@ Where = Annotated[Device, typer.Option(help="auto: a CUDA GPU if there is one, e
 Kind = Annotated[Dtype, typer.Option(help="Of weights and activations.")]
 Out = Annotated[Path | None, typer.Option(help="The run's folder; a new one in runs/ unless given.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or begin it if none is there.")]
+Sharded = Annotated[
+    bool, typer.Option("--fsdp", help="Under torchrun: split weights and optimizer among the processes (FSDP2).")
+]
 Run = Annotated[Path, typer.Argument(help="Folder that `train` wrote.")]
 Images = Annotated[
     list[Path], typer.Argument(help="Image files, as those of the training: white digits on black, say.")
@@ -78,13 +81,17 @@ def train(
     dtype: Kind = Dtype.float32,
     out: Out = None,
     resume: Resume = False,
+    fsdp: Sharded = False,
 ) -> None:
-    """Trains a network on images, every layer a Triton kernel; keeps weights, figures and a page of pictures."""
+    """Trains a network on images, every layer a Triton kernel; keeps weights, figures and a page of pictures.
+
+    Under torchrun, its processes share every batch.
+    """
     given = {
         name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     }
     folder = train_run(
-        out, device, resume, given,
+        out, device, resume, fsdp, given,
         data=data, model=model.value, size=size,
         epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, dtype=dtype.value,
     )  # fmt: skip

@@ -3,10 +3,12 @@
 PyTorch and Triton are imported once it is known where to run.
 """
 
+import contextlib
 import functools
 import math
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Set
@@ -20,8 +22,9 @@ if TYPE_CHECKING:
     import torch
 
     from .data import ImageSet
+    from .distributed import Processes
     from .models import Classifier
-    from .runs import Run
+    from .runs import Onlooker, Run
     from .training import Config, Trainer
 
 __all__ = ["choose", "fail", "free_folder", "guarded", "open_data", "open_run", "run_data", "train_run", "write_report"]
@@ -33,8 +36,23 @@ T = TypeVar("T")
 
 def fail(reason: object) -> NoReturn:
     """Ends the command: one line on the error stream, exit code 2."""
-    sys.stderr.write(f"error: {' '.join(str(reason).split())}\n")
+    if first_to("fail"):  # the others end because of the same
+        sys.stderr.write(f"error: {' '.join(str(reason).split())}\n")
     raise typer.Exit(2)
+
+
+def launched() -> bool:
+    """Did torchrun start this process, with others?"""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def first_to(do: str) -> bool:
+    """Is this process the first of a training's to do something that is to be done once?"""
+    if not launched():
+        return True
+    from . import distributed
+
+    return distributed.first_to(do)
 
 
 def guarded(command: Callable[P, T]) -> Callable[P, T]:
@@ -47,6 +65,8 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
         except OSError as error:
             fail(error)
         except (MemoryError, RuntimeError) as error:
+            if re.search("(closed|reset) by peer", str(error)):
+                fail("another process of this training has ended; what it said of it, and torchrun's summary, say why")
             if isinstance(error, RuntimeError) and not re.search("allocate memory|out of memory", str(error)):
                 raise
             fail(f"not enough memory ({str(error)[:200]}); smaller images or a smaller --batch-size need less")
@@ -67,7 +87,14 @@ def choose(device: str) -> "torch.device":
         os.environ.setdefault("TRITON_INTERPRET", "1")
         warnings.filterwarnings("ignore", "(overflow|invalid value) encountered", RuntimeWarning)  # NumPy's, in there
         return torch.device("cpu")
-    return torch.device("cuda")
+    if not launched():
+        return torch.device("cuda")
+    own, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if own >= there:
+        fail(
+            f"--device cuda: torchrun starts more processes here than there are GPUs; --nproc-per-node={there} would do"
+        )
+    return torch.device("cuda", own)
 
 
 def open_data(source: str, seed: int, size: tuple[int, int] | None) -> "ImageSet":
@@ -81,7 +108,8 @@ def open_data(source: str, seed: int, size: tuple[int, int] | None) -> "ImageSet
         except ValueError as error:
             fail(f"--data {error}")
     for warning in said:
-        sys.stderr.write(f"warning: {warning.message}\n")
+        if first_to(f"warn: {warning.message}"):
+            sys.stderr.write(f"warning: {warning.message}\n")
     return images
 
 
@@ -96,12 +124,18 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def train_run(
-    out: Path | None, device: str, resume: bool = False, given: Set[str] = frozenset(), **options: Any
+    out: Path | None,
+    device: str,
+    resume: bool = False,
+    fsdp: bool = False,
+    given: Set[str] = frozenset(),
+    **options: Any,
 ) -> Path:
     """Trains, or goes on with a training, and writes its report; returns the run's folder.
 
     options: data, model, size, epochs, batch_size, lr, seed, dtype
     given: those that do not just stand at their defaults; a run that is gone on with must have been begun with them
+    Of the processes that torchrun started, all train, the first one writes, and only in the first one this returns.
     """
     if not (options["lr"] > 0 and math.isfinite(options["lr"])):
         fail(f"--lr must be a positive number, but got {options['lr']}")
@@ -110,54 +144,73 @@ def train_run(
         options["data"] = str(Path(options["data"]).resolve())
     if resume and out is None:
         fail("--resume needs --out, the folder of the run to go on with")
+    if fsdp and not launched():
+        fail(
+            "--fsdp shares a training among processes, but this is one alone; torchrun --no-python cnn-triton train ..."
+        )
     out = out or free_folder(f"{Path(options['data']).name}-{options['model']}")
     if Path(options["data"]) in out.resolve().parents:
         fail(f"--out {out}: it is inside --data, where a folder is a class; name one elsewhere")
     where = choose(device)
+    from . import runs
+    from .distributed import Processes, joined
+
+    with joined(where, fsdp) if launched() else contextlib.nullcontext(Processes()) as processes:
+        out, going_on = processes.told((out, resume and runs.is_run(out)))
+        run, trainer = open_training(out, where, processes, going_on, given, options)
+        train_on(run, trainer, out, going_on)
+    if not isinstance(run, runs.Run):
+        raise typer.Exit
+    counts = runs.launch_counts(run.epochs)
+    by_operator = ", ".join(f"{name} {number}" for name, number in counts.items() if number)
+    print(f"Kernel launches: {sum(counts.values())} ({by_operator})")
+    write_report(out, open_run(out, where)[0], trainer.config, trainer.data, where)
+    run.close()
+    print(f"test accuracy: {float(run.epochs[-1]['test_accuracy']):.3f}")
+    return out
+
+
+def train_on(run: "Run | Onlooker", trainer: "Trainer", out: Path, going_on: bool) -> None:
+    """The epochs that are left, each saved."""
     import cnn_triton
 
-    from .runs import is_run, launch_counts
     from .terminal import TrainingProgress
     from .training import Diverged
 
-    going_on = resume and is_run(out)
-    run, trainer = open_training(out, where, going_on, given, options)
     epochs, images = trainer.config.epochs, len(trainer.data.train_labels)
-    print(f"Layers run as {cnn_triton.where(where)}.")
+    print(f"Layers run as {cnn_triton.where(trainer.device)}.")
     if going_on:
         print(f"Going on after epoch {trainer.epoch} of {epochs}.")
-    print(f"Training on {images} images for {epochs} epochs, batches of {trainer.config.batch_size}.")
+    shared = f", shared by {trainer.processes.kind}" if trainer.processes.size > 1 else ""
+    print(f"Training on {images} images for {epochs} epochs, batches of {trainer.config.batch_size}{shared}.")
     with TrainingProgress(epochs, trainer.epoch, images) as progress:
         while trainer.epoch < epochs:
             try:
                 epoch = trainer.run_epoch(progress.on_batch)
                 run.add(epoch, trainer)
             except (Diverged, OSError) as error:
-                fail(f"{error}; {out} keeps the state after epoch {len(run.epochs)}")
+                fail(f"{error}; {out} keeps the state after epoch {run.saved}")
             except KeyboardInterrupt:
-                fail(f"interrupted; go on with --out {out} --resume, after epoch {len(run.epochs)}")
+                if launched():  # and torchrun passes on what a terminal has sent already
+                    signal.signal(signal.SIGINT, signal.SIG_IGN)
+                fail(f"interrupted; go on with --out {out} --resume, after epoch {run.saved}")
             progress.on_epoch(epoch)
-    counts = launch_counts(run.epochs)
-    by_operator = ", ".join(f"{name} {number}" for name, number in counts.items() if number)
-    print(f"Kernel launches: {sum(counts.values())} ({by_operator})")
-    write_report(out, trainer.model, trainer.config, trainer.data, where)
-    run.close()
-    print(f"test accuracy: {float(run.epochs[-1]['test_accuracy']):.3f}")
-    return out
 
 
 def open_training(
-    out: Path, where: "torch.device", going_on: bool, given: Set[str], options: dict[str, Any]
-) -> tuple["Run", "Trainer"]:
-    """A new run, or the one that is gone on with, and its trainer."""
+    out: Path, where: "torch.device", processes: "Processes", going_on: bool, given: Set[str], options: dict[str, Any]
+) -> tuple["Run | Onlooker", "Trainer"]:
+    """A new run, or the one that is gone on with, and its trainer. The folder is the first process's alone."""
     from . import runs
     from .training import Config, Trainer, build
 
-    if not going_on and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    writes = processes.first
+    if writes and not going_on and out.exists() and (not out.is_dir() or any(out.iterdir())):
         fail(f"--out {out}: it is there already, and nothing is overwritten; name a new folder, or --resume a run")
     try:
-        if going_on:
-            config = runs.read_config(out)
+        begun = processes.told(runs.read_config(out) if writes and going_on else None)
+        if begun:
+            config = begun
             refuse_changes(config, {name: options[name] for name in given & options.keys() - {"data"}}, out)
             source = options["data"] if "data" in given else config.data  # the images may have moved
             data = open_data(source, config.seed, (config.height, config.width))
@@ -166,8 +219,12 @@ def open_training(
         else:
             data = open_data(options["data"], options["seed"], options["size"])
             settings = {name: value for name, value in options.items() if name not in ("data", "model", "size")}
-            config = Config.of(options["model"], options["data"], data, **settings)
-        trainer = Trainer(build(config, where), data, config, where)
+            config = processes.told(Config.of(options["model"], options["data"], data, **settings))
+            if data.digest != config.digest:
+                fail(f"--data {options['data']}: these are not the images that the first process has")
+        trainer = Trainer(build(config, where), data, config, where, processes)
+        if not writes:
+            return runs.Onlooker(trainer, going_on), trainer
         return runs.Run.resume(out, trainer) if going_on else runs.Run.create(out, trainer), trainer
     except (OSError, ValueError) as error:
         fail(f"--out {out}: {error}")

@@ -32,7 +32,9 @@ from safetensors.torch import save as save_weights
 from .models import Classifier
 from .training import LEAST_STD, Config, Epoch, Trainer, build
 
-__all__ = ["METRICS", "REPORT", "Run", "is_run", "launch_counts", "load", "read_config", "read_metrics", "replace"]
+__all__ = [
+    "METRICS", "REPORT", "Onlooker", "Run", "is_run", "launch_counts", "load", "read_config", "read_metrics", "replace",
+]  # fmt: skip
 
 CONFIG, WEIGHTS, METRICS, STATE, REPORT = (
     "config.json", "model.safetensors", "metrics.csv", "training.pt", "report.html"
@@ -80,7 +82,8 @@ class Run:
         for left in folder.glob(f"{_UNFINISHED}*"):
             left.unlink()
         try:
-            trainer.load_state_dict(torch.load(folder / STATE, map_location="cpu", weights_only=True))
+            state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+            trainer.load_state_dict(state)
         except OSError:
             raise
         except Exception as error:  # whatever a torn file or a stranger's makes of torch.load
@@ -88,6 +91,7 @@ class Run:
         rows = read_metrics(folder)
         if len(rows) < trainer.epoch:
             raise ValueError(f"{folder / METRICS}: has {len(rows)} epochs, but {STATE} is of epoch {trainer.epoch}")
+        trainer.processes.told(state)
         run._save(trainer, rows[: trainer.epoch])
         return run
 
@@ -109,12 +113,34 @@ class Run:
         torch.save(trainer.state_dict(), state)
         replace(self.folder / STATE, state.getvalue())
         self.epochs = epochs  # from here on this is where a continued training starts
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in trainer.model.state_dict().items()}
-        replace(self.folder / WEIGHTS, save_weights(weights))
+        replace(self.folder / WEIGHTS, save_weights(trainer.model_weights()))
+
+    @property
+    def saved(self) -> int:
+        """Number of epochs after which a continued training starts."""
+        return len(self.epochs)
 
     def close(self) -> None:
         """Lets other processes write to the folder."""
         self._lock.close()
+
+
+class Onlooker:
+    """What the other processes of a training have for the first one's Run: they take and give their parts of it."""
+
+    def __init__(self, trainer: Trainer, going_on: bool) -> None:
+        if going_on:
+            trainer.load_state_dict(trainer.processes.told({}))
+        self._give(trainer)
+
+    def add(self, epoch: Epoch, trainer: Trainer) -> None:
+        """Hands over what the first process saves."""
+        self._give(trainer)
+
+    def _give(self, trainer: Trainer) -> None:
+        trainer.state_dict()
+        trainer.model_weights()
+        self.saved = trainer.epoch
 
 
 def _locked(folder: Path) -> Any:

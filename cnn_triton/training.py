@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from .data import ImageSet
 from .dispatch import launches
+from .distributed import Processes
 from .models import MODELS, Classifier
 
 __all__ = ["DTYPES", "Config", "Diverged", "Epoch", "Trainer", "build", "evaluate", "normalised", "probabilities"]
@@ -19,6 +20,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.f
 
 
 LEAST_STD = 1e-6
+EVALUATED = 512  # images at a time, in each process
+ALONE = Processes()
 
 
 @dataclass(frozen=True)
@@ -94,13 +97,24 @@ class Trainer:
 
     What the rest of a training depends on is its state: state_dict() after an epoch, load_state_dict() in another
     process, and the remaining epochs give the same weights, bit for bit, as without the interruption.
+
+    Several processes share each batch and each epoch's test images. Every method is called by all of them; figures
+    and states are those of all together, whole, and fit any number of processes.
     """
 
-    def __init__(self, model: Classifier, data: ImageSet, config: Config, device: torch.device) -> None:
-        self.model, self.data, self.config, self.device = model, data, config, device
+    def __init__(
+        self,
+        model: Classifier,
+        data: ImageSet,
+        config: Config,
+        device: torch.device,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.model, self.data, self.config, self.device, self.processes = model, data, config, device, processes
         self.epoch = 0  # finished ones
         self._images, self._labels = normalised(data.train_images, config, device), data.train_labels.to(device)
         self._shuffle = torch.Generator().manual_seed(config.seed)
+        self._spread = processes.spread(model)
         self._masters = _Masters(model)
         self._optimizer = torch.optim.AdamW(self._masters.weights, lr=config.lr, weight_decay=0.01)
         steps = -(-len(self._labels) // config.batch_size) * config.epochs
@@ -114,61 +128,75 @@ class Trainer:
         """
         self.model.train()
         epoch, before = self.epoch + 1, launches()
-        start, seen, loss_sum, right = time.perf_counter(), 0, 0.0, 0
+        start, seen, loss_sum, right = time.perf_counter(), 0, 0.0, 0.0
         for batch in torch.randperm(len(self._labels), generator=self._shuffle).split(self.config.batch_size):
-            loss, correct = self._step(batch.to(self.device))
+            losses, correct = self._step(batch)
             seen += len(batch)
-            loss_sum += loss.item() * len(batch)
+            loss_sum += losses
             right += correct
-            if not loss.isfinite():
-                raise Diverged(f"the loss became {loss.item()} in epoch {epoch}; try a lower learning rate")
+            if not math.isfinite(losses):
+                raise Diverged(f"the loss became {losses / len(batch)} in epoch {epoch}; try a lower learning rate")
             on_batch(len(batch), loss_sum / seen, right / seen, seen / (time.perf_counter() - start))
         seconds = time.perf_counter() - start
-        test_loss, test_accuracy = evaluate(self.model, self.data, self.config, self.device)
-        if not (math.isfinite(test_loss) and all(weight.isfinite().all() for weight in self._masters.weights)):
+        test_loss, test_accuracy = evaluate(self.model, self.data, self.config, self.device, self.processes)
+        finite = self.processes.whole([weight.isfinite().all() for weight in self._masters.weights])
+        if not (math.isfinite(test_loss) and all(finite)):
             raise Diverged(f"the test images' loss became {test_loss} in epoch {epoch}; try a lower learning rate")
-        ran = {name: count - before.get(name, 0) for name, count in launches().items()}
+        ran = self.processes.counted({name: count - before.get(name, 0) for name, count in launches().items()})
         self.epoch = epoch
         return Epoch(
             epoch, self.config.batch_size, seen, loss_sum / seen, right / seen,
             len(self.data.test_labels), test_loss, test_accuracy, seconds, seen / seconds, ran,
         )  # fmt: skip
 
-    def _step(self, batch: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """One step of the optimizer: (loss, images classified right)."""
-        logits = self.model(self._images[batch])
-        loss = cross_entropy(logits.float(), self._labels[batch], label_smoothing=self.config.smoothing)
+    def _step(self, batch: torch.Tensor) -> list[float]:
+        """One step of the optimizer: (sum of the images' losses, images classified right)."""
+        own = self.processes.share(batch).to(self.device)
+        logits, labels = self._spread(self._images[own]), self._labels[own]
+        loss = _loss(logits.float(), labels, self.config)
         self.model.zero_grad()
-        loss.backward()
+        # The mean of the processes' gradients is to be that of the batch's mean loss, however uneven the shares are.
+        (loss * (len(own) * self.processes.size / len(batch))).backward()
         self._masters.take_gradients()
         self._optimizer.step()
         self._masters.give_weights()
         self._schedule.step()
-        return loss.detach(), int((logits.argmax(1) == self._labels[batch]).sum())
+        return self.processes.totals(loss.item() * len(own), int((logits.argmax(1) == labels).sum()))
+
+    def model_weights(self) -> dict[str, torch.Tensor]:
+        """The model's state_dict, on the CPU."""
+        whole = self.processes.whole(self.model.state_dict())
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the remaining epochs depend on, of tensors, numbers and texts."""
         return {
             "config": asdict(self.config),
             "epoch": self.epoch,
-            "weights": [weight.detach() for weight in self._masters.weights],
-            "optimizer": self._optimizer.state_dict(),
+            "weights": self.processes.whole([weight.detach() for weight in self._masters.weights]),
+            "optimizer": self.processes.whole(self._optimizer.state_dict()),
             "schedule": self._schedule.state_dict(),
             "shuffle": self._shuffle.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state. Errors: KeyError, TypeError, ValueError, RuntimeError for one of another training."""
+        """Goes on from a state. Errors: LookupError, TypeError, ValueError, RuntimeError for another's."""
         if state["config"] != asdict(self.config):
             raise ValueError("it is of another configuration")
         if type(state["epoch"]) is not int or not 0 <= state["epoch"] <= self.config.epochs:
             raise ValueError(f"it is of epoch {state['epoch']!r}")
+        placed = self.processes.placed
         for weight, value in zip(self._masters.weights, state["weights"], strict=True):
             if weight.shape != value.shape:
                 raise ValueError(f"weights of {tuple(value.shape)} do not fit the model's {tuple(weight.shape)}")
-            weight.detach().copy_(value)
+            weight.detach().copy_(placed(value, weight))
         self._masters.give_weights()
-        self._optimizer.load_state_dict(state["optimizer"])
+        optimizer = state["optimizer"]
+        moments = {  # and numbers of steps, which are not split
+            n: {name: placed(value, self._masters.weights[n]) if value.dim() else value for name, value in own.items()}
+            for n, own in optimizer["state"].items()
+        }
+        self._optimizer.load_state_dict({**optimizer, "state": moments})
         self._schedule.load_state_dict(state["schedule"])
         self._shuffle.set_state(state["shuffle"])
         self.epoch = state["epoch"]
@@ -198,20 +226,34 @@ class _Masters:
                     own.copy_(weight)
 
 
-def _logits(model: Classifier, images: torch.Tensor, config: Config, device: torch.device) -> torch.Tensor:
-    """Logits (N, classes), float32 on the CPU, of images in [0, 1]."""
+def _loss(logits: torch.Tensor, labels: torch.Tensor, config: Config) -> torch.Tensor:
+    """The mean cross entropy of smoothed labels; 0 of no images, whose gradient is 0 too."""
+    reduction = "mean" if len(labels) else "sum"
+    return cross_entropy(logits, labels, label_smoothing=config.smoothing, reduction=reduction)
+
+
+def _logits(model: Classifier, batches: Iterable[torch.Tensor], config: Config, device: torch.device) -> torch.Tensor:
+    """Logits (N, classes), float32 on the CPU, of batches of images in [0, 1]."""
     model.eval()
     with torch.no_grad():
-        return torch.cat([model(normalised(batch, config, device)).float().cpu() for batch in images.split(512)])
+        return torch.cat([model(normalised(batch, config, device)).float().cpu() for batch in batches])
 
 
 def probabilities(model: Classifier, images: torch.Tensor, config: Config, device: torch.device) -> torch.Tensor:
     """Class probabilities (N, classes), float32 on the CPU, of images in [0, 1]."""
-    return _logits(model, images, config, device).softmax(1)
+    return _logits(model, images.split(EVALUATED), config, device).softmax(1)
 
 
-def evaluate(model: Classifier, data: ImageSet, config: Config, device: torch.device) -> tuple[float, float]:
-    """The test images' (loss, accuracy)."""
-    logits = _logits(model, data.test_images, config, device)
-    loss = cross_entropy(logits, data.test_labels, label_smoothing=config.smoothing)
-    return loss.item(), (logits.argmax(1) == data.test_labels).float().mean().item()
+def evaluate(
+    model: Classifier, data: ImageSet, config: Config, device: torch.device, processes: Processes = ALONE
+) -> tuple[float, float]:
+    """The test images' (loss, accuracy); each process sees a share of them."""
+    images, labels = (
+        [processes.share(batch) for batch in whole.split(EVALUATED * processes.size)]
+        for whole in (data.test_images, data.test_labels)
+    )
+    logits, own = _logits(model, images, config, device), torch.cat(labels)
+    loss = _loss(logits, own, config).item() * len(own)
+    losses, right = processes.totals(loss, int((logits.argmax(1) == own).sum()))
+    count = len(data.test_labels)
+    return losses / count, torch.tensor(right / count).item()  # as a mean in float32

@@ -31,7 +31,7 @@ LAYERS = [  # each may import from those before it, and from its own line
     ("cnn_triton/fused.py",),
     ("cnn_triton/convert.py",),
     ("cnn_triton/pages/__init__.py", "cnn_triton/pictures.py", "cnn_triton/data.py"),
-    ("cnn_triton/models.py", "cnn_triton/anatomy.py"),
+    ("cnn_triton/models.py", "cnn_triton/anatomy.py", "cnn_triton/distributed.py"),
     ("cnn_triton/training.py",),
     ("cnn_triton/runs.py", "cnn_triton/terminal.py"),
     ("cnn_triton/report.py", "cnn_triton/photograph.py"),
