@@ -158,11 +158,11 @@ class _Fused:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Its class is not to be found under a name: it is made anew from the original."""
-        return _rebuilt, (self._original, self.__getstate__())  # type: ignore[attr-defined]
+        return _rebuilt, (self._original, self.__getstate__())
 
 
 def _rebuilt(kind: type, state: Any) -> torch.nn.Module:
-    module: torch.nn.Module = kind.__new__(kind)
+    module: torch.nn.Module = object.__new__(kind)
     module.__setstate__(state)
     _fuse(module, "", {})
     return module

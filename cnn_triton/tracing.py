@@ -94,7 +94,7 @@ def _structure(module: torch.nn.Module, graph: fx.Graph) -> Iterator[Granted]:
 class _Input(fx.Proxy):
     """A value of the trace, whose type forward must not ask for, and which may be changed in place."""
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         if _is_users(sys._getframe(1)):
             raise Untraceable("it asks for the type of its input")
@@ -136,8 +136,10 @@ _CALLABLES = (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleT
 _EFFECTS = {"print", "input", "open", "exec", "eval", "compile", "setattr", "delattr", "globals", "locals", "vars"}
 _PURE = {builtins, math, operator, torch._C._VariableFunctions, torch._C._nn}
 _PURE_TYPES = (str, int, float, tuple, list, dict, set, range, torch.Size, torch.Tensor)
-_TORCH = ("torch.nn.functional", "torch.functional", "torch.fx.", "torch._tensor", "torch.overrides")
-_TORCH = (*_TORCH, "torch._jit_internal", "torch.nn.modules.container", "cnn_triton.")
+_TORCH = (
+    "torch.nn.functional", "torch.functional", "torch.fx.", "torch._tensor", "torch.overrides", "torch._jit_internal",
+    "torch.nn.modules.container", "cnn_triton.",
+)  # fmt: skip
 _OF_MODULES = {"__call__", "_wrapped_call_impl", "__getattr__", "children", "named_children", "modules", "parameters"}
 _LIBRARIES = {"torch", "cnn_triton", *sys.stdlib_module_names} - {"__main__"}
 

@@ -1,0 +1,578 @@
+"""convert and revert: the same results, state and behaviour; nothing that can't be vouched for is fused, or lost."""
+
+import copy
+import io
+import pickle
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from clients import LARGE, SMALL, tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import remove_parametrizations
+
+import cnn_triton
+from checks import assert_accurate, kernels_only
+from cnn_triton import nn
+
+SWITCH = [1]
+
+
+class Net(torch.nn.Module):
+    """What a model may have: one ReLU in several places, functions, a branch on an attribute, dropout, a residual."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = torch.nn.Conv2d(4, 4, 3, padding=1, bias=False), torch.nn.BatchNorm2d(4)
+        self.relu = torch.nn.ReLU(inplace=True)
+        self.conv3, self.fc, self.fc2 = torch.nn.Conv2d(4, 6, 1), torch.nn.Linear(24, 5), torch.nn.Linear(5, 3)
+        self.p, self.down = 0.0, None
+
+    def forward(self, x):
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        y += x
+        y = F.relu(self.conv3(self.relu(y)))
+        y = F.max_pool2d(y, 2)
+        if self.down is not None:
+            y = self.down(y)
+        y = F.dropout(y, self.p, training=self.training)
+        y = F.adaptive_avg_pool2d(y, 2)
+        return self.fc2(F.relu(self.fc(torch.flatten(y, 1))))
+
+
+def settle(model):
+    """Statistics and scales of batch normalisations as after some training, not as they start."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.2)
+        if isinstance(module, torch.nn.Conv2d):  # signals that keep their size through the layers
+            torch.nn.init.kaiming_normal_(module.weight)
+    return model
+
+
+def net(device):
+    """A model and its twin, float64."""
+    model = settle(Net()).to(device, torch.float64)
+    return model, copy.deepcopy(model)
+
+
+def image(device, size=8):
+    return torch.randn(2, 1, size, size, dtype=torch.float64, device=device)
+
+
+def outcome(report, name):
+    return next((layer.outcome, layer.why) for layer in report.layers if layer.name == name)
+
+
+def agree(ours, theirs, x):
+    """Results, gradients and buffers, in both modes."""
+    for mode in (True, False):
+        ours.train(mode), theirs.train(mode)
+        a, b = ours(x), theirs(x)
+        torch.testing.assert_close(a, b)
+        grads = [torch.autograd.grad(y.square().sum(), list(m.parameters())) for y, m in ((a, ours), (b, theirs))]
+        torch.testing.assert_close(*grads)
+        torch.testing.assert_close(list(ours.buffers()), list(theirs.buffers()))
+
+
+def fused_classes(model):
+    return [module for module in model.modules() if "_original" in vars(type(module))]
+
+
+# Models of others
+
+
+def run(model, x):
+    """Logits, and every parameter's gradient of the loss."""
+    logits = tensor(model(x))
+    loss = F.cross_entropy(logits, torch.arange(len(x), device=x.device))
+    return [logits, *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+@pytest.mark.parametrize("build", [*SMALL, *LARGE], ids=lambda build: build.__name__)
+def test_client(build, device):
+    """Converted: logits and gradients in train and eval mode; its state loads into the original; reverted: the same
+    bits."""
+    model, size = build()
+    settle(model).to(device)
+    original, wide = copy.deepcopy(model), copy.deepcopy(model).double()
+    kinds = [type(module) for module in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    report = cnn_triton.convert(model)
+    assert report.count("swapped") + report.count("fused") > 5
+    convs = {name for name, module in original.named_modules() if isinstance(module, torch.nn.Conv2d)}
+    assert convs <= {layer.name for layer in report.layers if layer.outcome != "left"}
+    batches = [torch.randn(4, 3, size, size, device=device) for _ in range(2)]
+    for mode in (False, True):
+        for each in (model, original, wide):
+            each.train(mode)
+            for module in each.modules():  # what is dropped would not be the same in all three
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
+        before = cnn_triton.launches()
+        ours = [run(model, x) for x in batches]
+        ran = {name: count - before.get(name, 0) for name, count in cnn_triton.launches().items()}
+        assert min(ran["conv2d"], ran["conv2d_weight_grad"]) >= 2 * len(convs)
+        theirs, exact = [run(original, x) for x in batches], [run(wide, x.double()) for x in batches]
+        largest = max(g.abs().max() for gradients in exact for g in gradients[1:])
+        for i, values in enumerate(zip(*ours, *theirs, *exact, strict=True)):
+            a, b, right = torch.stack(values[:2]), torch.stack(values[2:4]), torch.stack(values[4:])
+            if i and right.abs().max() < 1e-9 * largest:  # of a bias before a normalisation: 0, and rounding errors
+                assert a.abs().max() < 1e-4 * largest
+            else:
+                assert_accurate(a, b, right, f"gradient {i}" if i else "logits")
+    x = batches[0]
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    original.load_state_dict(torch.load(file), strict=True)
+    model.load_state_dict(state, strict=True)
+    cnn_triton.revert(model)
+    original.load_state_dict(state, strict=True)
+    assert [type(module) for module in model.modules()] == kinds
+    model.eval(), original.eval()
+    assert torch.equal(tensor(model(x)), tensor(original(x)))
+
+
+# One by one
+
+
+def test_results_and_report(device):
+    model, twin = net(device)
+    report = cnn_triton.convert(model)
+    assert outcome(report, "conv1") == ("fused", "with bn1 and relu in eval mode")
+    assert outcome(report, "bn2") == ("fused", "into conv2 in eval mode")
+    assert outcome(report, "conv3") == ("fused", "with a relu")
+    assert outcome(report, "fc") == ("fused", "with a relu")
+    assert outcome(report, "fc2") == ("swapped", "")
+    assert outcome(report, "(model)") == ("swapped", "its calls of max_pool2d; its calls of adaptive_avg_pool2d")
+    assert str(report).splitlines()[0].split() == ["name", "kind", "outcome", "why"]
+    assert str(report).splitlines()[-1] == "2 swapped, 7 fused, 0 left"
+    agree(model, twin, image(device))
+
+
+def test_fused_is_one_kernel(device):
+    """In eval mode the normalisation and ReLU are in the convolution's kernel; in training they are not."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU()).to(device)
+    cnn_triton.convert(model.double())
+    with kernels_only("conv2d"), torch.no_grad():  # no aten ReLU either
+        model.eval()(image(device))
+    with pytest.raises(AssertionError, match="relu"), kernels_only(), torch.no_grad():
+        model.train()(image(device))
+
+
+def test_state_and_identity(device):
+    """Parameters, their names, ties, requires_grad, modes, hooks and modules themselves stay; so does state_dict."""
+    model, twin = net(device)
+    model.fc2.weight.requires_grad_(False)
+    model.tied = torch.nn.Conv2d(4, 4, 3, padding=1, bias=False, device=device, dtype=torch.float64)
+    model.tied.weight = model.conv2.weight
+    model.bn1.eval()
+    seen = []
+    model.conv3.register_forward_hook(lambda *args: seen.append("conv3"))
+    before = [(name, id(module), module.training) for name, module in model.named_modules()]
+    parameters = [(name, id(p), p.requires_grad) for name, p in model.named_parameters(remove_duplicate=False)]
+    attributes = [set(vars(module)) for module in model.modules()]
+    report = cnn_triton.convert(model)
+    assert outcome(report, "conv3") == ("swapped", "not fused with a relu: one of them has a hook")
+    assert [(name, id(module), module.training) for name, module in model.named_modules()] == before
+    assert [(n, id(p), p.requires_grad) for n, p in model.named_parameters(remove_duplicate=False)] == parameters
+    assert model.tied.weight is model.conv2.weight
+    x = image(device)
+    model(x)
+    assert seen == ["conv3"]
+    twin.load_state_dict({k: v for k, v in model.state_dict().items() if "tied" not in k}, strict=True)
+    cnn_triton.revert(model)
+    assert all(type(module).__module__ == "torch.nn.modules." + type(module).__module__.split(".")[-1]
+               for module in model.children())  # fmt: skip
+    assert type(model) is Net
+    assert [set(vars(module)) for module in model.modules()] == attributes
+    model.bn1.train(), twin.train()
+    twin.load_state_dict({k: v for k, v in model.state_dict().items() if "tied" not in k}, strict=True)
+    assert torch.equal(model(x), twin(x))
+
+
+@pytest.mark.parametrize("name", ["conv1", "bn1", "relu", "conv3", "fc"])
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])
+def test_hooks_after_conversion(name, kind, device):
+    """Each sees what it would see in the original."""
+    seen = []
+    models = net(device)
+    cnn_triton.convert(models[0])
+    x = image(device)
+    for model in models:
+        model.eval()
+        if kind == "full_backward":
+            model.relu.inplace = False  # PyTorch's own condition
+        found = []
+
+        def hook(module, *given, found=found):
+            found.append([t.detach().clone() for each in given for t in (each if isinstance(each, tuple) else (each,))])
+
+        getattr(model.get_submodule(name), f"register_{kind}_hook")(hook)
+        model(x).square().sum().backward()
+        seen.append(found)
+    assert seen[0]
+    torch.testing.assert_close(*seen)
+
+
+def test_attributes_that_change(device):
+    """What a trace relies on is compared at every call."""
+    model, twin = net(device)
+    cnn_triton.convert(model)
+    x = image(device)
+    for each in (model, twin):
+        each.down = torch.nn.AvgPool2d(2)
+    agree(model, twin, x)
+    for each in (model, twin):
+        each.down = None
+        each.p = 1.0
+    agree(model, twin, x)
+    for each in (model, twin):
+        each.p = 0.0
+        each.relu = torch.nn.Identity()
+        each.bn2 = torch.nn.Identity()
+    agree(model, twin, x)
+
+
+def test_a_longer_sequential(device):
+    """Layers that are appended, inserted or replaced later run."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten()).to(device).double()
+    twin = copy.deepcopy(model)
+    cnn_triton.convert(model)
+    for each in (model, twin):
+        each.append(torch.nn.Softmax(1))
+        each[1] = torch.nn.Sigmoid()
+    agree(model, twin, image(device))
+
+
+class Reads(torch.nn.Module):
+    """A convolution and a ReLU, whose forward does something that a trace can't repeat."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.calls, self.scales = torch.nn.Conv2d(1, 2, 3), 0, [1.0]
+        self.kept = None
+
+    def act(self, y):
+        return F.relu(y)
+
+
+class Counts(Reads):
+    """Sets an attribute."""
+
+    def forward(self, x):
+        self.calls += 1
+        return self.act(self.conv(x)) * self.calls
+
+
+class Keeps(Reads):
+    """Keeps its features."""
+
+    def forward(self, x):
+        self.kept = self.conv(x)
+        return self.act(self.kept)
+
+
+class Scales(Reads):
+    """Reads a list."""
+
+    def forward(self, x):
+        return self.act(self.conv(x)) * self.scales[0]
+
+
+class Global(Reads):
+    """Reads a global list."""
+
+    def forward(self, x):
+        return self.act(self.conv(x)) * SWITCH[0]
+
+
+class Random(Reads):
+    """Draws a number."""
+
+    def forward(self, x):
+        return self.act(self.conv(x)) * random.random()
+
+
+class Noise(Reads):
+    """Draws a tensor."""
+
+    def forward(self, x):
+        return self.act(self.conv(x)) + torch.rand(1).item()
+
+
+class Typed(Reads):
+    """Asks for its input's type."""
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.act(y) if isinstance(y, torch.Tensor) else y
+
+
+class Prints(Reads):
+    """Has an effect."""
+
+    def forward(self, x):
+        print("called")
+        return self.act(self.conv(x))
+
+
+class Branches(Reads):
+    """Branches on values."""
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.act(y) if y.sum() > 0 else y
+
+
+class Optional(Reads):
+    """Takes an argument that a caller may leave out."""
+
+    def forward(self, x, more=None):
+        y = self.act(self.conv(x))
+        return y if more is None else y + more
+
+
+class NoGrad(Reads):
+    """Asks how it is called."""
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.act(y) if torch.is_grad_enabled() else y
+
+
+class Nested(Reads):
+    """Does it in a function that it calls."""
+
+    def forward(self, x):
+        return self.scale(self.conv(x))
+
+    def scale(self, y):
+        return self.act(y) * SWITCH[0]
+
+
+REFUSED = {
+    Counts: "it sets self.calls", Keeps: "it sets self.kept", Scales: "it reads self.scales, a list",
+    Global: "it reads SWITCH, a global variable", Random: "it calls random", Noise: "it calls rand of nothing",
+    Typed: "it asks for the type of its input", Prints: "it calls print", Branches: "control flow",
+    Optional: "its forward takes more, which a caller may leave out", NoGrad: "is_grad_enabled",
+    Nested: "it reads SWITCH, a global variable",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED, ids=lambda kind: kind.__name__)
+def test_what_a_trace_cannot_repeat(kind, device, capsys):
+    """It is left as it is, and said; its layer is swapped all the same."""
+    model = kind().to(device).double()
+    twin = copy.deepcopy(model)
+    report = cnn_triton.convert(model)
+    assert capsys.readouterr().out == ""
+    assert outcome(report, "conv") == ("swapped", "")
+    how, why = outcome(report, "(model)")
+    assert how == "left"
+    assert REFUSED[kind] in why
+    assert type(model) is kind
+    assert set(vars(model)) == set(vars(twin))
+    assert model.calls == 0
+    x = image(device)
+    for each in (model, twin):
+        random.seed(3)
+        torch.manual_seed(3)
+        each.result = each(x)
+    torch.testing.assert_close(model.result, twin.result)
+
+
+class Reader(torch.nn.Module):
+    """The convolution's output has a second reader."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu = torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU()
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.relu(y) + y
+
+
+def test_a_second_reader(device):
+    model = Reader().to(device).double()
+    twin = copy.deepcopy(model)
+    report = cnn_triton.convert(model)
+    assert outcome(report, "conv") == ("swapped", "not fused with relu: something else reads its output too")
+    agree(model, twin, image(device))
+
+
+class Adds(torch.nn.Module):
+    """Changes its input in place, as the caller then sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 1, 1)
+
+    def forward(self, x):
+        x += 1
+        return F.relu(self.conv(x))
+
+
+def test_changes_in_place(device):
+    model = Adds().to(device).double()
+    cnn_triton.convert(model)
+    assert fused_classes(model) == [model]
+    x = image(device)
+    before = x.clone()
+    model(x)
+    assert torch.equal(x, before + 1)
+
+
+def test_layers_that_are_not_swapped(device):
+    class Standardised(torch.nn.Conv2d):
+        def forward(self, x):
+            return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+    model = torch.nn.ModuleDict({
+        "subclass": Standardised(1, 2, 3), "replaced": torch.nn.Conv2d(1, 2, 3), "complex": torch.nn.Conv2d(1, 2, 3),
+        "norm": torch.nn.LayerNorm(3), "attention": torch.nn.MultiheadAttention(4, 2), "ours": nn.Conv2d(1, 2, 3),
+    }).to(device)  # fmt: skip
+    model["replaced"].forward = lambda x: x
+    model["complex"].to(torch.complex64)
+    report = cnn_triton.convert(model)
+    assert outcome(report, "subclass") == (
+        "left", "Standardised is a subclass of Conv2d, whose forward may do something else"
+    )  # fmt: skip
+    assert outcome(report, "replaced") == ("left", "its forward was replaced")
+    assert outcome(report, "complex") == ("left", "no kernel takes torch.complex64")
+    assert outcome(report, "norm") == ("left", "no kernel of this library's")
+    assert outcome(report, "attention.out_proj")[0] == "left"
+    assert outcome(report, "ours") == ("swapped", "already was this library's")
+    cnn_triton.revert(model)
+    assert type(model["ours"]) is nn.Conv2d
+    assert type(model["complex"]) is torch.nn.Conv2d
+
+
+def test_twice_and_back(device):
+    model, twin = net(device)
+    first = cnn_triton.convert(model)
+    assert cnn_triton.convert(model) == first
+    agree(model, twin, image(device))
+    for _ in range(2):
+        cnn_triton.revert(model)
+    assert [type(a) for a in model.modules()] == [type(b) for b in twin.modules()]
+
+
+def test_copies(device):
+    """Deep copies and pickles are converted, too, and can be reverted."""
+    model, twin = net(device)
+    cnn_triton.convert(model)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert len(fused_classes(copied)) == 1
+        agree(copied, copy.deepcopy(twin), image(device))
+        cnn_triton.revert(copied)
+        assert type(copied) is Net
+        assert torch.equal(copied.eval()(x := image(device)), copy.deepcopy(copied)(x))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_compiles(training, device):
+    """One graph, and no second one for another batch."""
+    model, twin = net(device)
+    model.train(training), twin.train(training)
+    cnn_triton.convert(model)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    call = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
+    for batch in (11, 3):
+        x = torch.randn(batch, 1, 8, 8, dtype=torch.float64, device=device)
+        torch.testing.assert_close(call(x), twin(x))
+    assert counter.frame_count == 1
+
+
+def test_exports(device):
+    model, twin = net(device)
+    cnn_triton.convert(model.eval())
+    x = image(device)
+    exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=2)},))
+    x = torch.randn(5, 1, 8, 8, dtype=torch.float64, device=device)
+    torch.testing.assert_close(exported.module()(x), twin.eval()(x))
+
+
+def test_autocast(device):
+    """The folded normalisation keeps its precision: it is computed before the cast."""
+    model, twin = (m.float() for m in net(device))
+    cnn_triton.convert(model.eval())
+    x = image(device).float()
+    exact = copy.deepcopy(twin).double().eval()(x.double())
+    with torch.autocast(device.type, torch.bfloat16):
+        ours, theirs = model(x), twin.eval()(x)
+    assert ours.dtype == theirs.dtype
+    assert_accurate(ours, theirs, exact)
+
+
+def test_parametrized(device):
+    """Conversion and parametrization in either order; each can be undone."""
+    x = image(device)
+    for first in (True, False):
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.ReLU()).to(device).double()
+        if first:
+            parametrizations.weight_norm(model[0])
+            twin = copy.deepcopy(model)
+        cnn_triton.convert(model)
+        if not first:
+            parametrizations.weight_norm(model[0])
+            twin = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.ReLU()).to(device).double()
+            parametrizations.weight_norm(twin[0])
+            twin.load_state_dict(model.state_dict())
+        with kernels_only("conv2d"):
+            y = model(x)
+        torch.testing.assert_close(y, twin(x))
+        agree(model, twin, x)
+        cnn_triton.revert(model)
+        assert torch.equal(model(x), twin(x))
+        remove_parametrizations(model[0], "weight")
+        assert type(model[0]) is torch.nn.Conv2d
+
+
+def test_lazy(device):
+    model = torch.nn.Sequential(torch.nn.LazyConv2d(3, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(2))
+    cnn_triton.convert(model.to(device))
+    x = image(device).float()
+    before = cnn_triton.launches()
+    model(x)
+    ran = cnn_triton.launches()
+    assert all(ran[name] > before.get(name, 0) for name in ("conv2d", "linear"))
+    assert type(model[0]) is nn.Conv2d
+    cnn_triton.revert(model)
+    assert [type(m) for m in model][::3] == [torch.nn.Conv2d, torch.nn.Linear]
+
+
+@pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}], ids=str)
+def test_norms(options, device):
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4, **options), torch.nn.ReLU())
+    model = model.to(device).double()
+    twin = copy.deepcopy(model)
+    report = cnn_triton.convert(model)
+    assert outcome(report, "0")[0] == ("fused" if "affine" in options else "swapped")
+    agree(model, twin, image(device))
+
+
+def test_a_layer_alone(device):
+    layer = torch.nn.Conv2d(1, 2, 3).to(device)
+    report = cnn_triton.convert(layer)
+    assert [tuple(row) for row in report.layers] == [("(model)", "Conv2d", "swapped", "")]
+    assert type(layer) is nn.Conv2d
+    cnn_triton.revert(layer)
+    assert type(layer) is torch.nn.Conv2d
+
+
+@pytest.mark.parametrize("call", [cnn_triton.convert, cnn_triton.revert])
+def test_bad_input(call):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, but got list"):
+        call([torch.nn.ReLU()])
