@@ -27,7 +27,7 @@ def mobilenet_v2(tf_padding=False):
     """MobileNetV2: depthwise convolutions, ReLU6."""
     lib = _transformers()
     config = lib.MobileNetV2Config(
-        image_size=32, depth_multiplier=0.1, min_depth=4, depth_divisible_by=4, expand_ratio=2, num_labels=5,
+        image_size=48, depth_multiplier=0.05, min_depth=4, depth_divisible_by=2, expand_ratio=1, num_labels=5,
         tf_padding=tf_padding, classifier_dropout_prob=0.0,
     )  # fmt: skip
     return lib.MobileNetV2ForImageClassification(config), 48

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -267,3 +268,18 @@ def test_gpu_command_says_what_it_needs():
     done = subprocess.run([sys.executable, "-m", "bench.gpu"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: no CUDA GPU is here")
+
+
+def test_converted(tmp_path):
+    """What conversion costs on a CPU, at a tiny size, in a process without the interpreter."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    out = tmp_path / "cpu" / "converted.json"
+    command = [sys.executable, "-m", "bench.converted", "--rounds", "3", "--shape", "2", "4", "8", "8", "--out", out]
+    subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, check=True, capture_output=True)
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["how"], row["mode"]) for row in rows] == [
+        ("eager", "forward"), ("eager", "training"), ("compiled", "forward"), ("compiled", "training")
+    ]  # fmt: skip
+    for row in rows:
+        assert row["ratio"] == row["converted"]["p50"] / row["original"]["p50"]
+        assert row["converted"]["rounds"] == row["original"]["rounds"] == 3
