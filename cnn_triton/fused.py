@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from . import functional, nn
 from .dispatch import runs_kernels
@@ -27,9 +28,8 @@ def is_norm(module: torch.nn.Module) -> bool:
 
 def hooked(module: torch.nn.Module) -> bool:
     """Does anyone want to see what goes into this module, or comes out of it?"""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(own) or bool(_has_any_global_hook())
 
 
 def folded(

@@ -81,6 +81,12 @@ def trace(module: torch.nn.Module) -> Trace:
         raise Untraceable(watch.refused)
     if any("_tensor_constant" in str(node.target) for node in graph.nodes):
         raise Untraceable("it makes a tensor that is no function of the input")
+    for node in graph.nodes:
+        if (
+            node.op == "call_module"
+            and type(module.get_submodule(node.target)).__call__ is not torch.nn.Module.__call__
+        ):
+            raise Untraceable(f"{node.target} has a __call__ of its own")
     return Trace(graph, (*watch.granted, *_structure(module, graph)))
 
 
@@ -131,6 +137,7 @@ class _NoConstants(TorchFunctionMode):
 
 
 _CONSTANTS = (type(None), bool, int, float, str, torch.dtype, torch.device)
+_METHODS = (types.FunctionType, staticmethod, classmethod)
 _CALLABLES = (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleType)
 # What code of a user's may call: Python's own functions but for those with effects, mathematics, PyTorch's operators.
 _EFFECTS = {"print", "input", "open", "exec", "eval", "compile", "setattr", "delattr", "globals", "locals", "vars"}
@@ -173,11 +180,15 @@ class _Watch:
         watch, read = self, object.__getattribute__
 
         def getattribute(module: torch.nn.Module, name: str) -> Any:
-            value = read(module, name)
-            if watch._concerned(sys._getframe(1)) and name in read(module, "__dict__"):
-                with watch.looking():
-                    return watch.granting(watch._paths.get(id(module)), name, value)
-            return value
+            if not watch._concerned(sys._getframe(1)):
+                return read(module, name)
+            with watch.looking():
+                of_class = inspect.getattr_static(type(module), name, None)
+                if name not in read(module, "__dict__") and (of_class is None or isinstance(of_class, _METHODS)):
+                    return read(module, name)  # a method, or not there: a submodule, a parameter, a buffer
+                if isinstance(of_class, property) or name == "__dict__":
+                    watch.refuse(f"it reads self.{name}, which is computed")
+                return watch.granting(watch._paths.get(id(module)), name, read(module, name))
 
         kind, profile = torch.nn.Module, sys.getprofile()
         sets = kind.__setattr__

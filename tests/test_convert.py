@@ -9,8 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import remove_parametrizations
+from torch.utils.checkpoint import checkpoint
 
 import cnn_triton
 from checks import assert_accurate, kernels_only
@@ -376,7 +378,53 @@ class Nested(Reads):
         return self.act(y) * SWITCH[0]
 
 
+class Computed(Reads):
+    """Reads a property."""
+
+    @property
+    def scale(self):
+        return SWITCH[0]
+
+    def forward(self, x):
+        return self.act(self.conv(x)) * self.scale
+
+
+class Doubled(torch.nn.Conv2d):
+    """A layer that is called in its own way."""
+
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class Called(Reads):
+    """Has such a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.doubled = Doubled(1, 2, 3)
+
+    def forward(self, x):
+        return self.act(self.conv(x)) + self.doubled(x)
+
+
+class Contexts(Reads):
+    """Switches something."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            return self.act(self.conv(x))
+
+
+class Checkpoints(Reads):
+    """Keeps less than a trace would."""
+
+    def forward(self, x):
+        return self.act(checkpoint(self.conv, x, use_reentrant=False))
+
+
 REFUSED = {
+    Computed: "it reads self.scale, which is computed", Called: "doubled has a __call__ of its own",
+    Contexts: "it calls", Checkpoints: "it calls",
     Counts: "it sets self.calls", Keeps: "it sets self.kept", Scales: "it reads self.scales, a list",
     Global: "it reads SWITCH, a global variable", Random: "it calls random", Noise: "it calls rand of nothing",
     Typed: "it asks for the type of its input", Prints: "it calls print", Branches: "control flow",
@@ -425,6 +473,43 @@ def test_a_second_reader(device):
     report = cnn_triton.convert(model)
     assert outcome(report, "conv") == ("swapped", "not fused with relu: something else reads its output too")
     agree(model, twin, image(device))
+
+
+class Flags(Reads):
+    """Reads a constant of its class."""
+
+    SCALE = 2.0
+
+    def forward(self, x):
+        return self.act(self.conv(x)) * self.SCALE
+
+
+def test_constants_of_a_class(device, monkeypatch):
+    model = Flags().to(device).double()
+    twin = copy.deepcopy(model)
+    cnn_triton.convert(model)
+    assert fused_classes(model) == [model]
+    agree(model, twin, image(device))
+    monkeypatch.setattr(Flags, "SCALE", 3.0)
+    agree(model, twin, image(device))
+
+
+def test_hooks_of_all_modules(device):
+    """A hook on every module that there is sees what it would see in the original."""
+    seen = []
+    models = net(device)
+    cnn_triton.convert(models[0])
+    x = image(device)
+    for model in models:
+        found = []
+        handle = register_module_forward_hook(lambda module, x, y, found=found: found.append(y.detach().clone()))
+        try:
+            model.eval()(x)
+        finally:
+            handle.remove()
+        seen.append(found)
+    assert len(seen[0]) == len(seen[1])
+    torch.testing.assert_close(*seen)
 
 
 class Adds(torch.nn.Module):
