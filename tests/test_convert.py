@@ -217,6 +217,7 @@ def test_state_and_identity(device):
     assert torch.equal(model(x), twin(x))
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("name", ["conv1", "bn1", "relu", "conv3", "fc"])
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])
 def test_hooks_after_conversion(name, kind, device):

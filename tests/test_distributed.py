@@ -136,6 +136,7 @@ def test_every_process_launches_kernels(done):
         assert epoch["launches"]["linear"] == 3 * (4 + 3)
 
 
+@pytest.mark.cover
 def test_one_process_goes_on(done, images, alone):
     """With a run that two began."""
     assert sorted(path.name for path in (done / "run").iterdir()) == FILES
@@ -145,6 +146,7 @@ def test_one_process_goes_on(done, images, alone):
     like_alone(done / "run", alone)
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("flags", [(), ("--fsdp",)], ids=["DDP", "FSDP2"])
 def test_two_go_on(images, alone, tmp_path, flags):
     """With a run that one process began; they say everything once."""
@@ -166,6 +168,7 @@ def error_line(code, said, error):
     return lines[0]
 
 
+@pytest.mark.cover
 def test_refused(images, alone, tmp_path):
     refused((*options(images, tmp_path / "new"), "--fsdp"), "error: --fsdp", "torchrun --")
     assert "nothing is overwritten" in error_line(*together(*options(images, alone)))
@@ -173,6 +176,7 @@ def test_refused(images, alone, tmp_path):
     assert said == "error: --lr must be a positive number, but got -1.0"
 
 
+@pytest.mark.cover
 def test_a_loss_that_is_not_finite(images, tmp_path):
     said = error_line(*together(*options(images, tmp_path / "run"), "--lr", 1e30))
     assert "loss became" in said
@@ -180,6 +184,7 @@ def test_a_loss_that_is_not_finite(images, tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == FILES
 
 
+@pytest.mark.cover
 def test_a_full_disk(images, tmp_path):
     """Only the first process writes, and can't: the other, which goes on training, ends with it."""
 

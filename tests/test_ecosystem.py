@@ -95,6 +95,7 @@ def test_grad(one, device):
     close(ours, grad(loss(one.theirs), argnums(one))(*tensors))
 
 
+@pytest.mark.cover
 @each
 def test_jvp(one, device):
     """All tensors' tangents at once, and each alone."""
@@ -113,6 +114,7 @@ def test_jvp(one, device):
         close(tuple(forward_ad.unpack_dual(dual)), ours)
 
 
+@pytest.mark.cover
 @each
 def test_hessian(one, device):
     """Forward over reverse, in batches."""
@@ -126,6 +128,7 @@ def test_hessian(one, device):
         close(ours, hessian(loss(small.theirs), wrt)(*tensors))
 
 
+@pytest.mark.cover
 @each
 def test_vmap(one, device):
     """Over each choice of tensors, at odd dimensions; and of gradients: a gradient for each sample."""
@@ -176,6 +179,7 @@ def ran(before):
     return {name for name, count in cnn_triton.launches().items() if count > before.get(name, 0)}
 
 
+@pytest.mark.cover
 @each
 def test_compiles(one, device):
     """Forward and backward as one graph without a break, for any batch: no second compilation. (The first batch is of
@@ -194,6 +198,7 @@ def test_compiles(one, device):
         close(call(*tensors), one.theirs(*tensors))
 
 
+@pytest.mark.cover
 @each
 @pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
 def test_exports(one, strict, device):
@@ -274,6 +279,7 @@ def test_compiles_autocast(device):
 # The rest of training
 
 
+@pytest.mark.cover
 @each
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 def test_autocast(one, dtype, device):
@@ -288,6 +294,7 @@ def test_autocast(one, dtype, device):
         assert [g.dtype for g in torch.autograd.grad(y.sum(), given)] == [dtype] * len(given)
 
 
+@pytest.mark.cover
 @each
 @pytest.mark.parametrize("reentrant", [False, True], ids=["", "reentrant"])
 def test_checkpoint(one, reentrant, device):
@@ -301,6 +308,7 @@ def test_checkpoint(one, reentrant, device):
     assert all(torch.equal(t.grad, g) for t, g in zip(tensors, right, strict=True))
 
 
+@pytest.mark.cover
 @each
 def test_inference_mode(one, device):
     tensors = one.tensors(device)
@@ -310,6 +318,7 @@ def test_inference_mode(one, device):
     close(y.clone(), one.theirs(*tensors))
 
 
+@pytest.mark.cover
 @each
 def test_fake_tensors(one, device):
     """Shapes, strides, dtype and device without a computation; and shapes of tensors on the device 'meta'."""
@@ -338,6 +347,7 @@ def test_flops(one, device):
     assert totals[0] == totals[1]
 
 
+@pytest.mark.cover
 @each
 def test_fx_notes_the_call(one, device):
     """torch.fx traces the functions as single calls, as it does PyTorch's."""

@@ -114,6 +114,7 @@ def points(pair, device):
     return tensors
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("label", CHECKED)
 def test_gradcheck(label, device):
     """Numerical differentiation in float64, backward and forward, one by one and in batches."""
