@@ -14,8 +14,10 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from . import autograd
 from .dispatch import runs_kernels
-from .kernels import geometry, pool_geometry
+from .kernels import activations, geometry, pool_geometry
+from .kernels.epilogue import completed
 from .kernels.op import channels_last, check_tensors
+from .kernels.precision import accumulator
 from .kernels.unpool2d import check_indices
 
 __all__ = [
@@ -27,7 +29,10 @@ __all__ = [
     "avg_pool2d",
     "conv1d",
     "conv2d",
+    "conv2d_batch_norm",
     "conv2d_relu",
+    "conv2d_relu_avg_pool2d",
+    "conv2d_relu_max_pool2d",
     "conv_transpose1d",
     "conv_transpose2d",
     "linear",
@@ -40,6 +45,7 @@ __all__ = [
 
 _Ints = int | tuple[int, ...] | list[int]
 _Sizes = int | None | Sequence[int | None]
+_Activation = str | tuple[Any, ...] | None
 _Maxima = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -70,15 +76,24 @@ def conv2d(
     groups: int = 1,
     *,
     padding_mode: str = "zeros",
+    activation: _Activation = None,
+    scale: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """2-D convolution (cross-correlation).
+    """2-D convolution (cross-correlation), and what follows it in the same kernel.
 
-    y[n,k,p,q] = b[k] + Σ_{c,r,s} x[n, c, p·stride − padding + r·dilation, q·stride − padding + s·dilation] · w[k,c,r,s]
+    x[n,k,p,q] = Σ_{c,r,s} input[n, c, p·stride − padding + r·dilation, q·stride − padding + s·dilation] · w[k,c,r,s]
+    y = act(scale[k] · x + b[k] + residual)
 
     Equivalent to: torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups); with a
     padding_mode 'reflect', 'replicate' or 'circular', of torch.nn.functional.pad(input, ..., padding_mode), which is
     never formed
 
+    activation: None, or a word: 'relu', 'relu6', 'leaky_relu', 'hardtanh', 'clamp', 'sigmoid', 'tanh', 'silu', 'gelu',
+    'gelu_tanh'; with numbers where PyTorch's function takes any, ('leaky_relu', slope), ('hardtanh', low, high),
+    ('clamp', low, high). For its derivative 'clamp', 'silu' and the gelus keep what stands before them, the others the
+    output alone
+    scale: (K,), of input's dtype or float32 (then bias, too); residual: of the result's shape
     input: (N, C, H, W) or (C, H, W); channels_last is the fast memory format, any strides are right
     weight: (K, C/groups, R, S); bias: (K,); padding: int, pair, 'same' or 'valid'
     returns: (N, K, P, Q) or (K, P, Q), channels_last if input or weight is
@@ -86,7 +101,8 @@ def conv2d(
     uses TF32 as torch.backends.cudnn.conv.fp32_precision says
     errors: RuntimeError (shapes, dtypes, devices, impossible windows), TypeError (types), ValueError (padding_mode)
     """
-    return _conv(2, F.conv2d, "none", input, weight, bias, stride, padding, dilation, groups, padding_mode)
+    window = (stride, padding, dilation, groups, padding_mode)
+    return _conv(2, F.conv2d, input, weight, bias, *window, activation, scale, residual)
 
 
 @_overridable
@@ -108,7 +124,7 @@ def conv2d_relu(
     Arguments, shapes, dtypes and errors as in `conv2d`. Saves its output for the backward pass, and nothing else
     of its size.
     """
-    return _conv(2, F.conv2d, "relu", input, weight, bias, stride, padding, dilation, groups, padding_mode)
+    return _conv(2, F.conv2d, input, weight, bias, stride, padding, dilation, groups, padding_mode, "relu", None, None)
 
 
 @_overridable
@@ -122,6 +138,9 @@ def conv1d(
     groups: int = 1,
     *,
     padding_mode: str = "zeros",
+    activation: _Activation = None,
+    scale: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """1-D convolution: y[n,k,q] = b[k] + Σ_{c,s} x[n, c, q·stride − padding + s·dilation] · w[k,c,s].
 
@@ -129,13 +148,13 @@ def conv1d(
 
     input: (N, C, W) or (C, W); weight: (K, C/groups, S); returns (N, K, Q) or (K, Q). Otherwise as `conv2d`.
     """
-    return _conv(1, F.conv1d, "none", input, weight, bias, stride, padding, dilation, groups, padding_mode)
+    window = (stride, padding, dilation, groups, padding_mode)
+    return _conv(1, F.conv1d, input, weight, bias, *window, activation, scale, residual)
 
 
 def _conv(
     dims: int,
     aten: Callable[..., torch.Tensor],
-    activation: str,
     input: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -144,22 +163,210 @@ def _conv(
     dilation: _Ints,
     groups: int,
     padding_mode: str,
+    activation: _Activation,
+    scale: torch.Tensor | None,
+    residual: torch.Tensor | None,
 ) -> torch.Tensor:
+    spelled = activations.spell(activation)
     if _on_aten(input):
-        if padding_mode != "zeros":
-            size = (1 if dims == 1 else weight.shape[-2], weight.shape[-1])
-            pads = geometry.conv_window(size, stride, padding, dilation, padding_mode, dims).pads
-            input, padding = F.pad(input, (*pads[2:], *pads[:2])[: 2 * dims], padding_mode), 0
-        y = aten(input, weight, bias, stride, padding, dilation, groups)
-        return torch.relu(y) if activation == "relu" else y
-    input, weight, bias = _low(input, weight, bias)
-    check_tensors(input=input, weight=weight, bias=bias)
+        input, padding = _padded(dims, input, weight, stride, padding, dilation, padding_mode)
+        within, after = (bias, None) if scale is None else (None, bias)
+        return completed(
+            aten(input, weight, within, stride, padding, dilation, groups), after, scale, residual, spelled, dims
+        )
+    input, weight, bias, residual = _low(input, weight, bias, residual)
+    check_tensors(input=input, weight=weight)
     kernel = _image("weight", weight, dims, batched=True)
     window = geometry.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode, dims)
     images = _image("input", _row(input, dims), dims)
-    args = (images, kernel, bias, *window[1:4], geometry.integer("groups", groups), padding_mode, activation)
-    y = autograd.conv2d(*args)
+    beside = None if residual is None else _image("residual", residual, dims)
+    groups = geometry.integer("groups", groups)
+    y = autograd.conv2d(images, kernel, bias, scale, beside, *window[1:4], groups, padding_mode, spelled)
     return _like(y, input, dims)
+
+
+def _padded(
+    dims: int,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    stride: _Ints,
+    padding: _Ints | str,
+    dilation: _Ints,
+    padding_mode: str,
+) -> tuple[torch.Tensor, _Ints | str]:
+    """The input with padding that PyTorch's convolutions don't know, and the padding that is left for them."""
+    if padding_mode == "zeros":
+        return input, padding
+    size = (1 if dims == 1 else weight.shape[-2], weight.shape[-1])
+    pads = geometry.conv_window(size, stride, padding, dilation, padding_mode, dims).pads
+    return F.pad(input, (*pads[2:], *pads[:2])[: 2 * dims], padding_mode), 0
+
+
+@_overridable
+def conv2d_relu_max_pool2d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: _Ints = 1,
+    padding: _Ints | str = 0,
+    dilation: _Ints = 1,
+    groups: int = 1,
+    *,
+    pool_size: _Ints = 2,
+    padding_mode: str = "zeros",
+    scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """2-D convolution, bias, ReLU and maximum pooling in one kernel: the images between them never are in memory.
+
+    y[n,k,p,q] = max over windows of pool_size, side by side, of max(scale[k] · conv2d(...)[n,k,...] + b[k], 0)
+
+    Equivalent to: torch.nn.functional.max_pool2d(torch.relu(torch.nn.functional.conv2d(input, weight, bias, stride,
+    padding, dilation, groups)), pool_size), NaN and ties too; pixels beyond the last whole window are not computed
+
+    Arguments, shapes, dtypes and errors as in `conv2d`. For the backward pass it keeps, besides input and weight, one
+    byte per output (windows of up to 255 pixels): which pixel won, or that ReLU is closed.
+    """
+    window = (stride, padding, dilation, groups, padding_mode)
+    return _conv_pool(F.max_pool2d, input, weight, bias, *window, pool_size, scale)
+
+
+@_overridable
+def conv2d_relu_avg_pool2d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: _Ints = 1,
+    padding: _Ints | str = 0,
+    dilation: _Ints = 1,
+    groups: int = 1,
+    *,
+    pool_size: _Ints = 2,
+    padding_mode: str = "zeros",
+    scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """2-D convolution, bias, ReLU and average pooling in one kernel: the images between them never are in memory.
+
+    y[n,k,p,q] = mean over windows of pool_size, side by side, of max(scale[k] · conv2d(...)[n,k,...] + b[k], 0)
+
+    Equivalent to: torch.nn.functional.avg_pool2d(torch.relu(torch.nn.functional.conv2d(input, weight, bias, stride,
+    padding, dilation, groups)), pool_size); pixels beyond the last whole window are not computed
+
+    Arguments, shapes, dtypes and errors as in `conv2d`. For the backward pass it keeps, besides input and weight, one
+    bit per pixel of each window (a byte for every eight): whether ReLU is open.
+    """
+    window = (stride, padding, dilation, groups, padding_mode)
+    return _conv_pool(F.avg_pool2d, input, weight, bias, *window, pool_size, scale)
+
+
+def _conv_pool(
+    aten: Callable[..., torch.Tensor],
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: _Ints,
+    padding: _Ints | str,
+    dilation: _Ints,
+    groups: int,
+    padding_mode: str,
+    pool_size: _Ints,
+    scale: torch.Tensor | None,
+) -> torch.Tensor:
+    pool = geometry.pair("pool_size", pool_size, 1)
+    if _on_aten(input):
+        window = (stride, padding, dilation, groups, padding_mode)
+        return aten(_conv(2, F.conv2d, input, weight, bias, *window, "relu", scale, None), pool)
+    input, weight, bias = _low(input, weight, bias)
+    check_tensors(input=input, weight=weight)
+    kernel, images = _image("weight", weight, 2, batched=True), _image("input", input, 2)
+    sizes = geometry.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode)
+    groups = geometry.integer("groups", groups)
+    how = (*sizes[1:4], groups, padding_mode, pool, aten is F.avg_pool2d)
+    return _like(autograd.conv2d_pool(images, kernel, bias, scale, *how)[0], input, 2)
+
+
+@_overridable
+def conv2d_batch_norm(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: _Ints = 1,
+    padding: _Ints | str = 0,
+    dilation: _Ints = 1,
+    groups: int = 1,
+    *,
+    running_mean: torch.Tensor | None = None,
+    running_var: torch.Tensor | None = None,
+    norm_weight: torch.Tensor | None = None,
+    norm_bias: torch.Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    padding_mode: str = "zeros",
+    activation: _Activation = None,
+) -> torch.Tensor:
+    """2-D convolution, batch normalisation and activation: in training the convolution's kernel sums the statistics,
+    and a second pass normalises; otherwise one kernel does it all.
+
+    x = conv2d(...)        y = act((x − mean[k]) / √(var[k] + eps) · norm_weight[k] + norm_bias[k])
+
+    Equivalent to: act(torch.nn.functional.batch_norm(torch.nn.functional.conv2d(input, weight, bias, stride, padding,
+    dilation, groups), running_mean, running_var, norm_weight, norm_bias, training, momentum, eps))
+
+    In training mean and var are x's over batch and pixels, and running_mean and running_var, where they are, move to
+    them by momentum (var with Bessel's correction); otherwise mean and var are those. norm_weight, norm_bias, and the
+    running statistics: (K,), of input's dtype or float32. Keeps x and the input for the backward pass.
+
+    Other arguments, shapes, dtypes as in `conv2d`; input: (N, C, H, W)
+    errors: as in `conv2d`; ValueError for one value per channel in training, RuntimeError for statistics that are missing
+    """
+    window = (stride, padding, dilation, groups, padding_mode)
+    if (running_mean is None or running_var is None) and not training:
+        raise RuntimeError("running_mean and running_var must be tensors unless training is True, but got None")
+    if _on_aten(input):
+        x = _conv(2, F.conv2d, input, weight, bias, *window, None, None, None)
+        y = F.batch_norm(x, running_mean, running_var, norm_weight, norm_bias, training, momentum, eps)
+        return completed(y, None, None, None, activations.spell(activation))
+    if not training:
+        assert running_mean is not None
+        assert running_var is not None
+        scale, shift = norm_scale(bias, running_mean, running_var, norm_weight, norm_bias, eps)
+        return _conv(2, F.conv2d, input, weight, shift, *window, activation, scale, None)
+    spelled = activations.spell(activation)
+    input, weight, bias = _low(input, weight, bias)
+    check_tensors(input=input, weight=weight)
+    kernel, images = _image("weight", weight, 2, batched=True), _image("input", input, 2, batched=True)
+    sizes = geometry.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode)
+    how = (*sizes[1:4], geometry.integer("groups", groups), padding_mode)
+    x, mean, var = autograd.conv2d_moments(images, kernel, bias, *how)
+    count = x.shape[0] * x.shape[2] * x.shape[3]
+    if count == 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
+    with torch.no_grad():
+        for running, new in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
+            if running is not None:
+                running.copy_((1 - momentum) * running + momentum * new.to(running.dtype))
+    return autograd.batch_norm(x, mean, var, norm_weight, norm_bias, eps, spelled)
+
+
+def norm_scale(
+    bias: torch.Tensor | None,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scale and the shift that a batch normalisation in eval mode is, after a convolution with this bias.
+
+    scale = norm_weight / √(var + eps)        shift = norm_bias + (bias − mean)·scale
+    """
+    wide = accumulator(mean.dtype)
+    scale = torch.rsqrt(var.to(wide) + eps)
+    if norm_weight is not None:
+        scale = scale * norm_weight
+    mean = mean.to(wide) if bias is None else mean.to(wide) - bias
+    shift = -mean * scale if norm_bias is None else torch.addcmul(norm_bias.to(wide), mean, scale, value=-1)
+    return scale, shift
 
 
 @_overridable
@@ -172,6 +379,10 @@ def conv_transpose2d(
     output_padding: _Ints = 0,
     groups: int = 1,
     dilation: _Ints = 1,
+    *,
+    activation: _Activation = None,
+    scale: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """2-D transposed convolution, the input gradient of a convolution: each input pixel adds its window to the output.
 
@@ -183,10 +394,10 @@ def conv_transpose2d(
 
     input: (N, K, P, Q) or (K, P, Q); weight: (K, C/groups, R, S); bias: (C,)
     returns: (N, C, H, W) or (C, H, W), H = (P − 1)·stride − 2·padding + dilation·(R − 1) + output_padding + 1
-    dtypes, memory formats and errors as in `conv2d`
+    activation, scale, residual, dtypes, memory formats and errors as in `conv2d`
     """
     args = (input, weight, bias, stride, padding, output_padding, groups, dilation)
-    return _conv_transpose(2, F.conv_transpose2d, *args)
+    return _conv_transpose(2, F.conv_transpose2d, *args, activation, scale, residual)
 
 
 @_overridable
@@ -199,6 +410,10 @@ def conv_transpose1d(
     output_padding: _Ints = 0,
     groups: int = 1,
     dilation: _Ints = 1,
+    *,
+    activation: _Activation = None,
+    scale: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """1-D transposed convolution.
 
@@ -208,7 +423,7 @@ def conv_transpose1d(
     input: (N, K, Q) or (K, Q); weight: (K, C/groups, S); returns (N, C, W) or (C, W). Otherwise as `conv_transpose2d`.
     """
     args = (input, weight, bias, stride, padding, output_padding, groups, dilation)
-    return _conv_transpose(1, F.conv_transpose1d, *args)
+    return _conv_transpose(1, F.conv_transpose1d, *args, activation, scale, residual)
 
 
 def _conv_transpose(
@@ -222,20 +437,26 @@ def _conv_transpose(
     output_padding: _Ints,
     groups: int,
     dilation: _Ints,
+    activation: _Activation,
+    scale: torch.Tensor | None,
+    residual: torch.Tensor | None,
 ) -> torch.Tensor:
+    spelled = activations.spell(activation)
     if _on_aten(input):
-        return aten(input, weight, bias, stride, padding, output_padding, groups, dilation)
-    input, weight, bias = _low(input, weight, bias)
-    check_tensors(input=input, weight=weight, bias=bias)
+        within, after = (bias, None) if scale is None else (None, bias)
+        y = aten(input, weight, within, stride, padding, output_padding, groups, dilation)
+        return completed(y, after, scale, residual, spelled, dims)
+    input, weight, bias, residual = _low(input, weight, bias, residual)
+    check_tensors(input=input, weight=weight)
     groups = geometry.integer("groups", groups)
     images, kernel = _image("input", _row(input, dims), dims), _image("weight", weight, dims, batched=True)
     window = geometry.transposed_window(
         (kernel.shape[2], kernel.shape[3]), stride, padding, output_padding, dilation, dims
     )
     shape = geometry.transposed_shape(images.shape, kernel.shape, bias if bias is None else bias.shape, window, groups)
-    args = (images, kernel, bias, shape, *window[1:4], groups, "zeros", channels_last(images, kernel))
-    y = autograd.conv2d_input_grad(*args)
-    return _like(y, input, dims)
+    beside = None if residual is None else _image("residual", residual, dims)
+    args = (images, kernel, bias, scale, beside, shape, *window[1:4], groups, channels_last(images, kernel), spelled)
+    return _like(autograd.conv_transpose2d(*args), input, dims)
 
 
 @_overridable
@@ -529,17 +750,26 @@ def _adaptive_max_pool(
 
 
 @_overridable
-def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Linear layer: y = x · wᵀ + b.
+def linear(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    activation: _Activation = None,
+    scale: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Linear layer, and what follows it in the same kernel: y = act(scale · (x · wᵀ) + b + residual).
 
     Equivalent to: torch.nn.functional.linear(input, weight, bias)
 
     input: (*, in_features); weight: (out_features, in_features), or (in_features,) without a bias;
     bias: (out_features,), or one element; returns (*, out_features), or (*) for a weight of one dimension
-    dtypes as in `conv2d`, but float32 uses TF32 as torch.backends.cuda.matmul.fp32_precision says
-    errors: RuntimeError (shapes, dtypes, devices), TypeError (types)
+    activation, scale (out_features,), residual (of the result's shape), dtypes as in `conv2d`, but float32 uses TF32 as
+    torch.backends.cuda.matmul.fp32_precision says
+    errors: RuntimeError (shapes, dtypes, devices), TypeError (types), ValueError (activation)
     """
-    return _dense(input, weight, bias, "none")
+    return _dense(input, weight, bias, activation, scale, residual)
 
 
 @_overridable
@@ -550,23 +780,35 @@ def linear_relu(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
 
     Arguments, shapes, dtypes and errors as in `linear`.
     """
-    return _dense(input, weight, bias, "relu")
+    return _dense(input, weight, bias, "relu", None, None)
 
 
-def _dense(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
+def _dense(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: _Activation,
+    scale: torch.Tensor | None,
+    residual: torch.Tensor | None,
+) -> torch.Tensor:
+    spelled = activations.spell(activation)
     if _on_aten(input):
-        y = F.linear(input, weight, bias)
-        return torch.relu(y) if activation == "relu" else y
-    input, weight, bias = _low(input, weight, bias)
-    check_tensors(input=input, weight=weight, bias=bias)
+        within, after = (bias, None) if scale is None else (None, bias)
+        return completed(F.linear(input, weight, within), after, scale, residual, spelled, 0)
+    input, weight, bias, residual = _low(input, weight, bias, residual)
+    check_tensors(input=input, weight=weight)
     if input.dim() == 0:
         raise RuntimeError("input must have at least one dimension (*, in_features), but got a scalar")
     if weight.dim() == 1 and bias is None:
-        return _dense(input, weight[None], None, activation)[..., 0]
+        beside = residual if residual is None else residual[..., None]
+        return _dense(input, weight[None], None, activation, scale, beside)[..., 0]
     if bias is not None and bias.numel() == 1 and weight.dim() == 2:
         bias = bias.reshape(1).expand(weight.shape[0])
     rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
-    result: torch.Tensor = autograd.linear(rows, weight, bias, 1, activation)
+    if residual is not None:
+        geometry.same_shape("residual", residual.shape, (*input.shape[:-1], weight.shape[0]))
+        residual = residual.reshape(rows.shape[0], weight.shape[0])
+    result: torch.Tensor = autograd.linear(rows, weight, bias, scale, residual, 1, spelled)
     return result.view(*input.shape[:-1], weight.shape[0])
 
 
@@ -576,7 +818,7 @@ def _on_aten(input: torch.Tensor) -> bool:
 
 
 def _low(*tensors: Any) -> tuple[Any, ...]:
-    """The operands of a product; where autocast is on, in its dtype, as PyTorch's own products have them."""
+    """What a product takes; where autocast is on, in its dtype, as PyTorch's own products have it."""
     input = tensors[0]
     if not isinstance(input, torch.Tensor) or not _autocasts(input):
         return tensors

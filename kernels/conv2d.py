@@ -1,6 +1,6 @@
-"""2-D convolution with bias and activation, its input gradient and its weight gradient, as implicit matrix products.
+"""2-D convolution with an epilogue (epilogue.py), its input gradient and its weight gradient, as implicit matrix products.
 
-    y[n,k,p,q] = act( b[k] + Σ_{c,r,s} x[n, c, p·stride − pad + r·dilation, ...] · w[k,c,r,s] )
+    y[n,k,p,q] = epilogue( Σ_{c,r,s} x[n, c, p·stride − pad + r·dilation, ...] · w[k,c,r,s] )
 
 As a product of matrices that are never formed, with (n,p,q) = pixel and (r,s,c) = term:
 
@@ -12,7 +12,7 @@ The weight is read as the matrix [K, R·S·C]: a channels_last weight is one alr
 is a product of its own (1 x 1, stride 1) the images are one row of pixels, a plain product of matrices.
 
 What taps read outside of the images is 0, or what the window's padding mode shows there. A transposed convolution is
-the input gradient, with a bias.
+the input gradient, with an epilogue.
 
 The kernels differ in how they fetch the operands' tiles: conv2d_gather.py's by pointers, on any chip; conv2d_box.py's
 in boxes of pixels that the chip fetches by itself. tiles.py picks. They share one main loop, device.main_loop.
@@ -29,10 +29,11 @@ import torch.nn.functional as F
 from . import geometry, tiles
 from .conv2d_box import conv_box_kernel, weight_grad_box_kernel
 from .conv2d_gather import conv_kernel, weight_grad_kernel
-from .epilogue import ACTIVATIONS, sum_parts
+from .epilogue import Epilogue, check_epilogue, completed, saving, sum_parts
 from .op import Fold, Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type
 from .padding import unpad
 from .precision import accumulator, conv_dot
+from .relu_pool import Pooled
 
 
 def matrix(weight: torch.Tensor) -> torch.Tensor:
@@ -54,7 +55,7 @@ class Images(NamedTuple):
         return adjacent == 1 and aligned and min(outer) > 0 and whole
 
 
-def _images(tensor: torch.Tensor) -> Images:
+def images_of(tensor: torch.Tensor) -> Images:
     n, c, h, w = tensor.shape
     strides = nhwc(tensor)
     # A direction of one pixel may have any stride; PyTorch's are not always multiples of 16 bytes.
@@ -64,7 +65,7 @@ def _images(tensor: torch.Tensor) -> Images:
 
 def images(window: geometry.Window, *tensors: torch.Tensor) -> tuple[Images, ...]:
     """The tensors' images; where each pixel is a product of its own, all their pixels as one row if they lie so."""
-    every = tuple(_images(tensor) for tensor in tensors)
+    every = tuple(images_of(tensor) for tensor in tensors)
     if not window.is_point:
         return every
     rows = [geometry.row_stride(each.size, each.strides[:3]) for each in every]
@@ -77,78 +78,100 @@ def images(window: geometry.Window, *tensors: torch.Tensor) -> tuple[Images, ...
     )
 
 
+def fetches(
+    x: torch.Tensor, weight: torch.Tensor, of_x: Images, window: geometry.Window, groups: int, strides: tuple[int, int]
+) -> bool:
+    """Can boxes of the images, of every strides-th pixel, and of the weight's matrix be fetched?"""
+    terms = window.taps * weight.shape[1]
+    whole = groups == 1 and window.padding_mode == "zeros" and x.numel() > 0
+    aligned = terms * weight.element_size() % 16 == 0 and weight.data_ptr() % 16 == 0
+    return whole and aligned and of_x.boxed(x, strides)
+
+
 def compiler_options(tile: tiles.Tile) -> dict[str, int]:
     """What of a tile is for Triton's compiler."""
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
     return options | {"maxnreg": tile.registers} if tile.registers else options
 
 
+_BARE = Epilogue()
+
+
 def product(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, window: geometry.Window,
-    groups: int, transposed: bool, activation: str, dot: str,
-) -> None:  # fmt: skip
-    """y = act(window product of x and weight + bias), forward or transposed (the input gradient); y may have the
-    accumulator's dtype."""
+    x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, window: geometry.Window, groups: int, transposed: bool,
+    dot: str, epilogue: Epilogue = _BARE, moments: bool = False, pooled: Pooled | None = None,
+) -> torch.Tensor | None:  # fmt: skip
+    """y = epilogue(window product of x and weight), forward or transposed (the input gradient); y may have the
+    accumulator's dtype. `pooled`: of x, pooling took this; x is what came out. Returns the tiles' moments (epilogue.py),
+    if they are wanted."""
     if y.numel() == 0:
-        return
+        return None
     outputs, inputs = weight.shape[0] // groups, weight.shape[1]
     terms = window.taps * inputs
     channels, columns = (outputs, inputs) if transposed else (inputs, outputs)
     walks = window.walks(transposed)
     steps, strides = zip(*(walk[:2] for walk in walks), strict=True)
-    weight, bias = matrix(weight), None if bias is None else bias.contiguous()
-    of_x, of_y = images(window, x, y)
+    weight = matrix(weight)
+    of_x, of_y = images(window, x, y) if pooled is None else (images_of(x), images_of(y))
     chip = tiles.chip_name()
     dot = tiles.dot_on(chip, dot)
     n, *pixels = of_y.size
     phase = [geometry.cdiv(size, step) for size, step in zip(pixels, steps, strict=True)]
-    boxed = groups == 1 and window.padding_mode == "zeros" and y.dtype == x.dtype
-    boxed = boxed and terms * weight.element_size() % 16 == 0 and weight.data_ptr() % 16 == 0
-    boxed = boxed and x.numel() > 0 and of_x.boxed(x, strides) and of_y.boxed(y, steps)
+    boxed = y.dtype == x.dtype and pooled is None and of_y.boxed(y, steps)
+    boxed = boxed and fetches(x, weight, of_x, window, groups, strides)
     tile = tiles.pick_product(
         tiles.Product(
             (n, *phase), columns, channels, window.taps, math.prod(steps),
             groups, boxed, whole=not (transposed or window.is_point),
+            beside="epilogue" if moments or epilogue.large else "",
         ),
         tiles.arithmetic(x.dtype, dot), chip,
     )  # fmt: skip
+    rows = geometry.cdiv(n * math.prod(phase), tile.m)
+    if tile.box:
+        rows = math.prod(geometry.cdiv(size, side) for size, side in zip((n, *phase), tile.box, strict=True))
+    parts = new((rows, 3, columns * groups), y, dtype=accumulator(y.dtype)) if moments else None
+    terms_of_y = epilogue.terms(y, parts)
     same = {
-        "DOWN": walks[0].constants(), "ACROSS": walks[1].constants(), "TRANSPOSED": transposed,
-        "ACTIVATION": ACTIVATIONS[activation].forward, "PRECISION": dot, "N": tile.n, "K": tile.k,
-        **compiler_options(tile),
+        "DOWN": walks[0].constants(), "ACROSS": walks[1].constants(), "TRANSPOSED": transposed, "PRECISION": dot,
+        "N": tile.n, "K": tile.k, **epilogue.constants, **compiler_options(tile),
     }  # fmt: skip
     if tile.box:
         launch(
-            conv_box_kernel, tile.programs, x, weight, bias, y, of_x.strides[:3], of_y.strides[:3], of_x.size,
+            conv_box_kernel, tile.programs, x, weight, y, terms_of_y, of_x.strides[:3], of_y.strides, of_x.size,
             of_y.size, channels, columns, WINDOW=window.size, BOX=tile.box, **same,
         )  # fmt: skip
     else:
-        programs = (
-            geometry.cdiv(n * math.prod(phase), tile.m) * geometry.cdiv(columns, tile.n) * groups * math.prod(steps)
-        )
         launch(
-            conv_kernel, programs, x, weight, bias, y, of_x.strides,
+            conv_kernel, rows * geometry.cdiv(columns, tile.n) * groups * math.prod(steps), x, pooled and pooled.code,
+            weight, y, terms_of_y, of_x.strides,
             (terms if transposed else 1, inputs, 1 if transposed else terms, outputs * terms), of_y.strides,
-            of_x.size[1:], of_y.size, channels, columns, S=window.size[1], INDEX=index_type(x, weight, y),
-            ACC=tl_type(accumulator(y.dtype)), M=tile.m, PACKED=tile.packed,
-            PADDING=window.padding_mode, **same,
+            of_x.size[1:], of_y.size, channels, columns, S=window.size[1], POOL=pooled and pooled.pool,
+            INDEX=index_type(x, weight, y, pooled and pooled.code[0]), ACC=tl_type(accumulator(y.dtype)), M=tile.m,
+            PACKED=tile.packed, PADDING=window.padding_mode, **same,
         )  # fmt: skip
+    return parts
 
 
 def weight_product(
-    grad: torch.Tensor, x: torch.Tensor, dw: torch.Tensor, window: geometry.Window, groups: int, dot: str
-) -> None:
+    grad: torch.Tensor, x: torch.Tensor, dw: torch.Tensor, window: geometry.Window, groups: int, dot: str,
+    pooled: Pooled | None = None,
+) -> None:  # fmt: skip
     """dw = Σ over pixels of grad · x̂, with the memory of the matrix [K, R·S·C/groups]; split sums meet in a
-    workspace and are added in order."""
+    workspace and are added in order. `pooled`: pooling took this, and grad is that of what came out."""
     if dw.numel() == 0:
         return
     outputs, channels = dw.shape[0] // groups, dw.shape[1]
     terms = window.taps * channels
     walks = window.walks(False)
-    of_grad, of_x = images(window, grad, x)
+    if pooled is None:
+        of_grad, of_x = images(window, grad, x)
+    else:
+        n, h, w = images_of(grad).size
+        of_grad, of_x = Images((n, h * pooled.pool[0], w * pooled.pool[1]), nhwc(grad)), images_of(x)
     chip = tiles.chip_name()
     dot = tiles.dot_on(chip, dot)
-    boxed = groups == 1 and window.padding_mode == "zeros" and grad.numel() > 0
+    boxed = groups == 1 and window.padding_mode == "zeros" and grad.numel() > 0 and pooled is None
     boxed = boxed and of_grad.boxed(grad, (1, 1)) and of_x.boxed(x, (1, 1))
     boxed = boxed and all(
         geometry.taps_meet(*axis) for axis in zip(walks, of_x.size[1:], of_grad.size[1:], strict=True)
@@ -158,7 +181,7 @@ def weight_product(
     parts = dw if tile.parts == 1 else new((tile.parts, dw.numel()), dw, dtype=accumulator(dw.dtype))
     same = {
         "DOWN": walks[0].constants(), "ACROSS": walks[1].constants(), "PRECISION": dot,
-        "INDEX": index_type(grad, x, parts), "M": tile.m, "N": tile.n, **compiler_options(tile),
+        "INDEX": index_type(grad, x, parts, pooled and pooled.code[0]), "M": tile.m, "N": tile.n, **compiler_options(tile),
     }  # fmt: skip
     across = geometry.cdiv(terms, tile.n) if tile.packed else window.taps * geometry.cdiv(channels, tile.n)
     programs = geometry.cdiv(outputs, tile.m) * across * groups * tile.parts
@@ -169,15 +192,18 @@ def weight_product(
         )  # fmt: skip
     else:
         launch(
-            weight_grad_kernel, programs, grad, x, parts, of_grad.strides, of_x.strides, of_grad.size, of_x.size[1:],
-            outputs, channels, groups, tile.parts, ACC=tl_type(accumulator(x.dtype)), K=tile.k, PACKED=tile.packed,
-            PADDING=window.padding_mode, **same,
+            weight_grad_kernel, programs, grad, pooled and pooled.code, x, parts, of_grad.strides, of_x.strides,
+            of_grad.size, of_x.size[1:], outputs, channels, groups, tile.parts, POOL=pooled and pooled.pool,
+            ACC=tl_type(accumulator(x.dtype)), K=tile.k, PACKED=tile.packed, PADDING=window.padding_mode, **same,
         )  # fmt: skip
     if parts is not dw:
         sum_parts(parts, dw)
 
 
-def _window(size: Sequence[int], stride: Any, padding: Any, dilation: Any, padding_mode: str) -> geometry.Window:
+def window_of(
+    size: Sequence[int], stride: Any, padding: Any, dilation: Any, padding_mode: str
+) -> geometry.Window:
+    """The window of a weight of this size."""
     return geometry.Window((size[2], size[3]), tuple(stride), tuple(padding), tuple(dilation), padding_mode)
 
 
@@ -187,70 +213,103 @@ def _pad(input: torch.Tensor, padding: Sequence[int], padding_mode: str) -> torc
     return F.pad(input, (left, right, top, bottom), "constant" if padding_mode == "zeros" else padding_mode)
 
 
-def conv2d_fake(input, weight, bias, stride, padding, dilation, groups, padding_mode, activation):
-    check_tensors(input=input, weight=weight, bias=bias)
-    window = _window(weight.shape, stride, padding, dilation, padding_mode)
+def conv2d_fake(input, weight, bias, scale, residual, stride, padding, dilation, groups, padding_mode, activation):
+    check_tensors(input=input, weight=weight)
+    window = window_of(weight.shape, stride, padding, dilation, padding_mode)
     shape = geometry.conv_shape(input.shape, weight.shape, bias if bias is None else bias.shape, window, groups)
+    check_epilogue(bias, scale, residual, input, shape)
     return new(shape, input, channels_last(input, weight))
 
 
-def conv2d_launch(y, input, weight, bias, stride, padding, dilation, groups, padding_mode, activation):
-    window = _window(weight.shape, stride, padding, dilation, padding_mode)
-    product(input, weight, bias, y, window, groups, False, activation, conv_dot(input.dtype))
+def conv2d_launch(
+    y, input, weight, bias, scale, residual, stride, padding, dilation, groups, padding_mode, activation, before=None
+):  # fmt: skip
+    window = window_of(weight.shape, stride, padding, dilation, padding_mode)
+    epilogue = Epilogue(bias, scale, residual, activation, before)
+    product(input, weight, y, window, groups, False, conv_dot(input.dtype), epilogue)
 
 
-def conv2d_aten(input, weight, bias, stride, padding, dilation, groups, padding_mode, activation):
-    padded = _pad(input, padding, padding_mode)
-    return ACTIVATIONS[activation].reference(F.conv2d(padded, weight, bias, stride, 0, dilation, groups))
+def conv2d_aten(input, weight, bias, scale, residual, stride, padding, dilation, groups, padding_mode, activation):
+    within = None if scale is not None else bias  # PyTorch's own kernels add it
+    y = F.conv2d(_pad(input, padding, padding_mode), weight, within, stride, 0, dilation, groups)
+    return completed(y, bias if within is None else None, scale, residual, activation)
 
 
-def input_grad_fake(grad, weight, bias, input_size, stride, padding, dilation, groups, padding_mode, channels_last):
-    check_tensors(grad=grad, weight=weight, bias=bias)
-    window = _window(weight.shape, stride, padding, dilation, padding_mode)
-    expected = geometry.conv_shape(input_size, weight.shape, None, window, groups)
-    geometry.same_shape("grad", grad.shape, expected)
-    if bias is not None:
-        geometry.same_shape("bias", bias.shape, (input_size[1],))
+def _input_grad_size(grad, weight, input_size, stride, padding, dilation, groups, padding_mode):
+    check_tensors(grad=grad, weight=weight)
+    window = window_of(weight.shape, stride, padding, dilation, padding_mode)
+    geometry.same_shape("grad", grad.shape, geometry.conv_shape(input_size, weight.shape, None, window, groups))
+
+
+def input_grad_fake(grad, weight, input_size, stride, padding, dilation, groups, padding_mode, channels_last):
+    _input_grad_size(grad, weight, input_size, stride, padding, dilation, groups, padding_mode)
     return new(input_size, grad, channels_last)
 
 
-def input_grad_launch(dx, grad, weight, bias, input_size, stride, padding, dilation, groups, padding_mode, last):
-    window = _window(weight.shape, stride, padding, dilation, padding_mode)
+def input_grad_launch(
+    dx, grad, weight, input_size, stride, padding, dilation, groups, padding_mode, last, pooled=None
+):  # fmt: skip
+    window = window_of(weight.shape, stride, padding, dilation, padding_mode)
     padded = dx
     if padding_mode != "zeros":
         padded = new((*input_size[:2], *window.padded(input_size[2:])), dx, last, accumulator(dx.dtype))
     inner = window if padded is dx else window.unpadded
-    product(grad, weight, bias, padded, inner, groups, True, "none", conv_dot(grad.dtype))
+    product(grad, weight, padded, inner, groups, True, conv_dot(grad.dtype), pooled=pooled)
     if padded is not dx:
         unpad(padded, dx, window)
 
 
-def input_grad_aten(grad, weight, bias, input_size, stride, padding, dilation, groups, padding_mode, channels_last):
-    window = _window(weight.shape, stride, padding, dilation, padding_mode)
+def input_grad_aten(grad, weight, input_size, stride, padding, dilation, groups, padding_mode, channels_last):
+    window = window_of(weight.shape, stride, padding, dilation, padding_mode)
     size = (*input_size[:2], *window.padded(input_size[2:]))
     dx = torch.nn.grad.conv2d_input(size, weight, grad, stride, 0, dilation, groups)
     if padding_mode == "zeros":
-        dx = _pad(dx, [-pad for pad in padding], "zeros")
-    else:
-        for dim, pads in ((2, padding[:2]), (3, padding[2:])):
-            pixel = torch.arange(input_size[dim], dtype=torch.float64, device=dx.device)
-            shown = F.pad(pixel[None, None], tuple(pads), padding_mode)[0, 0].long()
-            shape = (*dx.shape[:dim], input_size[dim], *dx.shape[dim + 1 :])
-            dx = dx.new_zeros(shape).index_add_(dim, shown, dx)
-    return dx if bias is None else dx + bias[:, None, None]
+        return _pad(dx, [-pad for pad in padding], "zeros")
+    for dim, pads in ((2, padding[:2]), (3, padding[2:])):
+        pixel = torch.arange(input_size[dim], dtype=torch.float64, device=dx.device)
+        shown = F.pad(pixel[None, None], tuple(pads), padding_mode)[0, 0].long()
+        shape = (*dx.shape[:dim], input_size[dim], *dx.shape[dim + 1 :])
+        dx = dx.new_zeros(shape).index_add_(dim, shown, dx)
+    return dx
+
+
+def transpose_fake(
+    input, weight, bias, scale, residual, output_size, stride, padding, dilation, groups, channels_last, activation
+):  # fmt: skip
+    _input_grad_size(input, weight, output_size, stride, padding, dilation, groups, "zeros")
+    check_epilogue(bias, scale, residual, input, output_size)
+    return new(output_size, input, channels_last)
+
+
+def transpose_launch(
+    y, input, weight, bias, scale, residual, output_size, stride, padding, dilation, groups, last, activation,
+    before=None,
+):  # fmt: skip
+    window = window_of(weight.shape, stride, padding, dilation, "zeros")
+    epilogue = Epilogue(bias, scale, residual, activation, before)
+    product(input, weight, y, window, groups, True, conv_dot(input.dtype), epilogue)
+
+
+def transpose_aten(
+    input, weight, bias, scale, residual, output_size, stride, padding, dilation, groups, channels_last, activation
+):  # fmt: skip
+    y = input_grad_aten(input, weight, output_size, stride, padding, dilation, groups, "zeros", channels_last)
+    return completed(y, bias, scale, residual, activation)
 
 
 def weight_grad_fake(grad, input, weight_size, stride, padding, dilation, groups, padding_mode, channels_last):
     check_tensors(grad=grad, input=input)
-    window = _window(weight_size, stride, padding, dilation, padding_mode)
+    window = window_of(weight_size, stride, padding, dilation, padding_mode)
     geometry.same_shape("grad", grad.shape, geometry.conv_shape(input.shape, weight_size, None, window, groups))
     return new(weight_size, grad, channels_last)
 
 
-def weight_grad_launch(dw, grad, input, weight_size, stride, padding, dilation, groups, padding_mode, channels_last):
+def weight_grad_launch(
+    dw, grad, input, weight_size, stride, padding, dilation, groups, padding_mode, channels_last, pooled=None
+):  # fmt: skip
     matrix = dw if dw.is_contiguous(memory_format=torch.channels_last) else new(weight_size, dw, True)
-    window = _window(weight_size, stride, padding, dilation, padding_mode)
-    weight_product(grad, input, matrix, window, groups, conv_dot(grad.dtype))
+    window = window_of(weight_size, stride, padding, dilation, padding_mode)
+    weight_product(grad, input, matrix, window, groups, conv_dot(grad.dtype), pooled)
     if matrix is not dw:
         dw.copy_(matrix)
 
@@ -264,38 +323,62 @@ def _flops(pixels_by_outputs: int, weight_size: Sequence[int]) -> int:
     return 2 * pixels_by_outputs * math.prod(weight_size[1:])
 
 
-_WINDOW = "int[2] stride, int[4] padding, int[2] dilation, int groups, str padding_mode"
+WINDOW = "int[2] stride, int[4] padding, int[2] dilation, int groups, str padding_mode"
+_EPILOGUE = "Tensor? bias, Tensor? scale, Tensor? residual"
 
 CONV2D = Op(
     name="conv2d",
-    schema=f"(Tensor input, Tensor weight, Tensor? bias, {_WINDOW}, str activation) -> Tensor",
+    schema=f"(Tensor input, Tensor weight, {_EPILOGUE}, {WINDOW}, str activation) -> Tensor",
     fake=conv2d_fake,
     launcher=conv2d_launch,
     aten=conv2d_aten,
     flops=lambda input, weight, *args: _flops(conv2d_fake(input, weight, *args).numel(), weight.shape),
-    bytes=lambda *args: nbytes(*args[:3], conv2d_fake(*args)),
-    folds=(Fold({"input": 0}, (0,)), Fold({"input": 1, "weight": 0, "bias": 0, "groups": 0}, (1,))),
+    bytes=lambda *args: nbytes(*args[:5], conv2d_fake(*args)),
+    folds=(
+        Fold({"input": 0, "residual": 0}, (0,)),
+        Fold({"input": 1, "weight": 0, "bias": 0, "scale": 0, "residual": 1, "groups": 0}, (1,)),
+    ),
     product=True,
 )
+CONV2D_SAVING = saving(CONV2D)
 
 CONV2D_INPUT_GRAD = Op(
     name="conv2d_input_grad",
-    schema=f"(Tensor grad, Tensor weight, Tensor? bias, SymInt[4] input_size, {_WINDOW}, bool channels_last) -> Tensor",
+    schema=f"(Tensor grad, Tensor weight, SymInt[4] input_size, {WINDOW}, bool channels_last) -> Tensor",
     fake=input_grad_fake,
     launcher=input_grad_launch,
     aten=input_grad_aten,
     flops=lambda grad, weight, *args: _flops(grad.numel(), weight.shape),
-    bytes=lambda *args: nbytes(*args[:3], input_grad_fake(*args)),
+    bytes=lambda *args: nbytes(*args[:2], input_grad_fake(*args)),
     folds=(
         Fold({"grad": 0, "input_size": 0}, (0,)),
-        Fold({"grad": 1, "weight": 0, "bias": 0, "input_size": 1, "groups": 0}, (1,)),
+        Fold({"grad": 1, "weight": 0, "input_size": 1, "groups": 0}, (1,)),
     ),
     product=True,
 )
 
+CONV_TRANSPOSE2D = Op(
+    name="conv_transpose2d",
+    schema=f"(Tensor input, Tensor weight, {_EPILOGUE}, SymInt[4] output_size, int[2] stride, int[4] padding, "
+    "int[2] dilation, int groups, bool channels_last, str activation) -> Tensor",
+    fake=transpose_fake,
+    launcher=transpose_launch,
+    aten=transpose_aten,
+    flops=lambda input, weight, *args: _flops(input.numel(), weight.shape),
+    bytes=lambda *args: nbytes(*args[:5], transpose_fake(*args)),
+    folds=(
+        Fold({"input": 0, "residual": 0, "output_size": 0}, (0,)),
+        Fold(
+            {"input": 1, "weight": 0, "bias": 0, "scale": 0, "residual": 1, "output_size": 1, "groups": 0}, (1,)
+        ),
+    ),
+    product=True,
+)
+CONV_TRANSPOSE2D_SAVING = saving(CONV_TRANSPOSE2D)
+
 CONV2D_WEIGHT_GRAD = Op(
     name="conv2d_weight_grad",
-    schema=f"(Tensor grad, Tensor input, SymInt[4] weight_size, {_WINDOW}, bool channels_last) -> Tensor",
+    schema=f"(Tensor grad, Tensor input, SymInt[4] weight_size, {WINDOW}, bool channels_last) -> Tensor",
     fake=weight_grad_fake,
     launcher=weight_grad_launch,
     aten=weight_grad_aten,

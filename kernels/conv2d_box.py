@@ -17,6 +17,7 @@ padding. No thread computes an address, and both operands of the matrix instruct
 A stride is a matter of the view: every stride-th row and column from one of stride² first ones are again such images.
 """
 
+from .activations import identity
 from .device import (
     HOP,
     REACH,
@@ -25,14 +26,18 @@ from .device import (
     as_tf32,
     box_at,
     box_descriptor,
+    box_pixels,
     boxes,
     main_loop,
+    offsets,
     phase_of,
     program_tile,
     split,
     tap_steps,
 )
+from .epilogue import finish
 from .lang import device_function, tl, triton
+from .relu_pool import pool_start, pool_step, store_byte, store_pooled
 
 
 @device_function
@@ -61,11 +66,11 @@ def window_box(operand, step, META: tl.constexpr):
 
 @triton.jit(do_not_specialize=["channels", "columns"])
 def conv_box_kernel(
-    x, w, bias, y, x_strides, y_strides, x_size, y_size, channels, columns,
-    DOWN: tl.constexpr, ACROSS: tl.constexpr, WINDOW: tl.constexpr, TRANSPOSED: tl.constexpr, ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr, BOX: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    x, w, y, epilogue, x_strides, y_strides, x_size, y_size, channels, columns,
+    DOWN: tl.constexpr, ACROSS: tl.constexpr, WINDOW: tl.constexpr, TRANSPOSED: tl.constexpr,
+    ACTIVATION: tl.constexpr, NUMBERS: tl.constexpr, PRECISION: tl.constexpr, BOX: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """y[box, column] = act(bias + Σ_term x̂ · w), for tiles of a BOX of pixels of one phase x N columns."""
+    """y[box, column] = epilogue(Σ_term x̂ · w), for tiles of a BOX of pixels of one phase x N columns."""
     M: tl.constexpr = BOX[0] * BOX[1] * BOX[2]
     STEPS: tl.constexpr = (DOWN[STEP], ACROSS[STEP])
     STRIDES: tl.constexpr = (DOWN[STRIDE], ACROSS[STRIDE])
@@ -96,11 +101,54 @@ def conv_box_kernel(
         steps = tap_steps(channels, taps, False, K) * some_r * some_s
         acc = main_loop(acc, weight_box, A, window_box, B, 0, steps, META)
 
-        if bias is not None:
-            k = column + tl.arange(0, N)
-            acc += tl.load(bias + k, mask=k < columns, other=0.0).to(tl.float32)[:, None]
-        result = ACTIVATION(acc).to(y.dtype.element_ty).T
-        stored.store([n, i, a, j, b * columns + column], result.reshape(BOX[0], BOX[1], 1, BOX[2], N))
+        k = column + tl.arange(0, N)
+        at, exists = box_pixels((n, i, j), (a, b), y_size, BOX, STEPS)
+        acc = finish(
+            acc.T, epilogue, row, k, k < columns, at, exists, y_strides, ACTIVATION, NUMBERS, tl.int64
+        )  # fmt: skip
+        result = acc.to(y.dtype.element_ty).reshape(BOX[0], BOX[1], 1, BOX[2], N)
+        stored.store([n, i, a, j, b * columns + column], result)
+
+
+@triton.jit(do_not_specialize=["channels", "columns"])
+def conv_pool_box_kernel(
+    x, w, y, code, epilogue, x_strides, y_strides, x_size, y_size, channels, columns,
+    DOWN: tl.constexpr, ACROSS: tl.constexpr, WINDOW: tl.constexpr, SHIFT: tl.constexpr, POOL: tl.constexpr,
+    PRECISION: tl.constexpr, INDEX: tl.constexpr, BOX: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """(y, code)[box, column] = pooling (relu_pool.py) of epilogue(Σ_term x̂ · w), for tiles of a BOX of pooled pixels x
+    N columns. A tap of the pooling is a convolution by its stride, SHIFT pixels from its neighbour's."""
+    M: tl.constexpr = BOX[0] * BOX[1] * BOX[2]
+    STRIDES: tl.constexpr = (DOWN[STRIDE], ACROSS[STRIDE])
+    fetched = box_descriptor(x, x_size, x_strides, channels, BOX, K, STRIDES)
+    terms = WINDOW[0] * WINDOW[1] * channels
+    weights = tl.make_tensor_descriptor(w, [columns, terms], [terms, 1], [N, K])
+    first_r, count_r, h, _ = phase_of(0, DOWN)
+    first_s, count_s, v, _ = phase_of(0, ACROSS)
+    taps = (count_r, count_s)
+    rows = boxes(y_size, BOX)
+    across = tl.cdiv(columns, N)
+    META: tl.constexpr = (PRECISION, DOWN, ACROSS, K, M, WINDOW[1], False)
+    for program in range(tl.program_id(0), rows * across, tl.num_programs(0)):
+        row, column = program_tile(program, rows, across)
+        column *= N
+        n, i, j = box_at(row, y_size, BOX)
+        A = (weights, column, (first_r, first_s), taps, channels, columns)
+        k = (column + tl.arange(0, N)).to(INDEX)
+        has = k < columns
+        at, exists = box_pixels((n, i, j), (0, 0), y_size, BOX, (1, 1))
+        to = offsets((at[0].to(INDEX), at[1], at[2]), k, y_strides)
+        mask = exists[:, None] & has[None, :]
+        pooled, won = pool_start(M, N, POOL, tl.float32)
+        for t in range(POOL[0] * POOL[1]):
+            offset = (h + t // POOL[1] * SHIFT[0], v + t % POOL[1] * SHIFT[1])
+            B = (fetched, n, i, j, offset, taps, channels)
+            steps = tap_steps(channels, taps, False, K)
+            acc = main_loop(tl.zeros([N, M], tl.float32), weight_box, A, window_box, B, 0, steps, META)
+            acc = finish(acc.T, epilogue, row, k, has, at, exists, y_strides, identity, (), INDEX)
+            pooled, won = pool_step(pooled, won, acc.to(y.dtype.element_ty), t, POOL)
+            store_byte(code, to, won, t, mask, POOL)
+        store_pooled(y, code, to, pooled, won, mask, POOL)
 
 
 @device_function

@@ -13,6 +13,7 @@ Groups are independent products, side by side in the grid; so are the phases of 
 With few channels (a first layer's one or three) taps and channels are one flat reduction, PACKED into full steps.
 """
 
+from .activations import identity
 from .device import (
     HOP,
     REACH,
@@ -28,23 +29,29 @@ from .device import (
     tap_of,
     tap_steps,
 )
+from .epilogue import finish
 from .lang import device_function, tl, triton
+from .relu_pool import gather_open, pool_start, pool_step, store_byte, store_pooled
 
 
 @device_function
 def window_terms(operand, step, META: tl.constexpr):
     """A of the forward: what this step's terms read, for fixed pixels. [M, K]"""
-    x, strides, size, at, exists, taps, channels = operand
-    _, DOWN, ACROSS, K, PACKED, _, _, PADDING = META
+    x, code, strides, size, at, exists, taps, channels = operand
+    _, DOWN, ACROSS, K, PACKED, _, _, PADDING, POOL = META
     r, s, c, has = tap_of(step, channels, taps, PACKED, K)
-    return gather(x, strides, size, at, exists, r * DOWN[REACH], s * ACROSS[REACH], c, has, PADDING)
+    h, w = r * DOWN[REACH], s * ACROSS[REACH]
+    if POOL is None:
+        return gather(x, strides, size, at, exists, h, w, c, has, PADDING)
+    else:
+        return gather_open(x, code, strides, size, at, exists, h, w, c, has, POOL)
 
 
 @device_function
 def weight_terms(operand, step, META: tl.constexpr):
     """B of the forward: this step's terms of the weight, for fixed columns. [K, N]"""
     w, strides, column, exists, first, taps, channels = operand
-    PRECISION, DOWN, ACROSS, K, PACKED, S, TRANSPOSED, _ = META
+    PRECISION, DOWN, ACROSS, K, PACKED, S, TRANSPOSED, _, _ = META
     r, s, c, has = tap_of(step, channels, taps, PACKED, K)
     tap = (first[0] + r * DOWN[HOP]) * S + first[1] + s * ACROSS[HOP]
     term = (tap * strides[1] + c * strides[0]).to(column.dtype)
@@ -55,12 +62,12 @@ def weight_terms(operand, step, META: tl.constexpr):
 
 @triton.jit
 def conv_kernel(
-    x, w, bias, y, x_strides, w_strides, y_strides, x_size, y_size, channels, columns,
-    DOWN: tl.constexpr, ACROSS: tl.constexpr, S: tl.constexpr, TRANSPOSED: tl.constexpr, ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    x, code, w, y, epilogue, x_strides, w_strides, y_strides, x_size, y_size, channels, columns,
+    DOWN: tl.constexpr, ACROSS: tl.constexpr, S: tl.constexpr, TRANSPOSED: tl.constexpr, POOL: tl.constexpr,
+    ACTIVATION: tl.constexpr, NUMBERS: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PACKED: tl.constexpr, PADDING: tl.constexpr,
 ):  # fmt: skip
-    """y[pixel, column] = act(bias + Σ_term x̂ · w), for a tile of M pixels of one phase x N columns of one group."""
+    """y[pixel, column] = epilogue(Σ_term x̂ · w), for a tile of M pixels of one phase x N columns of one group."""
     PHASES: tl.constexpr = DOWN[STEP] * ACROSS[STEP]
     batch, height, width = y_size[0], tl.cdiv(y_size[1], DOWN[STEP]), tl.cdiv(y_size[2], ACROSS[STEP])
     rows = tl.cdiv(batch * height * width, M)
@@ -78,34 +85,80 @@ def conv_kernel(
     k = (column * N + tl.arange(0, N)).to(INDEX)  # [N]
     has = k < columns
 
-    META: tl.constexpr = (PRECISION, DOWN, ACROSS, K, PACKED, S, TRANSPOSED, PADDING)
+    META: tl.constexpr = (PRECISION, DOWN, ACROSS, K, PACKED, S, TRANSPOSED, PADDING, POOL)
     taps = (count_r, count_s)
     x += group.to(INDEX) * channels * x_strides[3]
+    if POOL is not None:
+        code = (code[0] + group.to(INDEX) * channels * x_strides[3], code[1])
     w += group.to(INDEX) * w_strides[3]
     reads = (n, i * DOWN[STRIDE] + h, j * ACROSS[STRIDE] + v)
-    A = (x, x_strides, x_size, reads, exists, taps, channels)
+    A = (x, code, x_strides, x_size, reads, exists, taps, channels)
     B = (w, w_strides, k, has, (first_r, first_s), taps, channels)
     acc = tl.zeros([M, N], ACC)
     steps = tap_steps(channels, taps, PACKED, K) * some_r * some_s
     acc = main_loop(acc, window_terms, A, weight_terms, B, 0, steps, META)
 
     k += group * columns
-    if bias is not None:
-        acc += tl.load(bias + k, mask=has, other=0.0).to(ACC)[None, :]
+    acc = finish(acc, epilogue, row, k, has, (n, p, q), exists, y_strides, ACTIVATION, NUMBERS, INDEX)
     y += offsets((n, p, q), k, y_strides)
-    tl.store(y, ACTIVATION(acc).to(y.dtype.element_ty), mask=exists[:, None] & has[None, :])
+    tl.store(y, acc.to(y.dtype.element_ty), mask=exists[:, None] & has[None, :])
+
+
+@triton.jit
+def conv_pool_kernel(
+    x, w, y, code, epilogue, x_strides, w_strides, y_strides, x_size, y_size, channels, columns,
+    DOWN: tl.constexpr, ACROSS: tl.constexpr, S: tl.constexpr, SHIFT: tl.constexpr, POOL: tl.constexpr,
+    PRECISION: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PACKED: tl.constexpr, PADDING: tl.constexpr,
+):  # fmt: skip
+    """(y, code)[pixel, column] = pooling (relu_pool.py) of epilogue(Σ_term x̂ · w), for a tile of M pooled pixels x N
+    columns of one group. A tap of the pooling is a convolution by its stride, SHIFT pixels from its neighbour's."""
+    rows = tl.cdiv(y_size[0] * y_size[1] * y_size[2], M)
+    across = tl.cdiv(columns, N)
+    group = tl.program_id(0) // (rows * across)
+    row, column = program_tile(tl.program_id(0) % (rows * across), rows, across)
+    first_r, count_r, h, _ = phase_of(0, DOWN)
+    first_s, count_s, v, _ = phase_of(0, ACROSS)
+    n, p, q = pixel(row.to(INDEX) * M + tl.arange(0, M), y_size[1], y_size[2])  # [M]
+    exists = n < y_size[0]
+    k = (column * N + tl.arange(0, N)).to(INDEX)  # [N]
+    has = k < columns
+
+    META: tl.constexpr = (PRECISION, DOWN, ACROSS, K, PACKED, S, False, PADDING, None)
+    taps = (count_r, count_s)
+    steps = tap_steps(channels, taps, PACKED, K)
+    x += group.to(INDEX) * channels * x_strides[3]
+    w += group.to(INDEX) * w_strides[3]
+    B = (w, w_strides, k, has, (first_r, first_s), taps, channels)
+    k += group * columns
+    to = offsets((n, p, q), k, y_strides)
+    mask = exists[:, None] & has[None, :]
+    pooled, won = pool_start(M, N, POOL, ACC)
+    for t in range(POOL[0] * POOL[1]):
+        i, j = p * DOWN[STRIDE] + t // POOL[1] * SHIFT[0], q * ACROSS[STRIDE] + t % POOL[1] * SHIFT[1]
+        A = (x, None, x_strides, x_size, (n, i + h, j + v), exists, taps, channels)
+        acc = main_loop(tl.zeros([M, N], ACC), window_terms, A, weight_terms, B, 0, steps, META)
+        acc = finish(acc, epilogue, row, k, has, (n, p, q), exists, y_strides, identity, (), INDEX)
+        pooled, won = pool_step(pooled, won, acc.to(y.dtype.element_ty), t, POOL)
+        store_byte(code, to, won, t, mask, POOL)
+    store_pooled(y, code, to, pooled, won, mask, POOL)
 
 
 @device_function
 def grad_terms(operand, step, META: tl.constexpr):
     """A of the weight gradient: the output's gradient, transposed, for this step's pixels. [M, K]"""
-    grad, strides, size, column, has = operand
-    PRECISION, K, _, _, _ = META
+    grad, code, strides, size, column, has = operand
+    PRECISION, K, _, _, _, POOL = META
     index = step * K + tl.arange(0, K)  # [K]
     at = pixel(index.to(column.dtype), size[1], size[2])
-    mask = (at[0] < size[0])[None, :] & has[:, None]
-    rows = at[0] * strides[0] + at[1] * strides[1] + at[2] * strides[2]
-    tile = tl.load(grad + rows[None, :] + column[:, None] * strides[3], mask=mask, other=0.0)
+    if POOL is None:
+        mask = (at[0] < size[0])[None, :] & has[:, None]
+        rows = at[0] * strides[0] + at[1] * strides[1] + at[2] * strides[2]
+        tile = tl.load(grad + rows[None, :] + column[:, None] * strides[3], mask=mask, other=0.0)
+    else:
+        here = tl.zeros([1], tl.int32)
+        pooled = (size[1] // POOL[0], size[2] // POOL[1])
+        tile = gather_open(grad, code, strides, pooled, at, at[0] < size[0], here, here, column, has, POOL).T
     return as_tf32(tile, PRECISION)
 
 
@@ -113,7 +166,7 @@ def grad_terms(operand, step, META: tl.constexpr):
 def window_pixels(operand, step, META: tl.constexpr):
     """B of the weight gradient: what fixed terms read, for this step's pixels. [K, N]"""
     x, strides, x_size, size, h, w, c, has = operand
-    PRECISION, K, DOWN, ACROSS, PADDING = META
+    PRECISION, K, DOWN, ACROSS, PADDING, _ = META
     n, p, q = pixel((step * K + tl.arange(0, K)).to(c.dtype), size[1], size[2])  # [K]
     reads = (n, p * DOWN[STRIDE], q * ACROSS[STRIDE])
     return as_tf32(gather(x, strides, x_size, reads, n < size[0], h, w, c, has, PADDING), PRECISION)
@@ -121,8 +174,8 @@ def window_pixels(operand, step, META: tl.constexpr):
 
 @triton.jit(do_not_specialize=["groups", "split"])
 def weight_grad_kernel(
-    grad, x, dw, grad_strides, x_strides, size, x_size, outputs, channels, groups, split,
-    DOWN: tl.constexpr, ACROSS: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    grad, code, x, dw, grad_strides, x_strides, size, x_size, outputs, channels, groups, split,
+    DOWN: tl.constexpr, ACROSS: tl.constexpr, POOL: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PACKED: tl.constexpr, PADDING: tl.constexpr,
 ):  # fmt: skip
     """dw[part, k, term] = Σ over the part's pixels of grad · x̂, for a tile of M outputs x N terms of one group."""
@@ -142,10 +195,12 @@ def weight_grad_kernel(
 
     steps = tl.cdiv(size[0] * size[1] * size[2], K)
     chunk = tl.cdiv(steps, split)
-    META: tl.constexpr = (PRECISION, K, DOWN, ACROSS, PADDING)
+    META: tl.constexpr = (PRECISION, K, DOWN, ACROSS, PADDING, POOL)
     grad += group.to(INDEX) * outputs * grad_strides[3]
+    if POOL is not None:
+        code = (code[0] + group.to(INDEX) * outputs * grad_strides[3], code[1])
     x += group.to(INDEX) * channels * x_strides[3]
-    a = (grad, grad_strides, size, k, has_k)
+    a = (grad, code, grad_strides, size, k, has_k)
     b = (x, x_strides, x_size, size, first_h + r * DOWN[REACH], first_w + s * ACROSS[REACH], c, has)
     acc = tl.zeros([M, N], ACC)
     last = tl.minimum((part + 1) * chunk, steps)

@@ -1,4 +1,4 @@
-"""Device functions that several kernels share: the main loop, pixels, taps, windows, activations.
+"""Device functions that several kernels share: the main loop, pixels, taps, windows.
 
 Shape tags: [M] output pixels or rows, [N] columns, [K] reduction; a trailing comment gives each block's shape.
 """
@@ -187,6 +187,14 @@ def box_at(index, size, BOX: tl.constexpr):
 
 
 @device_function
+def box_pixels(first, phase, size, BOX: tl.constexpr, STEP: tl.constexpr):
+    """The pixels (n, p, q) [M] of a box from its `first`, every STEP-th of the phase; and which of them there are."""
+    n, i, j = pixel(tl.arange(0, BOX[0] * BOX[1] * BOX[2]), BOX[1], BOX[2])
+    n, p, q = first[0] + n, phase[0] + (first[1] + i) * STEP[0], phase[1] + (first[2] + j) * STEP[1]
+    return (n, p, q), (n < size[0]) & (p < size[1]) & (q < size[2])
+
+
+@device_function
 def boxes(size, BOX: tl.constexpr):
     """Number of boxes that tile images of size (n, p, q)."""
     return tl.cdiv(size[0], BOX[0]) * tl.cdiv(size[1], BOX[1]) * tl.cdiv(size[2], BOX[2])
@@ -204,27 +212,3 @@ def box_descriptor(x, size, strides, channels, BOX: tl.constexpr, CHANNELS: tl.c
         [n, h * STEP[0], h, w * STEP[1], 1],
         [BOX[0], BOX[1], 1, BOX[2], CHANNELS],
     )
-
-
-@device_function
-def identity(x):
-    """No activation: y = x."""
-    return x
-
-
-@device_function
-def identity_grad(grad, saved):
-    """∂/∂x = 1; saves nothing."""
-    return grad
-
-
-@device_function
-def relu(x):
-    """y = max(x, 0), NaN kept."""
-    return tl.where(x <= 0, 0.0, x).to(x.dtype)
-
-
-@device_function
-def relu_grad(grad, saved):
-    """0 where the saved output is 0, else 1 (at NaN too), as PyTorch has it."""
-    return tl.where(saved <= 0, 0.0, grad).to(grad.dtype)

@@ -1,40 +1,86 @@
-"""What follows a product: bias and activation, and the way back through them.
+"""What follows a product, and the way back through it.
 
-    y = act(x + bias)        in the matrix kernels, on the sums in registers
-    g = act'(y) · dy         one pass over dy and the saved output y, which also yields
+    x = scale · product + bias + residual     in the matrix kernels, on the sums in registers
+    y = act(x)
+    g = act'(x) · dy         one pass over dy and what was saved, y or x (activations.py), which also yields
     db[k] = Σ_pixel g        in two stages: partial sums per program, then their sum in a fixed order
 
 The mask is not applied inside the gradient kernels: there it would send an operand of a matrix instruction through
 registers, and twice, once for each gradient.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import torch
 
-from . import device, tiles
+from . import activations, geometry, tiles
 from .device import offsets, pixel, sum_rows
 from .geometry import cdiv
-from .lang import tl, triton
+from .lang import device_function, tl, triton
 from .op import Fold, Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type
 from .precision import accumulator
 
 
-class Activation(NamedTuple):
-    """y = forward(x) and dx = backward(dy, y); `saves_output`: is y needed for that? The last two are for torch."""
+class Epilogue(NamedTuple):
+    """What follows a product: vectors over its columns, and tensors of the result's shape.
 
-    forward: Any
-    backward: Any
-    saves_output: bool
-    reference: Any
-    reference_grad: Any
+    before: takes x, what stands before the activation
+    """
+
+    bias: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+    residual: torch.Tensor | None = None
+    activation: str = "none"
+    before: torch.Tensor | None = None
+
+    def terms(self, y: torch.Tensor, moments: torch.Tensor | None) -> tuple[Any, ...]:
+        """What `finish` takes, for a result y: what has its shape, in its strides. `moments` [tiles, 3, columns] takes
+        each of the kernel's tiles' number of pixels, mean of x, and sum of squares about it."""
+        bias, scale = (each if each is None else each.contiguous() for each in (self.bias, self.scale))
+        residual = self.residual
+        if residual is not None and residual.stride() != y.stride():
+            residual = torch.empty_like(y).copy_(residual)
+        return bias, scale, residual, self.before, moments, 0 if moments is None else moments.shape[2]
+
+    @property
+    def large(self) -> bool:
+        """Does it load or store what is as large as the result?"""
+        return self.residual is not None or self.before is not None
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What kernels are compiled for."""
+        activation = activations.of(self.activation)
+        return {"ACTIVATION": activation.rule.forward, "NUMBERS": activation.numbers}
 
 
-# A further activation is one line here and two functions in device.py.
-ACTIVATIONS = {
-    "none": Activation(device.identity, device.identity_grad, False, lambda x: x, lambda grad, y: grad),
-    "relu": Activation(device.relu, device.relu_grad, True, torch.relu, lambda grad, y: torch.where(y <= 0, 0, grad)),
-}
+@device_function
+def finish(acc, epilogue, tile, k, has, at, exists, strides, ACTIVATION, NUMBERS: tl.constexpr, INDEX: tl.constexpr):
+    """y of a kernel's tile of sums [pixels, columns], at pixels `at` = (n, p, q) and columns k, those that exist; see
+    Epilogue."""
+    bias, scale, residual, before, moments, columns = epilogue
+    if scale is not None:
+        acc *= tl.load(scale + k, mask=has, other=0.0).to(acc.dtype)[None, :]
+    if bias is not None:
+        acc += tl.load(bias + k, mask=has, other=0.0).to(acc.dtype)[None, :]
+    if residual is not None or before is not None:
+        to = offsets((at[0].to(INDEX), at[1], at[2]), k.to(INDEX), strides)
+        mask = exists[:, None] & has[None, :]
+        if residual is not None:
+            acc += tl.load(residual + to, mask=mask, other=0.0).to(acc.dtype)
+        if before is not None:
+            tl.store(before + to, acc.to(before.dtype.element_ty), mask=mask)
+    if moments is not None:
+        some = exists[:, None]
+        count = tl.sum(exists.to(acc.dtype), axis=0)
+        mean = sum_rows(tl.where(some, acc, 0.0)) / count
+        off = tl.where(some, acc - mean[None, :], 0.0)
+        to = moments + tl.cast(tile, INDEX) * 3 * columns + k
+        tl.store(to, tl.zeros_like(mean) + count, mask=has)
+        tl.store(to + columns, mean, mask=has)
+        tl.store(to + 2 * columns, sum_rows(off * off), mask=has)
+    return ACTIVATION(acc, NUMBERS)
 
 
 @triton.jit
@@ -51,8 +97,8 @@ def sum_kernel(parts, total, rows, size, ROWS: tl.constexpr, BLOCK: tl.constexpr
 
 @triton.jit
 def epilogue_grad_kernel(
-    grad, saved, masked, parts, grad_strides, saved_strides, masked_strides, size, channels, chunk,
-    BACKWARD: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    grad, saved, masked, grad_strides, saved_strides, masked_strides, parts, size, channels, chunk,
+    BACKWARD: tl.constexpr, NUMBERS: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """masked = act'(saved) · grad, and parts[program, k] = Σ over the program's pixels of masked."""
     across = tl.cdiv(channels, CHANNELS)
@@ -67,7 +113,7 @@ def epilogue_grad_kernel(
         g = tl.load(grad + offsets(at, k, grad_strides), mask=mask, other=0.0).to(ACC)
         if saved is not None:
             y = tl.load(saved + offsets(at, k, saved_strides), mask=mask, other=0.0).to(ACC)
-            g = BACKWARD(g, y)
+            g = BACKWARD(g, y, NUMBERS)
             tl.store(masked + offsets(at, k, masked_strides), g.to(masked.dtype.element_ty), mask=mask)
         acc += g
     tl.store(parts + part.to(INDEX) * channels + k, sum_rows(acc).to(parts.dtype.element_ty), mask=has)
@@ -83,28 +129,35 @@ def sum_parts(parts: torch.Tensor, total: torch.Tensor) -> None:
     )  # fmt: skip
 
 
-def _launch(bias: torch.Tensor, masked: torch.Tensor, grad: torch.Tensor, saved: torch.Tensor | None, backward: Any):
-    if grad.numel() == 0:
-        bias.zero_()
+def sum_pixels(kernel: Any, totals: torch.Tensor, over: torch.Tensor, *args: Any, **constants: Any) -> None:
+    """Launches kernel(*args, parts, size of `over` (n, h, w), its channels, chunk), each program on a chunk of strips of
+    pixels; totals [sums x channels] are the sums of what each program stores in its row of parts."""
+    if over.numel() == 0:
+        totals.zero_()
         return
-    batch, channels, height, width = grad.shape
+    batch, channels, height, width = over.shape
     chip = tiles.chip_name()
-    like = grad if saved is None else saved
-    strip = tiles.pick_strip(batch * height * width, channels, like.stride(1) == 1, chip)
+    strip = tiles.pick_strip(batch * height * width, channels, over.stride(1) == 1, chip)
     across = cdiv(channels, strip.channels)
     steps = cdiv(batch * height * width, strip.pixels)
     chunk = cdiv(steps, max(1, min(steps, 4 * tiles.CHIPS[chip].multiprocessors // across)))
     programs = cdiv(steps, chunk)
-    parts = bias if programs == 1 else new((programs, channels), grad, dtype=accumulator(grad.dtype))
+    parts = totals if programs == 1 else new((programs, totals.numel()), over, dtype=accumulator(over.dtype))
     launch(
-        epilogue_grad_kernel, programs * across, grad, saved, masked, parts, nhwc(grad),
-        nhwc(like), nhwc(masked), (batch, height, width), channels, chunk,
-        BACKWARD=backward, ACC=tl_type(accumulator(grad.dtype)), INDEX=index_type(grad, saved),
-        PIXELS=strip.pixels, CHANNELS=strip.channels,
-        num_warps=strip.warps,
+        kernel, programs * across, *args, parts, (batch, height, width), channels, chunk, **constants,
+        ACC=tl_type(accumulator(over.dtype)), PIXELS=strip.pixels, CHANNELS=strip.channels, num_warps=strip.warps,
     )  # fmt: skip
-    if parts is not bias:
-        sum_parts(parts, bias)
+    if parts is not totals:
+        sum_parts(parts, totals)
+
+
+def _launch(bias: torch.Tensor, masked: torch.Tensor, grad: torch.Tensor, saved: torch.Tensor | None, activation: str):
+    like = grad if saved is None else saved
+    applied = activations.of(activation)
+    sum_pixels(
+        epilogue_grad_kernel, bias, like, grad, saved, masked, nhwc(grad), nhwc(like), nhwc(masked),
+        BACKWARD=applied.rule.backward, NUMBERS=applied.numbers_as(like.dtype), INDEX=index_type(grad, saved),
+    )  # fmt: skip
 
 
 def bias_grad_fake(grad):
@@ -113,26 +166,77 @@ def bias_grad_fake(grad):
 
 
 def bias_grad_launch(bias, grad):
-    _launch(bias, grad, grad, None, device.identity_grad)
+    _launch(bias, grad, grad, None, "none")
 
 
 def bias_grad_aten(grad):
     return grad.sum((0, 2, 3))
 
 
-def activation_grad_fake(grad, output, activation):
-    check_tensors(grad=grad, output=output)
-    return new(output.shape, output, channels_last(output)), bias_grad_fake(grad)
+def activation_grad_fake(grad, saved, activation):
+    check_tensors(grad=grad, saved=saved)
+    return new(saved.shape, saved, channels_last(saved)), bias_grad_fake(grad)
 
 
-def activation_grad_launch(results, grad, output, activation):
+def activation_grad_launch(results, grad, saved, activation):
     masked, bias = results
-    _launch(bias, masked, grad, output, ACTIVATIONS[activation].backward)
+    _launch(bias, masked, grad, saved, activation)
 
 
-def activation_grad_aten(grad, output, activation):
-    masked = ACTIVATIONS[activation].reference_grad(grad, output)
+def activation_grad_aten(grad, saved, activation):
+    masked = activations.of(activation).reference_grad(grad, saved)
     return masked, bias_grad_aten(masked)
+
+
+def check_epilogue(bias: Any, scale: Any, residual: Any, like: torch.Tensor, shape: Any) -> None:
+    """Errors: RuntimeError, TypeError for what doesn't fit a result of this shape, of like's dtype and device. With a
+    scale, it and the bias may also have the dtype that sums are kept in."""
+    for name, vector in (("scale", scale), ("bias", bias)):
+        if vector is not None:
+            wide = scale is not None and isinstance(vector, torch.Tensor) and vector.dtype == accumulator(like.dtype)
+            check_tensors(input=like.to(vector.dtype) if wide else like, **{name: vector})
+            geometry.same_shape(name, vector.shape, (shape[1],))
+    if residual is not None:
+        check_tensors(input=like, residual=residual)
+        geometry.same_shape("residual", residual.shape, shape)
+
+
+def completed(
+    product: torch.Tensor, bias: Any, scale: Any, residual: Any, activation: str, dims: int = 2
+) -> torch.Tensor:
+    """What follows a product, by PyTorch; `dims` dimensions follow its columns."""
+    columns = (-1, *(1,) * dims)
+    x = product if scale is None else product * scale.view(columns)
+    x = x if bias is None else x + bias.view(columns)
+    x = x if residual is None else x + residual
+    y: torch.Tensor = activations.of(activation).reference(x.to(product.dtype))
+    return y
+
+
+def saving(op: Op) -> Op:
+    """The operator that gives, besides op's result, what stands before the activation, op's last argument."""
+
+    def fake(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        y = op.fake(*args)
+        return y, torch.empty_like(y)
+
+    def launcher(results: tuple[torch.Tensor, torch.Tensor], *args: Any) -> None:
+        op.launcher(results[0], *args, before=results[1])
+
+    def aten(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        before = op.aten(*args[:-1], "none")
+        return activations.of(args[-1]).reference(before), before
+
+    return dataclasses.replace(
+        op,
+        name=f"{op.name}_saving",
+        schema=op.schema.replace("-> Tensor", "-> (Tensor, Tensor)"),
+        fake=fake,
+        launcher=launcher,
+        aten=aten,
+        bytes=lambda *args: op.bytes(*args) + nbytes(op.fake(*args)),
+        folds=tuple(fold._replace(results=fold.results * 2) for fold in op.folds),
+    )
 
 
 BIAS_GRAD = Op(
@@ -148,11 +252,11 @@ BIAS_GRAD = Op(
 
 ACTIVATION_GRAD = Op(
     name="activation_grad",
-    schema="(Tensor grad, Tensor output, str activation) -> (Tensor, Tensor)",
+    schema="(Tensor grad, Tensor saved, str activation) -> (Tensor, Tensor)",
     fake=activation_grad_fake,
     launcher=activation_grad_launch,
     aten=activation_grad_aten,
-    flops=lambda grad, output, activation: 2 * grad.numel(),
-    bytes=lambda grad, output, activation: 2 * nbytes(grad) + nbytes(output) + grad.shape[1] * grad.element_size(),
-    folds=(Fold({"grad": 1, "output": 1}, (1, 0)),),
+    flops=lambda grad, saved, activation: 2 * grad.numel(),
+    bytes=lambda grad, saved, activation: 2 * nbytes(grad) + nbytes(saved) + grad.shape[1] * grad.element_size(),
+    folds=(Fold({"grad": 1, "saved": 1}, (1, 0)),),
 )

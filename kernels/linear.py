@@ -1,6 +1,6 @@
-"""Linear layer with bias and activation, and its gradients: the convolution of 1 x 1 images with a 1 x 1 window.
+"""Linear layer with an epilogue (epilogue.py), and its gradients: the convolution of 1 x 1 images with a 1 x 1 window.
 
-    y[m,k] = act( b[k] + Σ_c x[m,c] · w[k,c] )
+    y[m,k] = epilogue( Σ_c x[m,c] · w[k,c] )
 
 A row is an image of one pixel, so the kernels are conv2d's; float32 follows PyTorch's matrix-product switch. As there,
 k and c may stand in groups: so many layers side by side, which is what a batch of layers is (vmap).
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from .conv2d import product, weight_product
-from .epilogue import ACTIVATIONS
+from .epilogue import Epilogue, check_epilogue, completed, saving
 from .geometry import Window, same_shape
 from .op import Fold, Op, check_tensors, nbytes, new
 from .precision import matmul_dot
@@ -38,8 +38,8 @@ def _layers(weight: torch.Tensor, groups: int) -> torch.Tensor:
     return weight.unflatten(0, (groups, weight.shape[0] // groups))
 
 
-def linear_fake(input, weight, bias, groups, activation):
-    check_tensors(input=input, weight=weight, bias=bias)
+def linear_fake(input, weight, bias, scale, residual, groups, activation):
+    check_tensors(input=input, weight=weight)
     if weight.dim() != 2:
         raise RuntimeError(f"weight must be 2-D (out_features, in_features), but got shape {tuple(weight.shape)}")
     if input.dim() != 2 or input.shape[1] != weight.shape[1] * groups:
@@ -47,23 +47,23 @@ def linear_fake(input, weight, bias, groups, activation):
             f"input must have {weight.shape[1] * groups} features, as weight of shape {tuple(weight.shape)} has, but "
             f"got shape {tuple(input.shape)}"
         )
-    if bias is not None:
-        same_shape("bias", bias.shape, weight.shape[:1])
-    return new((input.shape[0], weight.shape[0]), input)
+    shape = (input.shape[0], weight.shape[0])
+    check_epilogue(bias, scale, residual, input, shape)
+    return new(shape, input)
 
 
-def linear_launch(y, input, weight, bias, groups, activation):
-    dot = matmul_dot(input.dtype)
-    product(images(input), images(weight), bias, images(y), _UNIT, groups, False, activation, dot)
+def linear_launch(y, input, weight, bias, scale, residual, groups, activation, before=None):
+    residual, before = (each if each is None else images(each) for each in (residual, before))
+    epilogue = Epilogue(bias, scale, residual, activation, before)
+    product(images(input), images(weight), images(y), _UNIT, groups, False, matmul_dot(input.dtype), epilogue)
 
 
-def linear_aten(input, weight, bias, groups, activation):
-    if groups == 1:
-        y = F.linear(input, weight, bias)
+def linear_aten(input, weight, bias, scale, residual, groups, activation):
+    if groups == 1 and scale is None:
+        y, bias = F.linear(input, weight, bias), None
     else:
         y = _side_by_side(_grouped(input, groups) @ _layers(weight, groups).mT)
-        y = y if bias is None else y + bias
-    return ACTIVATIONS[activation].reference(y)
+    return completed(y, bias, scale, residual, activation, 0)
 
 
 def input_grad_fake(grad, weight, groups):
@@ -73,7 +73,7 @@ def input_grad_fake(grad, weight, groups):
 
 
 def input_grad_launch(dx, grad, weight, groups):
-    product(images(grad), images(weight), None, images(dx), _UNIT, groups, True, "none", matmul_dot(grad.dtype))
+    product(images(grad), images(weight), images(dx), _UNIT, groups, True, matmul_dot(grad.dtype))
 
 
 def input_grad_aten(grad, weight, groups):
@@ -97,15 +97,20 @@ def weight_grad_aten(grad, input, groups):
 
 LINEAR = Op(
     name="linear",
-    schema="(Tensor input, Tensor weight, Tensor? bias, int groups, str activation) -> Tensor",
+    schema="(Tensor input, Tensor weight, Tensor? bias, Tensor? scale, Tensor? residual, int groups, "
+    "str activation) -> Tensor",
     fake=linear_fake,
     launcher=linear_launch,
     aten=linear_aten,
     flops=lambda input, weight, *args: 2 * input.shape[0] * weight.numel(),
-    bytes=lambda *args: nbytes(*args[:3], linear_fake(*args)),
-    folds=(Fold({"input": 0}, (0,)), Fold({"input": 1, "weight": 0, "bias": 0, "groups": 0}, (1,))),
+    bytes=lambda *args: nbytes(*args[:5], linear_fake(*args)),
+    folds=(
+        Fold({"input": 0, "residual": 0}, (0,)),
+        Fold({"input": 1, "weight": 0, "bias": 0, "scale": 0, "residual": 1, "groups": 0}, (1,)),
+    ),
     product=True,
 )
+LINEAR_SAVING = saving(LINEAR)
 
 LINEAR_INPUT_GRAD = Op(
     name="linear_input_grad",

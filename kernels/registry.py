@@ -1,12 +1,22 @@
 """Every operator's record; what runs over all operators runs over this list."""
 
-from . import avg_pool2d, conv2d, epilogue, linear, max_pool2d, unpool2d
+from . import avg_pool2d, batch_norm, conv2d, conv2d_pool, epilogue, linear, max_pool2d, relu_pool, unpool2d
 from .op import Op
 
 OPS: tuple[Op, ...] = (
     conv2d.CONV2D,
+    conv2d.CONV2D_SAVING,
     conv2d.CONV2D_INPUT_GRAD,
     conv2d.CONV2D_WEIGHT_GRAD,
+    conv2d.CONV_TRANSPOSE2D,
+    conv2d.CONV_TRANSPOSE2D_SAVING,
+    batch_norm.CONV2D_MOMENTS,
+    batch_norm.BATCH_NORM,
+    batch_norm.BATCH_NORM_GRAD,
+    conv2d_pool.CONV2D_POOL,
+    conv2d_pool.CONV2D_POOL_GRAD,
+    relu_pool.RELU_POOL2D_INPUT_GRAD,
+    relu_pool.RELU_POOL2D_AT_OPEN,
     epilogue.ACTIVATION_GRAD,
     epilogue.BIAS_GRAD,
     max_pool2d.MAX_POOL2D,
@@ -17,6 +27,7 @@ OPS: tuple[Op, ...] = (
     unpool2d.MAX_UNPOOL2D,
     unpool2d.MAX_UNPOOL2D_INPUT_GRAD,
     linear.LINEAR,
+    linear.LINEAR_SAVING,
     linear.LINEAR_INPUT_GRAD,
     linear.LINEAR_WEIGHT_GRAD,
 )

@@ -66,6 +66,9 @@ _SHAPES: dict[str, dict[str, tuple[tuple[int, int, int], ...]]] = {
     },
     "weight boxes": dict.fromkeys(("half", "tf32"), ((128, 128, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4))),
 }
+# What a thread may hold beside its sums, and how many sums then, at most, gathered and in boxes (but see Chip.sums):
+# tensors that an epilogue loads or stores; what is pooled, in a number or two for each sum.
+BESIDE = {"": (1 << 10, 1 << 10), "epilogue": (1 << 10, 64), "number": (32, 64), "two numbers": (32, 32)}
 _GATHER = 2  # clocks in which a warp gathers 16 bytes a thread: eight instructions, at four warps a clock
 _PACK_UP_TO = 32  # channels: a tap a step would leave half of a step empty
 _INTERPRETED_ELEMENTS = 1 << 19  # the interpreter's cost is per program: few, large tiles
@@ -74,7 +77,8 @@ _INTERPRETED_ELEMENTS = 1 << 19  # the interpreter's cost is per program: few, l
 class Product(NamedTuple):
     """What the tile of a convolution or of its input gradient depends on: `images` (n, p, q) of a phase of the result,
     `columns` outputs, and a reduction of taps x channels, in each of `groups`. `boxes`: the operands can be fetched in
-    boxes; `whole`: only if a step's channels (and, with phases, a tile's columns) don't reach over their end."""
+    boxes; `whole`: only if a step's channels (and, with phases, a tile's columns) don't reach over their end.
+    `beside`: what a thread holds beside its sums, a word of BESIDE."""
 
     images: Box
     columns: int
@@ -84,6 +88,7 @@ class Product(NamedTuple):
     groups: int = 1
     boxes: bool = False
     whole: bool = False
+    beside: str = ""
 
 
 class WeightGrad(NamedTuple):
@@ -125,22 +130,28 @@ def _shared(tile: Tile, itemsize: int, chip: str, boxes: bool) -> int:
     return stages * (tile.m + tile.n) * tile.k * itemsize + boxes * (tile.m * tile.n * itemsize + 1024)
 
 
-def valid(tile: Tile, itemsize: int, chip: str, boxes: bool) -> bool:
+def _sums(tile: Tile, itemsize: int, chip: str) -> int:
+    """Registers that a thread's sums take."""
+    return tile.m * tile.n * max(itemsize, 4) // 4 // (tile.warps * CHIPS[chip].lanes)
+
+
+def valid(tile: Tile, itemsize: int, chip: str, boxes: bool, beside: str = "") -> bool:
     """Does the tile fit the chip: its operands in shared memory, a thread's sums in its registers, and, where threads
     load the operands, 16 bytes of each for every thread?"""
     at = CHIPS[chip]
-    m, n, k, warps = tile[:4]
-    sums = m * n * max(itemsize, 4) // 4 // (warps * at.lanes)
-    loads = min(m, n) * k * itemsize // (warps * at.lanes)
-    return _shared(tile, itemsize, chip, boxes) <= at.shared and sums <= at.sums and (boxes or loads >= 16)
+    loads = min(tile.m, tile.n) * tile.k * itemsize // (tile.warps * at.lanes)
+    most = min(at.sums, BESIDE[beside][boxes])
+    held = _sums(tile, itemsize, chip) <= most
+    return held and _shared(tile, itemsize, chip, boxes) <= at.shared and (boxes or loads >= 16)
 
 
-def resident(tile: Tile, itemsize: int, chip: str, boxes: bool) -> int:
+def resident(tile: Tile, itemsize: int, chip: str, boxes: bool, beside: str = "") -> int:
     """How many programs of a tile a multiprocessor is expected to hold at once, by shared memory and registers: a
     thread's sums, and what it needs to store boxes, to gather, or also to hold operands of matrix instructions."""
     at = CHIPS[chip]
     threads = tile.warps * at.lanes
-    registers = tile.m * tile.n * max(itemsize, 4) // 4 // threads + (40 if boxes else 64 if at.boxes else 96)
+    each = {"number": 2, "two numbers": 3}.get(beside, 1)
+    registers = _sums(tile, itemsize, chip) * each + (40 if boxes else 64 if at.boxes else 96)
     by_shared = (at.shared + at.reserved) // (_shared(tile, itemsize, chip, boxes) + at.reserved)
     return max(1, min(by_shared, at.registers // (threads * registers), 8))
 
@@ -183,7 +194,7 @@ def _tile(way: str, kind: str, chip: str, m: int, n: int, k: int, warps: int, st
 
 
 @cache
-def candidates(kind: str, chip: str, way: str, k: int) -> tuple[Candidate, ...]:
+def candidates(kind: str, chip: str, way: str, k: int, beside: str = "") -> tuple[Candidate, ...]:
     """The tiles of k terms a step that the picks choose from, by the way the operands come. Of each shape it is the
     deepest pipeline of which a multiprocessor holds two, if it holds two; of boxes also the deepest of all."""
     at, itemsize = CHIPS[chip], _BYTES[kind]
@@ -193,9 +204,9 @@ def candidates(kind: str, chip: str, way: str, k: int) -> tuple[Candidate, ...]:
     for m, n, warps in _SHAPES[way][kind]:
         for stages in range(2, 5):
             tile = _tile(way, kind, chip, m, n, k, warps, stages)
-            if not valid(tile, itemsize, chip, boxes):
+            if not valid(tile, itemsize, chip, boxes, beside):
                 continue
-            held = resident(tile, itemsize, chip, boxes)
+            held = resident(tile, itemsize, chip, boxes, beside)
             if held < 2 and not boxes and (m, n, 2) in found:
                 continue
             size = (m + n) * k * itemsize
@@ -259,7 +270,7 @@ def pick_product(product: Product, kind: str, chip: str) -> Tile:
     """The tile of a convolution or of its input gradient."""
     if (chip, kind, product) in TUNED:
         return TUNED[chip, kind, product]
-    images, columns, channels, taps, phases, groups, boxes, whole = product
+    images, columns, channels, taps, phases, groups, boxes, whole, beside = product
     pixels = images[0] * images[1] * images[2]
     if chip == "interpreter":
         packed = channels < 8
@@ -269,7 +280,7 @@ def pick_product(product: Product, kind: str, chip: str) -> Tile:
     k = _box_step(channels, kind, whole) if boxes and boxable(kind, chip) else 0
     if k:
         steps = taps * -(-channels // k) / phases
-        for candidate in candidates(kind, chip, "boxes", k):
+        for candidate in candidates(kind, chip, "boxes", k, beside):
             m, n = candidate[1:3]
             if phases > 1 and columns % n:
                 continue
@@ -280,7 +291,7 @@ def pick_product(product: Product, kind: str, chip: str) -> Tile:
                 best, least = (candidate, box, tiles), time
     k, packed = steps_of(kind)[0], channels <= _PACK_UP_TO
     steps = (-(-taps * channels // k) if packed else taps * -(-channels // k)) / phases
-    for candidate in candidates(kind, chip, "packed" if packed else "gathered", k):
+    for candidate in candidates(kind, chip, "packed" if packed else "gathered", k, beside):
         m, n = candidate[1:3]
         time = estimate(candidate, -(-pixels // m) * -(-columns // n) * phases * groups, steps)
         if time < least:
@@ -332,6 +343,7 @@ def serving(problem: Product | WeightGrad, kind: str, chip: str) -> Iterator[Til
     images, columns, channels, *_ = problem
     line, product = steps_of(kind)[0], isinstance(problem, Product)
     pixels = images[0] * images[1] * images[2]
+    beside = problem.beside if isinstance(problem, Product) else ""
     ways = [("gathered", line), ("packed", line)]
     if problem.boxes and boxable(kind, chip):
         k = _box_step(channels, kind, problem.whole) if isinstance(problem, Product) else line
@@ -342,28 +354,28 @@ def serving(problem: Product | WeightGrad, kind: str, chip: str) -> Iterator[Til
             box, count = box_of(m if product else k, images) if boxes else (None, -(-pixels // k))
             for stages in range(2, 5):
                 tile = _tile(way, kind, chip, m, n, k, warps, stages)._replace(box=box)
-                if not valid(tile, _BYTES[kind], chip, boxes):
+                if not valid(tile, _BYTES[kind], chip, boxes, beside):
                     continue
                 if isinstance(problem, WeightGrad):
                     yield from (tile._replace(parts=1 << i) for i in range(8) if i == 0 or 1 << i <= count // 8)
                 elif not boxes:
                     yield tile
                 elif problem.phases == 1 or columns % n == 0:
-                    slots = CHIPS[chip].multiprocessors * resident(tile, _BYTES[kind], chip, boxes)
+                    slots = CHIPS[chip].multiprocessors * resident(tile, _BYTES[kind], chip, boxes, beside)
                     yield tile._replace(programs=min(count * -(-columns // n) * problem.phases, slots))
 
 
-def every_tile(kind: str, chip: str, weight_grad: bool) -> tuple[Tile, ...]:
-    """Every tile that `pick_weight_grad` or else `pick_product` can return on this chip, but for the boxes' sides
-    (their pixels in one row stand for all), the parts and the number of programs."""
+def every_tile(kind: str, chip: str, weight_grad: bool, beside: str = "") -> tuple[Tile, ...]:
+    """Every tile that `pick_weight_grad` or else `pick_product` can return on this chip, with this beside the sums, but
+    for the boxes' sides (their pixels in one row stand for all), the parts and the number of programs."""
     line, half = steps_of(kind)
     forms = [("gathered", line), ("packed", line)]
     if boxable(kind, chip):
         forms += [("weight boxes", line)] if weight_grad else [("boxes", line), ("boxes", half)]
-    found = [candidate.tile for way, k in forms for candidate in candidates(kind, chip, way, k) if "boxes" not in way]
+    found = [each.tile for way, k in forms if "boxes" not in way for each in candidates(kind, chip, way, k, beside)]
     for way, k in forms[2:]:
         pixels = "k" if weight_grad else "m"
-        every = [candidate.tile for candidate in candidates(kind, chip, way, k)]
+        every = [candidate.tile for candidate in candidates(kind, chip, way, k, beside)]
         found += [tile._replace(box=(1, 1, getattr(tile, pixels))) for tile in every]
     return tuple(dict.fromkeys(found))
 
