@@ -247,7 +247,7 @@ class Product(Function):
     @classmethod
     def backward(cls, ctx, grad, of_x=None):
         input, weight, scale, saved = ctx.saved_tensors
-        of_input, of_weight, of_bias, of_scale, of_residual = ctx.needs_input_grad[:5]
+        of_input, of_weight, of_bias, of_scale, _ = ctx.needs_input_grad[:5]
         masked = bias = None
         if grad is not None:
             masked, bias = cls.through(grad, saved, ctx.activation, of_bias)

@@ -317,7 +317,7 @@ def conv2d_batch_norm(
     running statistics: (K,), of input's dtype or float32. Keeps x and the input for the backward pass.
 
     Other arguments, shapes, dtypes as in `conv2d`; input: (N, C, H, W)
-    errors: as in `conv2d`; ValueError for one value per channel in training, RuntimeError for statistics that are missing
+    errors: as in `conv2d`; ValueError for one value per channel in training, RuntimeError for missing statistics
     """
     window = (stride, padding, dilation, groups, padding_mode)
     if (running_mean is None or running_var is None) and not training:

@@ -86,7 +86,10 @@ def affine(z, weight, bias, k, has, ACC: tl.constexpr):
 
 
 @device_function
-def masked(g, z, weight, bias, k, has, FORWARD, BACKWARD, NUMBERS: tl.constexpr, SAVES: tl.constexpr, ACC: tl.constexpr):
+def masked(
+    g, z, weight, bias, k, has, FORWARD: tl.constexpr, BACKWARD: tl.constexpr, NUMBERS: tl.constexpr,
+    SAVES: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     """act'(·)·g, where the activation's input is computed again."""
     x = affine(z, weight, bias, k, has, ACC)
     return BACKWARD(g, FORWARD(x, NUMBERS) if SAVES == "output" else x, NUMBERS)
@@ -233,8 +236,8 @@ def norm_grad_launch(results, grad, input, mean, var, weight, bias, eps, activat
     act = activations.of(activation)
     vectors = _vectors(mean, var, weight, bias)
     same = {
-        "FORWARD": act.rule.forward, "BACKWARD": act.rule.backward, "NUMBERS": act.numbers, "SAVES": act.saves, "EPS": eps,
-        "INDEX": index_type(grad, input, dz),
+        "FORWARD": act.rule.forward, "BACKWARD": act.rule.backward, "NUMBERS": act.numbers, "SAVES": act.saves,
+        "EPS": eps, "INDEX": index_type(grad, input, dz),
     }  # fmt: skip
     sum_pixels(norm_sums_kernel, sums, input, grad, input, *vectors, nhwc(grad), nhwc(input), **same)
     stream(norm_grad_kernel, dz, grad, input, *vectors, sums, dz, nhwc(grad), nhwc(input), nhwc(dz), **same)

@@ -1,6 +1,6 @@
-"""2-D convolution with an epilogue (epilogue.py), its input gradient and its weight gradient, as implicit matrix products.
+"""2-D convolution with an epilogue, its input gradient and its weight gradient, as implicit matrix products.
 
-    y[n,k,p,q] = epilogue( Σ_{c,r,s} x[n, c, p·stride − pad + r·dilation, ...] · w[k,c,r,s] )
+    y[n,k,p,q] = epilogue( Σ_{c,r,s} x[n, c, p·stride − pad + r·dilation, ...] · w[k,c,r,s] )      epilogue.py
 
 As a product of matrices that are never formed, with (n,p,q) = pixel and (r,s,c) = term:
 
@@ -102,8 +102,8 @@ def product(
     dot: str, epilogue: Epilogue = _BARE, moments: bool = False, pooled: Pooled | None = None,
 ) -> torch.Tensor | None:  # fmt: skip
     """y = epilogue(window product of x and weight), forward or transposed (the input gradient); y may have the
-    accumulator's dtype. `pooled`: of x, pooling took this; x is what came out. Returns the tiles' moments (epilogue.py),
-    if they are wanted."""
+    accumulator's dtype. `pooled`: x was pooled so, and what is given is what came out. Returns the tiles' moments
+    (epilogue.py), if they are wanted."""
     if y.numel() == 0:
         return None
     outputs, inputs = weight.shape[0] // groups, weight.shape[1]
@@ -158,7 +158,7 @@ def weight_product(
     pooled: Pooled | None = None,
 ) -> None:  # fmt: skip
     """dw = Σ over pixels of grad · x̂, with the memory of the matrix [K, R·S·C/groups]; split sums meet in a
-    workspace and are added in order. `pooled`: pooling took this, and grad is that of what came out."""
+    workspace and are added in order. `pooled`: grad's images were pooled so, and it is that of what came out."""
     if dw.numel() == 0:
         return
     outputs, channels = dw.shape[0] // groups, dw.shape[1]
@@ -180,8 +180,8 @@ def weight_product(
     tile = tiles.pick_weight_grad(problem, tiles.arithmetic(x.dtype, dot), chip)
     parts = dw if tile.parts == 1 else new((tile.parts, dw.numel()), dw, dtype=accumulator(dw.dtype))
     same = {
-        "DOWN": walks[0].constants(), "ACROSS": walks[1].constants(), "PRECISION": dot,
-        "INDEX": index_type(grad, x, parts, pooled and pooled.code[0]), "M": tile.m, "N": tile.n, **compiler_options(tile),
+        "DOWN": walks[0].constants(), "ACROSS": walks[1].constants(), "PRECISION": dot, "M": tile.m, "N": tile.n,
+        "INDEX": index_type(grad, x, parts, pooled and pooled.code[0]), **compiler_options(tile),
     }  # fmt: skip
     across = geometry.cdiv(terms, tile.n) if tile.packed else window.taps * geometry.cdiv(channels, tile.n)
     programs = geometry.cdiv(outputs, tile.m) * across * groups * tile.parts
@@ -200,9 +200,7 @@ def weight_product(
         sum_parts(parts, dw)
 
 
-def window_of(
-    size: Sequence[int], stride: Any, padding: Any, dilation: Any, padding_mode: str
-) -> geometry.Window:
+def window_of(size: Sequence[int], stride: Any, padding: Any, dilation: Any, padding_mode: str) -> geometry.Window:
     """The window of a weight of this size."""
     return geometry.Window((size[2], size[3]), tuple(stride), tuple(padding), tuple(dilation), padding_mode)
 
@@ -368,9 +366,7 @@ CONV_TRANSPOSE2D = Op(
     bytes=lambda *args: nbytes(*args[:5], transpose_fake(*args)),
     folds=(
         Fold({"input": 0, "residual": 0, "output_size": 0}, (0,)),
-        Fold(
-            {"input": 1, "weight": 0, "bias": 0, "scale": 0, "residual": 1, "output_size": 1, "groups": 0}, (1,)
-        ),
+        Fold({"input": 1, "weight": 0, "bias": 0, "scale": 0, "residual": 1, "output_size": 1, "groups": 0}, (1,)),
     ),
     product=True,
 )

@@ -68,7 +68,8 @@ def window_box(operand, step, META: tl.constexpr):
 def conv_box_kernel(
     x, w, y, epilogue, x_strides, y_strides, x_size, y_size, channels, columns,
     DOWN: tl.constexpr, ACROSS: tl.constexpr, WINDOW: tl.constexpr, TRANSPOSED: tl.constexpr,
-    ACTIVATION: tl.constexpr, NUMBERS: tl.constexpr, PRECISION: tl.constexpr, BOX: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    ACTIVATION: tl.constexpr, NUMBERS: tl.constexpr, PRECISION: tl.constexpr,
+    BOX: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """y[box, column] = epilogue(Σ_term x̂ · w), for tiles of a BOX of pixels of one phase x N columns."""
     M: tl.constexpr = BOX[0] * BOX[1] * BOX[2]

@@ -1,7 +1,7 @@
 """conv2d's products with tiles gathered by pointers: on any chip, for any strides, sizes and groups.
 
     forward, input gradient:  Y[pixel, k] = X̂[pixel, term] · Ŵ[term, k]
-    weight gradient:          dW[k, term] = Gᵀ[k, pixel] · X̂[pixel, term]
+    weight gradient:          dW[k, term] = Gᵀ[k, pixel] · X̂[pixel, term]      G may be read through a pooling's code
 
     for each tile of the result:                                  one program
         acc = 0
@@ -175,7 +175,8 @@ def window_pixels(operand, step, META: tl.constexpr):
 @triton.jit(do_not_specialize=["groups", "split"])
 def weight_grad_kernel(
     grad, code, x, dw, grad_strides, x_strides, size, x_size, outputs, channels, groups, split,
-    DOWN: tl.constexpr, ACROSS: tl.constexpr, POOL: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    DOWN: tl.constexpr, ACROSS: tl.constexpr, POOL: tl.constexpr,
+    PRECISION: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PACKED: tl.constexpr, PADDING: tl.constexpr,
 ):  # fmt: skip
     """dw[part, k, term] = Σ over the part's pixels of grad · x̂, for a tile of M outputs x N terms of one group."""

@@ -19,7 +19,6 @@ once for every tap: to work it out each time takes more instructions than the pr
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +28,7 @@ from .conv2d import compiler_options, conv2d_aten, fetches, images_of, matrix, w
 from .conv2d_box import conv_pool_box_kernel
 from .conv2d_gather import conv_pool_kernel
 from .epilogue import Epilogue, check_epilogue
-from .op import Fold, Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type
+from .op import Fold, Op, channels_last, check_tensors, index_type, launch, nbytes, new, tl_type
 from .precision import accumulator, conv_dot
 from .relu_pool import KEY, Pooled, aligned, input_grad_aten, new_code, spread
 
@@ -152,7 +151,7 @@ def grad_aten(
 
 
 def _flops(input, weight, *how) -> int:
-    n, k, p, q = full_size(input, weight, *how)
+    n, _, p, q = full_size(input, weight, *how)
     return 2 * n * p * q * weight.numel()
 
 

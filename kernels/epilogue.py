@@ -56,9 +56,12 @@ class Epilogue(NamedTuple):
 
 
 @device_function
-def finish(acc, epilogue, tile, k, has, at, exists, strides, ACTIVATION, NUMBERS: tl.constexpr, INDEX: tl.constexpr):
-    """y of a kernel's tile of sums [pixels, columns], at pixels `at` = (n, p, q) and columns k, those that exist; see
-    Epilogue."""
+def finish(
+    acc, epilogue, tile, k, has, at, exists, strides,
+    ACTIVATION: tl.constexpr, NUMBERS: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """y of a kernel's tile of sums [pixels, columns], at pixels `at` = (n, p, q) and columns k, of which some exist;
+    see Epilogue."""
     bias, scale, residual, before, moments, columns = epilogue
     if scale is not None:
         acc *= tl.load(scale + k, mask=has, other=0.0).to(acc.dtype)[None, :]
@@ -98,7 +101,8 @@ def sum_kernel(parts, total, rows, size, ROWS: tl.constexpr, BLOCK: tl.constexpr
 @triton.jit
 def epilogue_grad_kernel(
     grad, saved, masked, grad_strides, saved_strides, masked_strides, parts, size, channels, chunk,
-    BACKWARD: tl.constexpr, NUMBERS: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    BACKWARD: tl.constexpr, NUMBERS: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """masked = act'(saved) · grad, and parts[program, k] = Σ over the program's pixels of masked."""
     across = tl.cdiv(channels, CHANNELS)
@@ -130,8 +134,8 @@ def sum_parts(parts: torch.Tensor, total: torch.Tensor) -> None:
 
 
 def sum_pixels(kernel: Any, totals: torch.Tensor, over: torch.Tensor, *args: Any, **constants: Any) -> None:
-    """Launches kernel(*args, parts, size of `over` (n, h, w), its channels, chunk), each program on a chunk of strips of
-    pixels; totals [sums x channels] are the sums of what each program stores in its row of parts."""
+    """Launches kernel(*args, parts, size of `over` (n, h, w), its channels, chunk), each program on a chunk of strips
+    of pixels; totals [sums x channels] are the sums of what each program stores in its row of parts."""
     if over.numel() == 0:
         totals.zero_()
         return

@@ -27,7 +27,6 @@ from .max_pool2d import winner_dtype
 from .op import Fold, Op, channels_last, check_tensors, index_type, nbytes, new, nhwc
 from .stream import stream
 
-
 # How a pooling is done: the maximum, held in two numbers or, of 16 bits, in one; the average.
 LARGEST, KEY, AVERAGE = (tl.constexpr(i) for i in range(3))
 
@@ -67,9 +66,9 @@ def pool_step(y, code, x, t, POOL: tl.constexpr):
 def store_byte(code, to, won, t, mask, POOL: tl.constexpr):
     """Stores at offsets `to` an average's byte of eight taps, if t is their last; code: (pointer, elements of a
     byte's plane)."""
-    if POOL[2] == AVERAGE:
+    if POOL[2] == AVERAGE:  # noqa: SIM102 - known at compile time
         if (t % 8 == 7) | (t == POOL[0] * POOL[1] - 1):
-            tl.store(code[0] + t // 8 * code[1] + to, won.to(tl.uint8), mask=mask)
+            tl.store(code[0] + to + tl.cast(t // 8, to.dtype) * code[1], won.to(tl.uint8), mask=mask)
 
 
 @device_function
@@ -91,7 +90,7 @@ def store_pooled(y, code, to, pooled, won, mask, POOL: tl.constexpr):
 def is_open(code, to, t, mask, POOL: tl.constexpr):
     """Where does a gradient pass through tap t? At offsets `to`."""
     if POOL[2] == AVERAGE:
-        byte = tl.load(code[0] + to + t // 8 * code[1], mask=mask, other=0).to(tl.int32)
+        byte = tl.load(code[0] + to + tl.cast(t // 8, to.dtype) * code[1], mask=mask, other=0).to(tl.int32)
         return ((byte >> (t % 8)) & 1) > 0
     else:
         return tl.load(code[0] + to, mask=mask, other=0).to(tl.int32) == t
