@@ -17,7 +17,6 @@ formulae and a pairwise algorithm for computing sample variances", 1979.
 """
 
 import torch
-import torch.nn.functional as F
 
 from . import activations, geometry, tiles
 from .conv2d import WINDOW, conv2d_aten, conv2d_fake, product, window_of
@@ -221,8 +220,7 @@ def norm_launch(y, input, mean, var, weight, bias, eps, activation):
 
 
 def norm_aten(input, mean, var, weight, bias, eps, activation):
-    y = F.batch_norm(input, mean, var, weight, bias, False, 0.0, eps)
-    return activations.of(activation).reference(y.to(input.dtype))
+    return norm_reference(input, weight, bias, eps, activation, mean, var)
 
 
 def norm_grad_fake(grad, input, mean, var, weight, bias, eps, activation):
@@ -243,11 +241,12 @@ def norm_grad_launch(results, grad, input, mean, var, weight, bias, eps, activat
     stream(norm_grad_kernel, dz, grad, input, *vectors, sums, dz, nhwc(grad), nhwc(input), nhwc(dz), **same)
 
 
-def _normal_reference(z, eps):
-    """(ẑ, s) of z by its own moments."""
-    var, mean = torch.var_mean(z, (0, 2, 3), correction=0, keepdim=True)
-    s = torch.rsqrt(var + eps)
-    return (z - mean) * s, s
+def _normal_reference(z, eps, mean=None, var=None):
+    """(ẑ, s) of z by these moments, or else its own."""
+    if mean is None:
+        var, mean = torch.var_mean(z, (0, 2, 3), correction=0)
+    s = torch.rsqrt(var + eps)[:, None, None]
+    return (z - mean[:, None, None]) * s, s
 
 
 def _affine_reference(z, weight, bias):
@@ -255,9 +254,10 @@ def _affine_reference(z, weight, bias):
     return z if bias is None else z + bias.to(z.dtype)[:, None, None]
 
 
-def norm_reference(input, weight, bias, eps, activation):
-    """y by PyTorch, with derivatives through the moments."""
-    x = _affine_reference(_normal_reference(input.to(accumulator(input.dtype)), eps)[0], weight, bias)
+def norm_reference(input, weight, bias, eps, activation, mean=None, var=None):
+    """y by PyTorch, with derivatives through the moments unless they are given."""
+    z = input.to(accumulator(input.dtype))
+    x = _affine_reference(_normal_reference(z, eps, mean, var)[0], weight, bias)
     return activations.of(activation).reference(x).to(input.dtype)
 
 

@@ -215,7 +215,7 @@ def conv2d_fake(input, weight, bias, scale, residual, stride, padding, dilation,
     check_tensors(input=input, weight=weight)
     window = window_of(weight.shape, stride, padding, dilation, padding_mode)
     shape = geometry.conv_shape(input.shape, weight.shape, bias if bias is None else bias.shape, window, groups)
-    check_epilogue(bias, scale, residual, input, shape)
+    check_epilogue(bias, scale, residual, input, shape, weight.shape[0])
     return new(shape, input, channels_last(input, weight))
 
 
@@ -230,6 +230,8 @@ def conv2d_launch(
 def conv2d_aten(input, weight, bias, scale, residual, stride, padding, dilation, groups, padding_mode, activation):
     within = None if scale is not None else bias  # PyTorch's own kernels add it
     y = F.conv2d(_pad(input, padding, padding_mode), weight, within, stride, 0, dilation, groups)
+    if y.shape[1] == 0:
+        return y
     return completed(y, bias if within is None else None, scale, residual, activation)
 
 
@@ -275,7 +277,7 @@ def transpose_fake(
     input, weight, bias, scale, residual, output_size, stride, padding, dilation, groups, channels_last, activation
 ):  # fmt: skip
     _input_grad_size(input, weight, output_size, stride, padding, dilation, groups, "zeros")
-    check_epilogue(bias, scale, residual, input, output_size)
+    check_epilogue(bias, scale, residual, input, output_size, output_size[1])
     return new(output_size, input, channels_last)
 
 

@@ -29,6 +29,7 @@ from .conv2d_box import conv_pool_box_kernel
 from .conv2d_gather import conv_pool_kernel
 from .epilogue import Epilogue, check_epilogue
 from .op import Fold, Op, channels_last, check_tensors, index_type, launch, nbytes, new, tl_type
+from .pool_geometry import check_images
 from .precision import accumulator, conv_dot
 from .relu_pool import KEY, Pooled, aligned, input_grad_aten, new_code, spread
 
@@ -42,7 +43,8 @@ def full_size(input, weight, stride, padding, dilation, groups, padding_mode):
 def conv2d_pool_fake(input, weight, bias, scale, stride, padding, dilation, groups, padding_mode, pool, average):
     check_tensors(input=input, weight=weight)
     shape = full_size(input, weight, stride, padding, dilation, groups, padding_mode)
-    check_epilogue(bias, scale, None, input, shape)
+    check_epilogue(bias, scale, None, input, shape, weight.shape[0])
+    check_images(shape)
     pooled = tuple(size // k for size, k in zip(shape[2:], pool, strict=True))
     if min(pooled) < 1:
         raise RuntimeError(

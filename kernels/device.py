@@ -21,9 +21,12 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 @device_function
 def sum_rows(x):
-    """Σ over the rows of a block. Compiled, a tree of sums; the interpreter adds row after row, so it gets float64."""
+    """Σ over the rows of a block, as a tree; in the interpreter, which would add row after row, in float64 as well."""
     if INTERPRETED:
-        return tl.sum(x.to(tl.float64), axis=0).to(x.dtype)
+        total = x.to(tl.float64)
+        while total.shape[0] > 1:
+            total = tl.sum(total.reshape(2, total.shape[0] // 2, total.shape[1]), axis=0)
+        return total.reshape(total.shape[1]).to(x.dtype)
     else:
         return tl.sum(x, axis=0)
 

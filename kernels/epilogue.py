@@ -192,14 +192,14 @@ def activation_grad_aten(grad, saved, activation):
     return masked, bias_grad_aten(masked)
 
 
-def check_epilogue(bias: Any, scale: Any, residual: Any, like: torch.Tensor, shape: Any) -> None:
-    """Errors: RuntimeError, TypeError for what doesn't fit a result of this shape, of like's dtype and device. With a
-    scale, it and the bias may also have the dtype that sums are kept in."""
+def check_epilogue(bias: Any, scale: Any, residual: Any, like: torch.Tensor, shape: Any, columns: int) -> None:
+    """Errors: RuntimeError, TypeError for what doesn't fit a product's columns and result of this shape, of like's
+    dtype and device. With a scale, it and the bias may also have the dtype that sums are kept in."""
     for name, vector in (("scale", scale), ("bias", bias)):
         if vector is not None:
             wide = scale is not None and isinstance(vector, torch.Tensor) and vector.dtype == accumulator(like.dtype)
             check_tensors(input=like.to(vector.dtype) if wide else like, **{name: vector})
-            geometry.same_shape(name, vector.shape, (shape[1],))
+            geometry.same_shape(name, vector.shape, (columns,))
     if residual is not None:
         check_tensors(input=like, residual=residual)
         geometry.same_shape("residual", residual.shape, shape)

@@ -48,7 +48,7 @@ def linear_fake(input, weight, bias, scale, residual, groups, activation):
             f"got shape {tuple(input.shape)}"
         )
     shape = (input.shape[0], weight.shape[0])
-    check_epilogue(bias, scale, residual, input, shape)
+    check_epilogue(bias, scale, residual, input, shape, weight.shape[0])
     return new(shape, input)
 
 

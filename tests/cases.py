@@ -5,16 +5,21 @@ from typing import Any, NamedTuple
 import torch
 
 from cnn_triton.kernels import (
+    activations,
     avg_pool2d,
+    batch_norm,
     conv2d,
+    conv2d_pool,
     epilogue,
     geometry,
     linear,
     max_pool2d,
     pool_geometry,
+    relu_pool,
     unpool2d,
 )
 from cnn_triton.kernels.op import Op
+from cnn_triton.kernels.precision import accumulator
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 FORMATS = ("contiguous", "channels_last", "strided")
@@ -97,6 +102,29 @@ TRANSPOSED = {
     "no image": Transposed((0, 3, 5, 5), 4, (3, 3), 2),
 }
 
+# Of the pooling that follows a convolution and ReLU, by the convolution's label.
+BLOCKS = {
+    "1x1": (2, 2),
+    "3x3": (2, 2),
+    "5x5 same": (1, 3),
+    "4x2 same": (3, 2),
+    "stride 2": (2, 1),
+    "stride (3, 1)": (2, 2),
+    "dilation": (3, 3),
+    "groups": (2, 3),
+    "depthwise": (3, 2),
+    "first layer": (9, 28),
+    "33 channels": (2, 2),
+    "64 channels": (3, 3),
+    "padding over image": (4, 5),
+    "no image": (2, 2),
+    "reflect": (2, 2),
+    "circular": (2, 2),
+}
+# Every activation, some with numbers that aren't their usual ones.
+ACTIVATIONS = ("none", "relu", "leaky_relu 0.1", "hardtanh -0.3 0.7", "clamp -0.4 0.9", "clamp 0.1 inf", "sigmoid",
+               "tanh", "silu", "gelu", "gelu_tanh")  # fmt: skip
+
 POOLS = {
     "2x2": Pool((2, 5, 8, 6), 2),
     "2x2 ragged": Pool((2, 3, 7, 9), 2),
@@ -171,27 +199,83 @@ def _conv(layer: Conv) -> dict[Op, Any]:
     weight = (layer.k, layer.input[1] // layer.groups, *layer.size)
     output = geometry.conv_shape(layer.input, weight, None, window, layer.groups)
 
-    def forward(activation, bias):
+    def forward(activation, *beside):
         def make(dtype, form):
-            b = draw((layer.k,), dtype, form) if bias else None
-            return (draw(layer.input, dtype, form), draw(weight, dtype, form), b, *args, activation)
+            more = beside_product(layer.k, output, dtype, form, beside)
+            return (draw(layer.input, dtype, form), draw(weight, dtype, form), *more, *args, activation)
 
         return make
 
     def input_grad(dtype, form):
-        grad = draw(output, dtype, form)
-        return (grad, draw(weight, dtype, form), None, layer.input, *args, form == "channels_last")
+        return (draw(output, dtype, form), draw(weight, dtype, form), layer.input, *args, form == "channels_last")
+
+    def moments(dtype, form):
+        return (draw(layer.input, dtype, form), draw(weight, dtype, form), draw((layer.k,), dtype, form), *args)
 
     def weight_grad(dtype, form):
         grad = draw(output, dtype, form)
         return (grad, draw(layer.input, dtype, form), weight, *args, form == "channels_last")
 
     return {
-        (conv2d.CONV2D, ""): forward("none", False),
-        (conv2d.CONV2D, ", bias, ReLU"): forward("relu", True),
+        (conv2d.CONV2D, ""): forward("none"),
+        (conv2d.CONV2D, ", bias, ReLU"): forward("relu", "bias"),
+        (conv2d.CONV2D, ", all"): forward("leaky_relu 0.1", "bias", "scale", "residual"),
+        (conv2d.CONV2D_SAVING, ""): forward("gelu", "bias", "residual"),
         (conv2d.CONV2D_INPUT_GRAD, ""): input_grad,
         (conv2d.CONV2D_WEIGHT_GRAD, ""): weight_grad,
+        (batch_norm.CONV2D_MOMENTS, ""): moments,
     }
+
+
+def beside_product(columns: int, output: Any, dtype: torch.dtype, form: str, wanted: Any) -> list[torch.Tensor | None]:
+    """Bias, scale and residual of a product's epilogue, those that are wanted."""
+    shapes = {"bias": (columns,), "scale": (columns,), "residual": output}
+    return [draw(shape, dtype, form) if name in wanted else None for name, shape in shapes.items()]
+
+
+def _block(named: tuple[Conv, tuple[int, int]]) -> dict[Op, Any]:
+    """A convolution that is pooled, and the way back."""
+    layer, pool = named
+    window = geometry.conv_window(layer.size, layer.stride, layer.padding, layer.dilation, layer.padding_mode)
+    args = (window.stride, window.pads, window.dilation, layer.groups, layer.padding_mode)
+    weight = (layer.k, layer.input[1] // layer.groups, *layer.size)
+    output = geometry.conv_shape(layer.input, weight, None, window, layer.groups)
+    cases = {}
+    for average, name in ((False, ", maximum"), (True, ", average")):
+
+        def tensors(dtype, form):
+            return draw(layer.input, dtype, form), draw(weight, dtype, form)
+
+        def forward(dtype, form, average=average):
+            vectors = (draw((layer.k,), dtype, form) for _ in range(2))
+            return (*tensors(dtype, form), *vectors, *args, pool, average)
+
+        def pooled(dtype, form, average=average):
+            """A gradient, each of its shares a multiple as `draw`'s values are, and a code as a forward leaves it."""
+            y, code = conv2d_pool.CONV2D_POOL.reference(*tensors(dtype, form), None, None, *args, pool, average)
+            return draw(y.shape, dtype, form).mul_(pool[0] * pool[1] if average else 1), code
+
+        def grad(written, of_input=True, pooled=pooled, average=average):
+            def make(dtype, form):
+                how = (*args, pool, average, of_input, True, written)
+                return (*pooled(dtype, form), *tensors(dtype, form), *how)
+
+            return make
+
+        def spread(dtype, form, pooled=pooled, average=average):
+            return (*pooled(dtype, form), output, pool, average, form == "channels_last")
+
+        def at_open(dtype, form, pooled=pooled, average=average):
+            return (draw(output, dtype, form), pooled(dtype, form)[1], pool, average)
+
+        cases |= {
+            (conv2d_pool.CONV2D_POOL, name): forward,
+            (conv2d_pool.CONV2D_POOL_GRAD, name): grad(False),
+            (conv2d_pool.CONV2D_POOL_GRAD, f"{name}, written, weight alone"): grad(True, False),
+            (relu_pool.RELU_POOL2D_INPUT_GRAD, name): spread,
+            (relu_pool.RELU_POOL2D_AT_OPEN, name): at_open,
+        }
+    return cases
 
 
 def _transposed(layer: Transposed) -> dict[Op, Any]:
@@ -202,11 +286,19 @@ def _transposed(layer: Transposed) -> dict[Op, Any]:
     weight = (layer.input[1], layer.c // layer.groups, *layer.size)
     output = geometry.transposed_shape(layer.input, weight, None, window, layer.groups)
 
-    def forward(dtype, form):
-        tensors = (draw(shape, dtype, form) for shape in (layer.input, weight, (layer.c,)))
-        return (*tensors, output, *args, form == "channels_last")
+    def forward(activation, *beside):
+        def make(dtype, form):
+            more = beside_product(layer.c, output, dtype, form, beside)
+            tensors = (draw(layer.input, dtype, form), draw(weight, dtype, form), *more)
+            return (*tensors, output, *args[:-1], form == "channels_last", activation)
 
-    return {(conv2d.CONV2D_INPUT_GRAD, ", transposed"): forward}
+        return make
+
+    return {
+        (conv2d.CONV_TRANSPOSE2D, ""): forward("none", "bias"),
+        (conv2d.CONV_TRANSPOSE2D, ", all"): forward("relu", "bias", "scale", "residual"),
+        (conv2d.CONV_TRANSPOSE2D_SAVING, ""): forward("silu", "scale"),
+    }
 
 
 def _pool(layer: Pool) -> dict[Op, Any]:
@@ -267,29 +359,48 @@ def _linear(layer: tuple[int, int, int, int]) -> dict[Op, Any]:
     rows, c, k, groups = layer
     weight = (k, c // groups)
 
-    def forward(activation, bias):
+    def forward(activation, *beside):
         def make(dtype, form):
-            b = draw((k,), dtype, form) if bias else None
-            return (draw((rows, c), dtype, form), draw(weight, dtype, form), b, groups, activation)
+            more = beside_product(k, (rows, k), dtype, form, beside)
+            return (draw((rows, c), dtype, form), draw(weight, dtype, form), *more, groups, activation)
 
         return make
 
     return {
-        (linear.LINEAR, ""): forward("none", False),
-        (linear.LINEAR, ", bias, ReLU"): forward("relu", True),
+        (linear.LINEAR, ""): forward("none"),
+        (linear.LINEAR, ", bias, ReLU"): forward("relu", "bias"),
+        (linear.LINEAR, ", all"): forward("sigmoid", "bias", "scale", "residual"),
+        (linear.LINEAR_SAVING, ""): forward("gelu_tanh", "bias"),
         (linear.LINEAR_INPUT_GRAD, ""): lambda d, f: (draw((rows, k), d, f), draw(weight, d, f), groups),
         (linear.LINEAR_WEIGHT_GRAD, ""): lambda d, f: (draw((rows, k), d, f), draw((rows, c), d, f), groups),
     }
 
 
 def _epilogue(shape: tuple[int, int, int, int]) -> dict[Op, Any]:
-    def activation(dtype, form):
-        return (draw(shape, dtype, form), torch.relu(draw(shape, dtype, form)), "relu")
+    def activation(name):
+        def make(dtype, form):
+            x, rule = draw(shape, dtype, form), activations.of(name)
+            return (draw(shape, dtype, form), rule.reference(x) if rule.saves == "output" else x, name)
 
-    return {
-        (epilogue.BIAS_GRAD, ""): lambda dtype, form: (draw(shape, dtype, form),),
-        (epilogue.ACTIVATION_GRAD, ""): activation,
-    }
+        return make
+
+    def norm(activation, affine):
+        def make(dtype, form):
+            x = draw(shape, dtype, form)
+            var, mean = torch.var_mean(x.to(accumulator(dtype)), (0, 2, 3), correction=0)
+            vectors = (draw(shape[1:2], dtype, form) if affine else None for _ in range(2))
+            return (x, mean, var, *vectors, 1e-3, activation)
+
+        return make
+
+    def norm_grad(activation, affine):
+        return lambda dtype, form: (draw(shape, dtype, form), *norm(activation, affine)(dtype, form))
+
+    cases = {(epilogue.ACTIVATION_GRAD, f", {name}"): activation(name) for name in ACTIVATIONS if name != "none"}
+    for name, affine in (("relu", True), ("none", False), ("gelu", True)):
+        cases[batch_norm.BATCH_NORM, f", {name}"] = norm(name, affine)
+        cases[batch_norm.BATCH_NORM_GRAD, f", {name}"] = norm_grad(name, affine)
+    return cases | {(epilogue.BIAS_GRAD, ""): lambda dtype, form: (draw(shape, dtype, form),)}
 
 
 GRADS = {"small": (2, 3, 5, 7), "33 channels": (3, 33, 9, 4), "rows": (65, 20, 1, 1), "long": (1, 4, 70, 71)}
@@ -298,6 +409,7 @@ CASES = [
     Case(op, label + more, make)
     for table, derive in (
         (CONVS, _conv),
+        ({label: (CONVS[label], pool) for label, pool in BLOCKS.items()}, _block),
         (TRANSPOSED, _transposed),
         (POOLS, _pool),
         (ADAPTIVES, _adaptive),

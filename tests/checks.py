@@ -40,7 +40,9 @@ class _NoAtenKernels(TorchDispatchMode):
 def operator_of(function):
     """The operator that a public function runs, by the first word of a label."""
     name = function.split()[0].removesuffix("_relu").removeprefix("adaptive_").replace("1d", "2d")
-    return "conv2d_input_grad" if name == "conv_transpose2d" else name
+    if name.startswith("conv2d_relu_"):
+        return "conv2d_pool"
+    return "conv2d_moments" if name == "conv2d_batch_norm" else name
 
 
 @contextlib.contextmanager
