@@ -5,6 +5,7 @@ import contextlib
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cnn_triton.kernels import conv2d, relu_pool
 from cnn_triton.kernels.op import launches
 from cnn_triton.kernels.precision import ERROR_EPS, ERROR_RATIO, PRECISION
 
@@ -86,3 +87,23 @@ def assert_accurate(ours, theirs, exact, what="result"):
     allowed = ERROR_RATIO * (theirs[finite].double() - exact).abs().max().item()
     allowed += ERROR_EPS * PRECISION[ours.dtype].eps * exact.abs().max().item()
     assert error <= allowed, f"{what}: error {error:.3g} against float64, allowed {allowed:.3g}"
+
+
+def assert_code(code, args, eps):
+    """A code says the truth but for rounding: what won is among the largest, what is open not below 0. (Which of two
+    values that are equal after rounding wins, depends on sums' last bits.)"""
+    *product, pool, average = args
+    if code.numel() == 0:
+        return
+    x = conv2d.conv2d_aten(*product[:4], None, *product[4:], "none")
+    near = 8 * eps * x.abs().max()
+    p, q = code.shape[3:]
+    taps = x[:, :, : p * pool[0], : q * pool[1]].unflatten(3, (q, pool[1])).unflatten(2, (p, pool[0]))
+    taps = taps.permute(3, 5, 0, 1, 2, 4).flatten(0, 1)
+    opens = relu_pool.opens_aten(code, pool, average)
+    if average:
+        assert ((opens == (taps > 0)) | (taps.abs() <= near)).all()
+    else:
+        assert (code <= pool[0] * pool[1]).all()
+        won = torch.where(opens, taps, 0).sum(0)
+        assert (won >= taps.amax(0).clamp_min(0) - near).all()

@@ -8,7 +8,20 @@ import sys
 
 import torch
 
-from cnn_triton.kernels import aot, avg_pool2d, conv2d, epilogue, linear, max_pool2d, tiles, unpool2d
+from cases import ACTIVATIONS
+from cnn_triton.kernels import (
+    aot,
+    avg_pool2d,
+    batch_norm,
+    conv2d,
+    conv2d_pool,
+    epilogue,
+    linear,
+    max_pool2d,
+    relu_pool,
+    tiles,
+    unpool2d,
+)
 
 LAST = torch.channels_last
 _WINDOW = ((1, 1), (1, 1, 1, 1), (1, 1), 1, "zeros")  # stride, pads, dilation, groups, padding_mode
@@ -34,18 +47,42 @@ def call(what, dtype, channels):
     won, index = (torch.empty(small.shape, dtype=d).to(memory_format=LAST) for d in (torch.uint8, torch.int64))
     shares_won = torch.empty(share.shape, dtype=torch.uint8).to(memory_format=LAST)
     reflect = (*_WINDOW[:-1], "reflect")
+    half = torch.empty(32, 256, 28, 28, dtype=dtype).to(memory_format=LAST)
+    code = torch.empty(half.shape, dtype=torch.uint8).to(memory_format=LAST)[None]
+    pooled, halves, both = (half, code), ((2, 2), False), (True, True)  # gradient and code; pool; what is wanted
+    transposed = (y.shape, *_WINDOW[:-1], True)
+    vectors = (torch.empty(256), torch.empty(256), b, b)
+    wide = b.new_empty(1024)
     maximum, average = max_pool2d.MAX_POOL2D, avg_pool2d.AVG_POOL2D
     maximum_grad, average_grad = max_pool2d.MAX_POOL2D_INPUT_GRAD, avg_pool2d.AVG_POOL2D_INPUT_GRAD
     return {
-        "conv2d": lambda: (conv2d.CONV2D, (x, w, b, *_WINDOW, "relu")),
-        "conv2d without bias": lambda: (conv2d.CONV2D, (x, w, None, *_WINDOW, "relu")),
-        "conv2d_input_grad": lambda: (conv2d.CONV2D_INPUT_GRAD, (x, back, None, y.shape, *_WINDOW, True)),
+        "conv2d": lambda: (conv2d.CONV2D, (x, w, b, None, None, *_WINDOW, "relu")),
+        "conv2d without bias": lambda: (conv2d.CONV2D, (x, w, None, None, None, *_WINDOW, "relu")),
+        "conv2d_saving": lambda: (conv2d.CONV2D_SAVING, (x, w, b, b, y, *_WINDOW, "gelu")),
+        "conv2d_moments": lambda: (batch_norm.CONV2D_MOMENTS, (x, w, b, *_WINDOW)),
+        "conv2d_pool": lambda: (conv2d_pool.CONV2D_POOL, (x, w, b, b, *_WINDOW, *halves)),
+        "conv2d_pool average": lambda: (conv2d_pool.CONV2D_POOL, (x, w, b, b, *_WINDOW, (2, 2), True)),
+        "conv2d_pool_grad": lambda: (conv2d_pool.CONV2D_POOL_GRAD, (*pooled, x, w, *_WINDOW, *halves, *both, False)),
+        "conv2d_pool_grad average": lambda: (
+            conv2d_pool.CONV2D_POOL_GRAD, (*pooled, x, w, *_WINDOW, (2, 2), True, *both, False)
+        ),
+        "conv2d_pool_grad written": lambda: (
+            conv2d_pool.CONV2D_POOL_GRAD, (*pooled, x, w, *_WINDOW, *halves, *both, True)
+        ),
+        "relu_pool2d_input_grad": lambda: (relu_pool.RELU_POOL2D_INPUT_GRAD, (*pooled, y.shape, *halves, True)),
+        "relu_pool2d_at_open": lambda: (relu_pool.RELU_POOL2D_AT_OPEN, (y, code, *halves)),
+        "batch_norm": lambda: (batch_norm.BATCH_NORM, (y, *vectors, 1e-5, "relu")),
+        "batch_norm_grad": lambda: (batch_norm.BATCH_NORM_GRAD, (y, y, *vectors, 1e-5, "relu")),
+        "conv_transpose2d": lambda: (conv2d.CONV_TRANSPOSE2D, (x, back, b, b, y, *transposed, "relu")),
+        "conv_transpose2d_saving": lambda: (conv2d.CONV_TRANSPOSE2D_SAVING, (x, back, b, b, y, *transposed, "silu")),
+        "conv2d_input_grad": lambda: (conv2d.CONV2D_INPUT_GRAD, (x, back, y.shape, *_WINDOW, True)),
         "conv2d_weight_grad": lambda: (conv2d.CONV2D_WEIGHT_GRAD, (y, x, w.shape, *_WINDOW, True)),
-        "conv2d reflect": lambda: (conv2d.CONV2D, (x, w, b, *reflect, "relu")),
-        "conv2d_input_grad reflect": lambda: (conv2d.CONV2D_INPUT_GRAD, (x, back, None, y.shape, *reflect, True)),
+        "conv2d reflect": lambda: (conv2d.CONV2D, (x, w, b, None, None, *reflect, "relu")),
+        "conv2d_input_grad reflect": lambda: (conv2d.CONV2D_INPUT_GRAD, (x, back, y.shape, *reflect, True)),
         "conv2d_weight_grad reflect": lambda: (conv2d.CONV2D_WEIGHT_GRAD, (y, x, w.shape, *reflect, True)),
-        "linear": lambda: (linear.LINEAR, (rows, matrix, b.new_empty(1024), 1, "relu")),
-        "linear without bias": lambda: (linear.LINEAR, (rows, matrix, None, 1, "relu")),
+        "linear": lambda: (linear.LINEAR, (rows, matrix, wide, None, None, 1, "relu")),
+        "linear_saving": lambda: (linear.LINEAR_SAVING, (rows, matrix, wide, wide, columns, 1, "gelu_tanh")),
+        "linear without bias": lambda: (linear.LINEAR, (rows, matrix, None, None, None, 1, "relu")),
         "linear_input_grad": lambda: (linear.LINEAR_INPUT_GRAD, (rows, matrix.view(channels, 1024), 1)),
         "linear_weight_grad": lambda: (linear.LINEAR_WEIGHT_GRAD, (columns, rows, 1)),
         "max_pool2d": lambda: (maximum, (x, *pool, True, False)),
@@ -62,6 +99,8 @@ def call(what, dtype, channels):
         "max_unpool2d_input_grad": lambda: (unpool2d.MAX_UNPOOL2D_INPUT_GRAD, (x, index)),
         "bias_grad": lambda: (epilogue.BIAS_GRAD, (y,)),
         "activation_grad": lambda: (epilogue.ACTIVATION_GRAD, (y, y, "relu")),
+        **{f"conv2d {a}": lambda a=a: (conv2d.CONV2D, (x, w, b, None, None, *_WINDOW, a)) for a in ACTIVATIONS},
+        **{f"activation_grad {a}": lambda a=a: (epilogue.ACTIVATION_GRAD, (y, y, a)) for a in ACTIVATIONS},
     }[what]()  # fmt: skip
 
 

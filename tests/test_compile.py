@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cases import ACTIVATIONS
 from cnn_triton.kernels import tiles
 from cnn_triton.kernels.registry import OPS
 
@@ -15,6 +16,16 @@ CHIPS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 DOTS = {"float16": "ieee", "bfloat16": "ieee", "float32": "tf32"}
 MATRIX = ("conv2d", "conv2d_input_grad", "conv2d_weight_grad")
 KERNELS = ("conv_kernel", "conv_box_kernel", "weight_grad_kernel", "weight_grad_box_kernel")
+KERNELS += ("conv_pool_kernel", "conv_pool_box_kernel")
+# What else is compiled with the tiles that may be picked with this beside the sums.
+BESIDE = {
+    "conv2d_saving": "epilogue",
+    "conv2d_moments": "epilogue",
+    "conv2d_pool": "number",
+    "conv2d_pool average": "two numbers",
+    "conv2d_pool_grad": "",
+    "conv2d_pool_grad average": "",
+}
 
 
 def compiled(chip, calls):
@@ -46,13 +57,18 @@ def check(chip, calls):
 
 
 def tile_calls():
-    """(chip, calls): the three convolution kernels with every tile that can be picked for them."""
+    """(chip, calls): the convolution kernels with every tile that can be picked for them."""
     for chip in CHIPS:
         for dtype, dot in DOTS.items():
             kind = "half" if dtype != "float32" else "tf32"
             shapes = {}
-            for what in MATRIX:
-                for tile in tiles.every_tile(kind, chip, what == "conv2d_weight_grad"):
+            for what in (*MATRIX, *(BESIDE if dtype != "float16" else ())):
+                beside = BESIDE.get(what, "")
+                if what == "conv2d_pool" and kind == "tf32":
+                    beside = "two numbers"
+                for tile in tiles.every_tile(kind, chip, what == "conv2d_weight_grad", beside):
+                    if what.startswith("conv2d_pool_grad") and tile.box:
+                        continue
                     # As many channels as a packed tile is for; more of them for the others.
                     call = {
                         "what": what,
@@ -95,6 +111,8 @@ def test_variants(chip):
     """Without a bias, with a padding mode, with adaptive windows: other code."""
     names = ["conv2d without bias", "linear without bias", *(f"{name} reflect" for name in MATRIX)]
     names += [f"{op.name} adaptive" for op in OPS if op.name.startswith(("max_pool", "avg_pool"))]
+    names += ["conv2d_pool average", "conv2d_pool_grad average", "conv2d_pool_grad written"]
+    names += [f"{what} {name}" for what in ("conv2d", "activation_grad") for name in ACTIVATIONS if name != "none"]
     check(chip, as_picked(names))
 
 

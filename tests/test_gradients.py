@@ -7,44 +7,123 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cases import ADAPTIVES, CONVS, DTYPES, FORMATS, LINEARS, POOLS, TRANSPOSED, draw
+from cases import ACTIVATIONS, ADAPTIVES, BLOCKS, CONVS, DTYPES, FORMATS, LINEARS, POOLS, TRANSPOSED, draw
 from checks import assert_accurate, kernels_only, operator_of
 from cnn_triton import functional
-from cnn_triton.kernels import geometry
+from cnn_triton.kernels import activations, conv2d_pool, geometry, relu_pool
+from cnn_triton.ops import operator
 
 
 class Pair(NamedTuple):
-    """A function of ours, PyTorch's (without the ReLU that ours may end in), the tensors' shapes, other arguments."""
+    """A function of ours, and PyTorch's: `plain`, and what ours does `after` it; the tensors' shapes, other arguments.
+
+    masked: of something after it that has kinks, the gradient that goes on to `plain`, (grad, our output, tensors): a
+    value within rounding of a kink may be on either side of it
+    """
 
     ours: Any
     plain: Any
     shapes: tuple[tuple[int, ...], ...]
     rest: tuple[Any, ...]
-    relu: bool = False
+    after: Any = lambda y: y
+    masked: Any = None
 
     def theirs(self, *args):
-        y = self.plain(*args)
-        return y.relu() if self.relu else y
+        return self.after(self.plain(*args))
 
 
 def conv2d_of(layer):
-    """PyTorch's conv2d with the layer's padding mode, which it doesn't know."""
+    """PyTorch's conv2d with the layer's padding mode, which it doesn't know; then scale and residual, if given."""
     window = geometry.conv_window(layer.size, layer.stride, layer.padding, layer.dilation)
     sides, mode = (*window.pads[2:], *window.pads[:2]), layer.padding_mode.replace("zeros", "constant")
-    return lambda x, w, b, stride, padding, *rest: F.conv2d(F.pad(x, sides, mode), w, b, stride, 0, *rest)
+
+    def plain(x, w, b, *rest):
+        (*more, stride, _, dilation, groups) = rest
+        y = F.conv2d(F.pad(x, sides, mode), w, None if more else b, stride, 0, dilation, groups)
+        return y * more[0][:, None, None] + b[:, None, None] + more[1] if more else y
+
+    return plain
 
 
-FUNCTIONS = {}
-for label, layer in CONVS.items():
-    shapes = (layer.input, (layer.k, layer.input[1] // layer.groups, *layer.size), (layer.k,))
-    rest = (layer.stride, layer.padding, layer.dilation, layer.groups)
-    for function in (functional.conv2d, functional.conv2d_relu):
-        ours = functools.partial(function, padding_mode=layer.padding_mode)
-        relu = function is functional.conv2d_relu
-        FUNCTIONS[f"{function.__name__} {label}"] = Pair(ours, conv2d_of(layer), shapes, rest, relu)
+def relu_masked(grad, output, tensors):
+    return torch.where(output <= 0, 0, grad).to(grad.dtype)
+
+
+def by_rule(name):
+    return lambda grad, output, tensors: activations.of(name).reference_grad(grad, output)
+
+
+def pool_masked(layer, pool, average):
+    """The gradient of what was pooled, as the forward pass had it in the precision that it ran in."""
+    window = geometry.conv_window(layer.size, layer.stride, layer.padding, layer.dilation, layer.padding_mode)
+    how = (*window[1:4], layer.groups, layer.padding_mode)
+
+    def masked(grad, output, tensors):
+        _, code = operator(conv2d_pool.CONV2D_POOL)(*tensors, None, *how, pool, average)
+        size = conv2d_pool.full_size(*tensors[:2], *how)
+        return relu_pool.input_grad_aten(grad, code, size, pool, average, False)[0]
+
+    return masked
+
+
+def batch_norm_of(layer):
+    """conv2d and batch normalisation in training."""
+    plain = conv2d_of(layer)
+    return lambda x, w, b, s, t, *rest: F.batch_norm(plain(x, w, b, *rest), None, None, s, t, True)
+
+
+def of_convolutions():
+    for label, layer in CONVS.items():
+        shapes = (layer.input, (layer.k, layer.input[1] // layer.groups, *layer.size), (layer.k,))
+        rest, mode = (layer.stride, layer.padding, layer.dilation, layer.groups), layer.padding_mode
+        for name in ("conv2d", "conv2d_relu"):
+            ours = functools.partial(getattr(functional, name), padding_mode=mode)
+            after = (torch.relu, relu_masked) if name == "conv2d_relu" else ()
+            yield f"{name} {label}", Pair(ours, conv2d_of(layer), shapes, rest, *after)
+        if label in BLOCKS:
+            pool = BLOCKS[label]
+            for kind in ("max", "avg"):
+                name = f"conv2d_relu_{kind}_pool2d"
+                ours = functools.partial(getattr(functional, name), padding_mode=mode, pool_size=pool)
+                after = lambda y, of=getattr(F, f"{kind}_pool2d"), pool=pool: of(y.relu(), pool)  # noqa: E731
+                masked = pool_masked(layer, pool, kind == "avg")
+                yield f"{name} {label}", Pair(ours, conv2d_of(layer), shapes, rest, after, masked)
+        if label in ("3x3", "groups", "circular", "33 channels", "no image"):
+            ours = lambda x, w, b, s, t, *rest, mode=mode: functional.conv2d_batch_norm(  # noqa: E731
+                x, w, b, *rest, norm_weight=s, norm_bias=t, training=True, activation="relu", padding_mode=mode
+            )
+            vectors = (shapes[2],) * 2
+            yield (
+                f"conv2d_batch_norm {label}",
+                Pair(ours, batch_norm_of(layer), (*shapes, *vectors), rest, torch.relu, relu_masked),
+            )
+
+
+def of_activations():
+    """Every activation after scale, bias and residual."""
+    layer = CONVS["3x3"]
+    weight = (layer.k, layer.input[1], *layer.size)
+    output = (layer.input[0], layer.k, *layer.input[2:])
+    for name in ACTIVATIONS:
+        rule, (word, *numbers) = activations.of(name), name.split()
+
+        def ours(x, w, b, s, r, *rest, word=word, numbers=numbers):
+            spelled = (word, *map(float, numbers))
+            return functional.conv2d(x, w, b, *rest, activation=spelled, scale=s, residual=r)
+
+        shapes, rest = (layer.input, weight, (layer.k,), (layer.k,), output), (1, layer.padding, 1, 1)
+        label = f"{'conv2d_saving' if rule.saves == 'input' else 'conv2d'} 3x3, {name}"
+        masked = by_rule(name) if rule.saves == "output" else None
+        yield label, Pair(ours, conv2d_of(layer), shapes, rest, rule.reference, masked)
+
+
+FUNCTIONS = {**dict(of_convolutions()), **dict(of_activations())}
 for label, layer in TRANSPOSED.items():
     shapes = (layer.input, (layer.input[1], layer.c // layer.groups, *layer.size), (layer.c,))
     FUNCTIONS[f"conv_transpose2d {label}"] = Pair(functional.conv_transpose2d, F.conv_transpose2d, shapes, layer[3:])
+    ours = lambda x, w, s, *rest: functional.conv_transpose2d(x, w, None, *rest, activation="silu", scale=s)  # noqa: E731
+    theirs = lambda x, w, s, *rest: F.conv_transpose2d(x, w, None, *rest) * s[:, None, None]  # noqa: E731
+    FUNCTIONS[f"conv_transpose2d_saving {label}"] = Pair(ours, theirs, shapes, layer[3:], F.silu)
 for label, layer in POOLS.items():
     shape, *rest, ceil, include, divisor = layer
     FUNCTIONS[f"max_pool2d {label}"] = Pair(functional.max_pool2d, F.max_pool2d, (shape,), (*rest, ceil))
@@ -59,7 +138,10 @@ for label, (m, c, k, groups) in LINEARS.items():
         continue
     shapes = ((m, c), (k, c), (k,))
     FUNCTIONS[f"linear {label}"] = Pair(functional.linear, F.linear, shapes, ())
-    FUNCTIONS[f"linear_relu {label}"] = Pair(functional.linear_relu, F.linear, shapes, (), True)
+    FUNCTIONS[f"linear_relu {label}"] = Pair(functional.linear_relu, F.linear, shapes, (), torch.relu, relu_masked)
+    ours = lambda x, w, b, s, r: functional.linear(x, w, b, activation="gelu", scale=s, residual=r)  # noqa: E731
+    theirs = lambda x, w, b, s, r: F.linear(x, w) * s + b + r  # noqa: E731
+    FUNCTIONS[f"linear_saving {label}"] = Pair(ours, theirs, (*shapes, (k,), (m, k)), (), F.gelu)
 
 
 def differentiate(function, tensors, rest, grad):
@@ -85,17 +167,18 @@ def test_gradients(label, dtype, form, device):
     same = differentiate(pair.theirs, tensors, pair.rest, grad)
     wide = [t.double() for t in tensors]
     exact = list(differentiate(pair.theirs, wide, pair.rest, grad.double()))
-    if pair.relu:  # where the rounded output is closed, the gradient's exact value is the closed one's
-        exact[1:] = closed_as(pair, wide, grad.double(), mine[0])
-        same = (same[0], *closed_as(pair, tensors, grad, mine[0]))
-    for what, *values in zip(("output", "input", "weight", "bias"), mine, same, exact, strict=False):
+    if pair.masked and mine[0].numel():
+        exact[1:] = masked_as(pair, wide, grad.double(), mine[0], tensors)
+        same = (same[0], *masked_as(pair, tensors, grad, mine[0], tensors))
+    for what, *values in zip(
+        ("output", "input", "weight", "bias", "scale", "residual"), mine, same, exact, strict=False
+    ):
         assert_accurate(*values, f"{what} gradient" if what != "output" else what)
 
 
-def closed_as(pair, tensors, grad, output):
-    """The gradients of a ReLU chain whose ReLU is open just where `output` is: outputs within rounding of 0 may be
-    open in one precision and closed in another."""
-    return differentiate(pair.plain, tensors, pair.rest, torch.where(output <= 0, 0, grad).to(grad.dtype))[1:]
+def masked_as(pair, tensors, grad, output, own):
+    """The gradients of a chain with kinks, on the side of them where our output is."""
+    return differentiate(pair.plain, tensors, pair.rest, pair.masked(grad, output, own).to(grad.dtype))[1:]
 
 
 CHECKED = [label for label in FUNCTIONS if any(word in label for word in ("3x3", "odd", "groups", "flect", "10 to 3"))]
@@ -109,7 +192,7 @@ def points(pair, device):
         size = torch.Size(shape)
         steps = torch.randperm(size.numel(), generator=generator).view(size)
         tensors.append((steps / size.numel() - 0.47).double().to(device).requires_grad_())
-    if pair.relu:
+    if pair.masked:
         assert pair.plain(*tensors, *pair.rest).abs().min() > 1e-5
     return tensors
 

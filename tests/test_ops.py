@@ -5,8 +5,8 @@ import torch
 from wide import exact
 
 from cases import CASES, DTYPES, FORMATS
-from checks import assert_accurate, kernels_only
-from cnn_triton.kernels import conv2d, conv2d_pool, relu_pool
+from checks import assert_accurate, assert_code, kernels_only
+from cnn_triton.kernels import conv2d_pool
 from cnn_triton.kernels.precision import PRECISION
 from cnn_triton.kernels.registry import OPS
 from cnn_triton.ops import operator
@@ -23,26 +23,6 @@ def results(value):
 
 def on(args, device):
     return tuple(a.to(device) if isinstance(a, torch.Tensor) else a for a in args)
-
-
-def assert_code(code, args, eps):
-    """A code says the truth but for rounding: what won is among the largest, what is open not below 0. (Which of two
-    values that are equal after rounding wins, depends on sums' last bits.)"""
-    *product, pool, average = args
-    if code.numel() == 0:
-        return
-    x = conv2d.conv2d_aten(*product[:4], None, *product[4:], "none")
-    near = 8 * eps * x.abs().max()
-    p, q = code.shape[3:]
-    taps = x[:, :, : p * pool[0], : q * pool[1]].unflatten(3, (q, pool[1])).unflatten(2, (p, pool[0]))
-    taps = taps.permute(3, 5, 0, 1, 2, 4).flatten(0, 1)
-    opens = relu_pool.opens_aten(code, pool, average)
-    if average:
-        assert ((opens == (taps > 0)) | (taps.abs() <= near)).all()
-    else:
-        assert (code <= pool[0] * pool[1]).all()
-        won = torch.where(opens, taps, 0).sum(0)
-        assert (won >= taps.amax(0).clamp_min(0) - near).all()
 
 
 @pytest.mark.cover

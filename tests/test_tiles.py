@@ -10,13 +10,25 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from wide import exact
 
 import picked
 from bench.calls import float32_precision
 from bench.layers import BATCH, LAYERS
 from cases import draw
-from checks import assert_accurate, kernels_only
-from cnn_triton.kernels import avg_pool2d, conv2d, epilogue, max_pool2d, tiles, unpool2d
+from checks import assert_accurate, assert_code, kernels_only
+from cnn_triton.kernels import (
+    avg_pool2d,
+    batch_norm,
+    conv2d,
+    conv2d_pool,
+    epilogue,
+    max_pool2d,
+    relu_pool,
+    tiles,
+    unpool2d,
+)
+from cnn_triton.kernels.precision import PRECISION
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,11 +75,16 @@ def run(monkeypatch, device):
         monkeypatch.setattr(tiles, pick, lambda *problem: forced)
         half = (torch.float16, torch.bfloat16)[zlib.crc32(repr(tile).encode()) % 2]
         dtype = half if tile.kind == "half" else picked.DTYPES[tile.kind]
-        tensors = [draw(shape, dtype, "channels_last").to(device) for shape in shapes]
-        wide = [tensor.double() for tensor in tensors]
+        args = [draw(s, dtype, "channels_last").to(device) if isinstance(s, tuple) else s for s in shapes]
+        wide = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
         with float32_precision("tf32" if tile.kind == "tf32" else "ieee"), kernels_only():
-            ours = op.launch(*tensors, *rest)
-        assert_accurate(ours, op.reference(*tensors, *rest), op.reference(*wide, *rest))
+            ours = op.launch(*args, *rest)
+        every = (ours, op.reference(*args, *rest), exact(op, (*wide, *rest)))
+        for mine, right, best in zip(*(r if isinstance(r, tuple) else (r,) for r in every), strict=True):
+            if mine.is_floating_point():
+                assert_accurate(mine, right, best)
+            else:
+                assert_code(mine, (*wide, *rest), PRECISION[dtype].eps)
 
     return compare
 
@@ -92,12 +109,65 @@ def test_product_tile(tile, run):
     channels = 7 if tile.packed else 2 * tile.k if tile.box else tile.k + 1
     columns = tile.n + (8 if tile.box else 1)
     x, w = (n, channels, p, 2 * q), (columns, channels, 3, 3)
-    run(conv2d.CONV2D, tile, (x, w, w[:1]), *window(2), "relu")
+    run(conv2d.CONV2D, tile, (x, w, w[:1]), None, None, *window(2), "relu")
     for stride in (1, 2) if tile.box else (2,):
         # Boxes of a result with phases take whole columns.
         columns = tile.n if tile.box and stride == 2 else columns
         y, w, dx = (n, channels, p, q), (channels, columns, 3, 3), (n, columns, p, stride * q)
-        run(conv2d.CONV2D_INPUT_GRAD, tile, (y, w, w[1:2]), dx, *window(stride), True)
+        run(conv2d.CONV2D_INPUT_GRAD, tile, (y, w), dx, *window(stride), True)
+
+
+def blocks_beside(*words):
+    """Those of every tile of a product that may be picked with this beside its sums."""
+    found = {
+        block(kind, False, tile)
+        for kind in tiles.ARITHMETIC
+        for chip in picked.chips(kind)
+        for word in words
+        for tile in tiles.every_tile(kind, chip, False, word)
+    }
+    return sorted(found, key=repr)
+
+
+@pytest.mark.cover
+@pytest.mark.parametrize("tile", blocks_beside("number", "two numbers"), ids=repr)
+def test_pooled_tile(tile, run):
+    """Convolution, ReLU and pooling, at sizes of the result over the edges of the tile."""
+    average = zlib.crc32(repr(tile).encode()) % 3 == 0
+    n, p, q = sizes(tile)
+    channels = 7 if tile.packed else 2 * tile.k if tile.box else tile.k + 1
+    x, w = (n, channels, 2 * p, 2 * q), (tile.n + 1, channels, 3, 3)
+    run(conv2d_pool.CONV2D_POOL, tile, (x, w, w[:1], None), *window(2), (2, 1), average)
+
+
+@pytest.mark.cover
+@pytest.mark.parametrize("tile", blocks_beside("epilogue"), ids=repr)
+def test_epilogue_tile(tile, run):
+    """Everything that an epilogue loads and stores, at sizes over the edges of the tile."""
+    n, p, q = sizes(tile)
+    channels = 7 if tile.packed else 2 * tile.k if tile.box else tile.k + 1
+    columns = tile.n + (8 if tile.box else 1)
+    x, w, y = (n, channels, p, 2 * q), (columns, channels, 3, 3), (n, columns, p, q)
+    run(conv2d.CONV2D_SAVING, tile, (x, w, w[:1], w[:1], y), *window(2), "silu")
+    run(batch_norm.CONV2D_MOMENTS, tile, (x, w, w[:1]), *window(2))
+
+
+@pytest.mark.cover
+@pytest.mark.parametrize("tile", [tile for tile in blocks() if not tile.box], ids=repr)
+def test_pooled_grad_tile(tile, run, device):
+    """Gradients that read the pooled one."""
+    average = zlib.crc32(repr(tile).encode()) % 3 == 0
+    n, p, q = sizes(tile)
+    channels, columns = 7 if tile.packed else tile.k + 1, tile.n + 1
+    if tile.weight_grad:
+        channels, columns = tile.m + 1, tile.n // 9 + 1 if tile.packed else tile.n + 1
+    code = torch.randint(0, 16 if average else 5, (1, n, channels, p // 2 + 1, q // 2 + 1), dtype=torch.uint8).to(
+        device
+    )
+    x, w = (n, columns, 2 * (p // 2) + 2, 2 * (q // 2) + 3), (channels, columns, 3, 3)
+    grad = tuple(code.shape[1:])
+    of = (not tile.weight_grad, tile.weight_grad)
+    run(conv2d_pool.CONV2D_POOL_GRAD, tile, (grad, code, x, w), *window(1), (2, 2), average, *of, False)
 
 
 @pytest.mark.cover
@@ -121,8 +191,11 @@ def test_strip(strip, monkeypatch, device):
     half = (height // 2, 16)
     reflect = ((1, 1), (0, 0, 1, 1), (1, 1), channels, "reflect")
     weight = torch.ones(channels, 1, 1, 3, device=device)
+    moments = (x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0))
+    scale = draw((channels,), torch.float32, "contiguous").to(device)
     for output, window in ((half, (2, 2, 2, 2, 0, 0, 1, 1)), (half, ())):
         y, winner, indices = max_pool2d.MAX_POOL2D.reference(x, output, window, True, True)
+        code = torch.where(y > 0, winner, 4).to(torch.uint8)[None]
         for op, *args in (
             (max_pool2d.MAX_POOL2D, x, output, window, True, True),
             (max_pool2d.MAX_POOL2D_INPUT_GRAD, y, winner, x.shape, window, True),
@@ -132,7 +205,11 @@ def test_strip(strip, monkeypatch, device):
             (unpool2d.MAX_UNPOOL2D, y, indices, x.shape[2:]),
             (unpool2d.MAX_UNPOOL2D_INPUT_GRAD, x, indices),
             (epilogue.ACTIVATION_GRAD, x, x, "relu"),
-            (conv2d.CONV2D_INPUT_GRAD, x, weight, None, x.shape, *reflect, True),
+            (conv2d.CONV2D_INPUT_GRAD, x, weight, x.shape, *reflect, True),
+            (batch_norm.BATCH_NORM, x, *moments, scale, None, 1e-5, "relu"),
+            (batch_norm.BATCH_NORM_GRAD, x, x, *moments, scale, None, 1e-5, "relu"),
+            (relu_pool.RELU_POOL2D_INPUT_GRAD, y, code, x.shape, (2, 2), False, True),
+            (relu_pool.RELU_POOL2D_AT_OPEN, x, code, (2, 2), False),
         ):
             with kernels_only(op.name):
                 ours = op.launch(*args)

@@ -4,7 +4,7 @@ import mpmath
 import numpy as np
 import torch
 
-from cnn_triton.kernels import batch_norm, epilogue
+from cnn_triton.kernels import batch_norm, conv2d, epilogue, linear
 
 PI = np.longdouble("3.14159265358979323846264")
 
@@ -56,10 +56,28 @@ def _activation(x, name):
         "leaky_relu": lambda: (np.where(x > 0, x, x * slope), np.where(x > 0, 1, slope)),
         "hardtanh": lambda: (np.clip(x, low, high), inside * np.ones_like(x)),
         "clamp": lambda: (np.clip(x, low, high), inside * np.ones_like(x)),
+        "sigmoid": lambda: (1 / (1 + np.exp(-x)), None),
+        "tanh": lambda: (np.tanh(x), None),
         "silu": lambda: _silu(x),
         "gelu": lambda: _gelu(x),
         "gelu_tanh": lambda: _gelu_tanh(x),
     }[word]()
+
+
+def _product(op):
+    """A product's results, with what follows it: the product alone is exact, its terms lie on a grid."""
+
+    def wide(input, weight, bias, scale, residual, *rest):
+        bare = op.reference(input, weight, None, None, None, *rest[:-1], "none")
+        x = _long(bare[0] if isinstance(bare, tuple) else bare)
+        columns = (-1, *(1,) * (x.ndim - 2))
+        x = x if scale is None else x * _long(scale).reshape(columns)
+        x = x if bias is None else x + _long(bias).reshape(columns)
+        x = x if residual is None else x + _long(residual)
+        y = _activation(x, rest[-1])[0]
+        return _double(y, x) if isinstance(bare, tuple) else _double(y)
+
+    return wide
 
 
 def _activation_grad(grad, saved, activation):
@@ -105,7 +123,9 @@ def _norm_grad(grad, *args):
     return _double(dz, np.stack((total, product)))
 
 
-WIDE = {
+PRODUCTS = (conv2d.CONV2D, conv2d.CONV2D_SAVING, conv2d.CONV_TRANSPOSE2D, conv2d.CONV_TRANSPOSE2D_SAVING)
+PRODUCTS += (linear.LINEAR, linear.LINEAR_SAVING)
+WIDE = {op: _product(op) for op in PRODUCTS} | {
     epilogue.ACTIVATION_GRAD: _activation_grad,
     batch_norm.CONV2D_MOMENTS: _moments,
     batch_norm.BATCH_NORM: _norm,
@@ -114,8 +134,8 @@ WIDE = {
 
 
 def exact(op, args):
-    """The operator's results of float64 arguments, as exact as can be."""
-    if op in WIDE and args[0].numel():
+    """The operator's results of float64 arguments, as exact as float64 can be."""
+    if op in WIDE and args[0].numel() and args[1].numel():
         cpu = [a.cpu() if isinstance(a, torch.Tensor) else a for a in args]
         return tuple(result.to(args[0].device) for result in WIDE[op](*cpu))
     value = op.reference(*args)
