@@ -345,7 +345,7 @@ def conv2d_batch_norm(
         for running, new in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
             if running is not None:
                 running.copy_((1 - momentum) * running + momentum * new.to(running.dtype))
-    return autograd.batch_norm(x, mean, var, norm_weight, norm_bias, eps, spelled)
+    return autograd.batch_norm(x, mean, var, norm_weight, norm_bias, eps, spelled)  # type: ignore[no-any-return]
 
 
 def norm_scale(
