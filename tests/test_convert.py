@@ -561,6 +561,24 @@ def test_layers_that_are_not_swapped(device):
     assert type(model["complex"]) is torch.nn.Conv2d
 
 
+class Twice(nn.Conv2d):
+    """A subclass of ours that does more."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_subclass_of_ours_is_not_fused(device):
+    model = torch.nn.Sequential(
+        Twice(1, 3, 3), torch.nn.ReLU(), nn.ConvReLU2d(3, 2, 1), torch.nn.ReLU(), nn.ConvAct2d(2, 2, 1)
+    )
+    model = model.extend([torch.nn.MaxPool2d(2), nn.ConvBatchNorm2d(2, 3, 2)]).to(device).double()
+    twin = copy.deepcopy(model)
+    report = cnn_triton.convert(model)
+    assert [layer.name for layer in report.layers if layer.outcome == "fused"] == ["6.1"]
+    agree(model, twin, image(device))
+
+
 def test_twice_and_back(device):
     model, twin = net(device)
     first = cnn_triton.convert(model)
@@ -598,6 +616,22 @@ def test_compiles(training, device):
         torch.testing.assert_close(call(x), twin(x))
         counts.append(counter.frame_count)
     assert counts == counts[:1] * 3  # the first call may take two, by what the compiler finds out about floats
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_chains_compile(training, device):
+    """One graph; another one where a number of an activation changes."""
+    model, twin = stages(device)
+    model.train(training), twin.train(training)
+    cnn_triton.convert(model)
+    torch._dynamo.reset()
+    call = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for slope in (0.2, 0.3, 0.4, -0.1):
+        model[5].negative_slope = twin[5].negative_slope = slope
+        x = image(device)
+        torch.testing.assert_close(call(x), twin(x))
+    torch.testing.assert_close(model.state_dict(), twin.state_dict())
 
 
 def test_exports(device):
@@ -719,7 +753,7 @@ def test_activations(act, device, monkeypatch):
     report = cnn_triton.convert(model)
     assert outcome(report, "1") == ("fused", "into 0; into 2; into 6")
     agree(model, twin, image(device))
-    monkeypatch.delattr(type(act), "forward")
+    monkeypatch.setattr(type(act), "forward", None)
     assert ran(model.eval(), image(device)) == {"conv2d": 2, "linear": 1}
     assert model.train()(image(device)).isfinite().all()
 
