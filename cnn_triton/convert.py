@@ -1,12 +1,14 @@
 """Swaps the layers of a model for ours, in place, and back.
 
 a layer      becomes ours by its class: parameters, buffers, hooks, mode, identity, state_dict stay as they are
-a container  whose forward can be traced (tracing.py) gets one that calls a convolution, its batch normalisation and
-             its ReLU as one (fused.py), and ours in place of torch.nn.functional's; while what the trace relies on
+a container  whose forward can be traced (tracing.py) gets one that calls a convolution or a linear layer, and what
+             follows it, as one (fused.py), and ours in place of torch.nn.functional's; while what the trace relies on
              has changed, its own forward runs
 """
 
+import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,7 +27,23 @@ __all__ = ["Conversion", "Layer", "convert", "revert"]
 _OURS: dict[type, type] = {getattr(torch.nn, n): getattr(nn, n) for n in nn.__all__ if hasattr(torch.nn, n)}
 _THEIRS = {ours: theirs for theirs, ours in _OURS.items()}
 _FUNCTIONS = {getattr(F, name): getattr(functional, name) for name in functional.__all__ if hasattr(F, name)}
-_RELUS = {F.relu, F.relu_, torch.relu, torch.relu_}
+# Functions, and methods of that name, that may follow a layer in its kernel: their words, of their other arguments.
+_WORDS: dict[Any, Callable[..., tuple[Any, ...]]] = {
+    **dict.fromkeys((F.relu, torch.relu, torch.relu_), lambda inplace=False: ("relu",)),
+    F.relu6: lambda inplace=False: ("relu6",),
+    F.leaky_relu: lambda negative_slope=0.01, inplace=False: ("leaky_relu", negative_slope),
+    F.hardtanh: lambda min_val=-1.0, max_val=1.0, inplace=False: ("hardtanh", min_val, max_val),
+    F.gelu: lambda approximate="none": fused.gelu(approximate),
+    F.silu: lambda inplace=False: ("silu",),
+    **dict.fromkeys((torch.sigmoid, torch.sigmoid_), lambda: ("sigmoid",)),
+    **dict.fromkeys((torch.tanh, torch.tanh_), lambda: ("tanh",)),
+    **dict.fromkeys(
+        (torch.clamp, torch.clamp_),
+        lambda min=None, max=None: ("clamp", -math.inf if min is None else min, math.inf if max is None else max),
+    ),
+    F.max_pool2d: lambda *args, **named: fused.pool("max_pool2d", *args, **named),
+    F.avg_pool2d: lambda *args, **named: fused.pool("avg_pool2d", *args, **named),
+}
 _MARK = "_cnn_triton_converted"  # in a swapped layer's __dict__, so that copies have it too
 _Notes = dict[torch.nn.Module, tuple[str, list[str]]]  # what becomes of a module, and what is to be said of it
 
@@ -61,11 +79,12 @@ def convert(model: torch.nn.Module) -> Conversion:
     """Makes the layers of a model this library's, in place; results stay the same, in training and in eval mode.
 
     Swapped: the layers of torch.nn that `cnn_triton.nn` has, and calls of torch.nn.functional's in a forward that can
-    be traced. Fused in such a forward: Conv2d and ReLU, Linear and ReLU; Conv2d and BatchNorm2d (and ReLU), in eval
-    mode only: the normalisation's scale and shift are computed at every call. Both modules stay where they are, so that
-    train() stays right and state_dict is the same. Not fused: what has a hook, now or later, and what another also
-    reads. Names, parameters (tied ones too), buffers, hooks, modes and requires_grad stay. Convert before
-    torch.distributed's fully_shard; DistributedDataParallel and torch.compile may come before or after.
+    be traced. Fused in such a forward: Conv2d or Linear and an activation (ReLU, ReLU6, LeakyReLU, Hardtanh, GELU,
+    SiLU, Sigmoid, Tanh, clamp); between Conv2d and it, BatchNorm2d in either mode; after Conv2d and ReLU, MaxPool2d or
+    AvgPool2d whose windows lie side by side, with BatchNorm2d in eval mode only. The modules stay where they are, and
+    are read at every call, so that train() stays right and state_dict is the same. Not fused: what has a hook, now or
+    later, and what another also reads. Names, parameters (tied ones too), buffers, hooks, modes and requires_grad stay.
+    Convert before torch.distributed's fully_shard; DistributedDataParallel and torch.compile may come before or after.
 
     model: any torch.nn.Module; its layers run as `cnn_triton.functional` says: our kernels on a GPU
     returns: a Conversion, which lists every layer as swapped, fused or left, and why
@@ -145,8 +164,8 @@ def _rows(modules: dict[str, torch.nn.Module], notes: _Notes) -> Iterator[Layer]
         if module not in notes:
             if any(True for _ in module.children()):
                 continue
-            alone = isinstance(module, torch.nn.ReLU | torch.nn.BatchNorm2d)
-            said = ["not right after a layer that it can be fused with" if alone else "no kernel of this library's"]
+            alone = bool(fused.words(module))
+            said = ["not fused with a layer before it" if alone else "no kernel of this library's"]
         kind = _base(module).__name__
         yield Layer(name or "(model)", kind, outcome, "; ".join(dict.fromkeys(filter(None, said))))
 
@@ -173,6 +192,9 @@ def _fuse(module: torch.nn.Module, prefix: str, notes: _Notes) -> None:
     if isinstance(module, _Fused):
         module.__class__ = module._original
     if isinstance(module, fx.GraphModule | torch.jit.ScriptModule) or not hasattr(type(module), "forward"):
+        return
+    if isinstance(module, nn.ConvBatchNorm2d):
+        _note(notes, module[1], "fused", f"into {prefix}0")
         return
     if type(module).forward is torch.nn.Module.forward:
         return
@@ -215,99 +237,106 @@ def _plan(
 ) -> tuple[tuple[Granted, ...], Callable[..., Any] | None]:
     """What a trace of forward relies on, and a forward with layers called as one; None if there are none such.
     Errors: Untraceable."""
-    modes = [(each, each.training) for each in module.modules()]
-    try:
-        for each, _ in modes:
-            vars(each)["training"] = training
+    with _as(module, training):
         graph, granted = trace(module)
-    finally:
-        for each, mode in modes:
-            vars(each)["training"] = mode
-    changed = False
-    for node in list(graph.nodes):
+    with _as(module, False):  # where the longest chains are
+        chains = [_chain(module, node, prefix, notes) for node in list(graph.nodes) if node.op == "call_module"]
+    changed = any(chains)
+    for node in graph.nodes:
         if node.op == "call_function" and node.target in _FUNCTIONS:
-            name = node.target.__name__
-            _note(notes, module, "swapped", f"its calls of {name}")
+            _note(notes, module, "swapped", f"its calls of {node.target.__name__}")
             node.target, changed = _FUNCTIONS[node.target], True
-        elif node.op == "call_module":
-            changed |= _chain(module, node, prefix, notes)
     if not changed:
         return granted, None
     return granted, type(fx.GraphModule(module, graph)).forward
 
 
+@contextlib.contextmanager
+def _as(module: torch.nn.Module, training: bool) -> Iterator[None]:
+    """Within, all is in this mode."""
+    modes = [(each, each.training) for each in module.modules()]
+    try:
+        for each, _ in modes:
+            vars(each)["training"] = training
+        yield
+    finally:
+        for each, mode in modes:
+            vars(each)["training"] = mode
+
+
 def _chain(module: torch.nn.Module, node: fx.Node, prefix: str, notes: _Notes) -> bool:
-    """Makes a layer's call, and those of the normalisation and of the ReLU that follow it, one; says whether it did."""
+    """Makes a layer's call, and the calls after it that fit into its kernel, one; says whether it did."""
     layer = module.get_submodule(str(node.target))
-    conv = fused.is_conv(layer)
-    if not (conv or fused.is_linear(layer)) or len(node.args) != 1 or node.kwargs:
+    calls: list[tuple[fx.Node, fused.Link]] = [(node, layer)]
+    if not fused.follows((), fused.words(layer)) or len(node.args) != 1 or node.kwargs:
         return False
-    graph, links = node.graph, [node]
-    norm = _follower(module, links, _is_norm, notes, prefix) if conv else None
-    relu = _follower(module, links, _is_relu, notes, prefix)
-    if len(links) == 1:
-        return False
-    with graph.inserting_before(links[-1]):
-        arguments = [node.args[0], *(_argument(link) for link in ((node, norm, relu) if conv else (node, relu)))]
-        call = graph.call_function(fused.convolution if conv else fused.dense, tuple(arguments))
-    links[-1].replace_all_uses_with(call)
-    for link in reversed(links):
-        graph.erase_node(link)
-    mode = " in eval mode" if norm else ""
-    _note(notes, layer, "fused", "with " + " and ".join(_name(link, prefix) for link in links[1:]) + mode)
-    for link in links[1:]:
-        if link.op == "call_module":
-            _note(notes, module.get_submodule(str(link.target)), "fused", f"into {prefix}{node.target}{mode}")
-    return True
+    apart = ""
+    while not apart and (after := _follower(module, calls)):
+        if why := _why_apart(calls[-1][0], layer, after[1]):
+            apart = f"not fused with {_name(*after, prefix)}: {why}"
+        else:
+            calls.append(after)
+    names = [_name(*call, prefix) for call in calls[1:]]
+    kinds = [fused.words(link)[0] for _, link in calls]
+    eval_only = "batch_norm" in kinds and "pool" in kinds[-1]
+    if names:
+        last = f", and in eval mode {names.pop()}" if eval_only else ""
+        _note(notes, layer, "fused", f"with {' and '.join(names)}{last}")
+        _replace(calls)
+    _note(notes, layer, "swapped", apart)
+    for _, link in calls[1:]:
+        if isinstance(link, torch.nn.Module):
+            mode = " in eval mode" if eval_only and link is calls[-1][1] else ""
+            _note(notes, link, "fused", f"into {prefix}{node.target}{mode}")
+    return len(calls) > 1
 
 
-def _follower(
-    module: torch.nn.Module,
-    links: list[fx.Node],
-    fits: Callable[[torch.nn.Module, fx.Node], bool],
-    notes: _Notes,
-    prefix: str,
-) -> fx.Node | None:
-    """The call that fits of those that read the last link; added to the links, unless something else needs to see what
-    is between."""
-    last = links[-1]
-    after = next((user for user in last.users if fits(module, user) and user.args[0] is last), None)
-    if after is None:
+def _replace(calls: list[tuple[fx.Node, fused.Link]]) -> None:
+    """One call of `fused.chain` in place of these."""
+    (first, _), (last, _) = calls[0], calls[-1]
+    graph = first.graph
+    with graph.inserting_before(last):
+        links = [link if isinstance(link, tuple) else graph.get_attr(str(node.target)) for node, link in calls]
+        call = graph.call_function(fused.chain, (first.args[0], *links))
+    last.replace_all_uses_with(call)
+    for node, _ in reversed(calls):
+        graph.erase_node(node)
+
+
+def _follower(module: torch.nn.Module, calls: list[tuple[fx.Node, fused.Link]]) -> tuple[fx.Node, fused.Link] | None:
+    """The call that reads the last one's result and may come next in the kernel."""
+    steps = [fused.words(link) for _, link in calls]
+    for user in calls[-1][0].users:
+        link = _link(module, user)
+        if link is not None and fused.follows(steps, fused.words(link)):
+            return user, link
+    return None
+
+
+def _link(module: torch.nn.Module, node: fx.Node) -> fused.Link | None:
+    """What a chain takes for a call of a single tensor, and of constants; None if it can't be in one."""
+    if len(node.all_input_nodes) != 1 or node.args[:1] != tuple(node.all_input_nodes):
         return None
-    ends = [module.get_submodule(str(link.target)) for link in (links[0], after) if link.op == "call_module"]
-    reason = "something else reads its output too" if len(last.users) > 1 else ""
-    reason = reason or ("one of them has a hook" if any(map(fused.hooked, ends)) else "")
-    if reason:
-        _note(notes, ends[0], "swapped", f"not fused with {_name(after, prefix)}: {reason}")
-        return None
-    links.append(after)
-    return after
-
-
-def _is_norm(module: torch.nn.Module, node: fx.Node) -> bool:
-    if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
-        return False
-    norm = module.get_submodule(str(node.target))
-    return fused.is_norm(norm) and norm.running_mean is not None and "forward" not in vars(norm)
-
-
-def _is_relu(module: torch.nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
-        relu = module.get_submodule(str(node.target))
-        return type(relu) is torch.nn.ReLU and not node.kwargs and "forward" not in vars(relu)
-    named = node.op == "call_method" and node.target in ("relu", "relu_")
-    return (named or (node.op == "call_function" and node.target in _RELUS)) and bool(node.args)
+        return module.get_submodule(str(node.target)) if len(node.args) == 1 and not node.kwargs else None
+    function = getattr(torch, node.target, None) if isinstance(node.target, str) else node.target
+    try:
+        return _WORDS[function](*node.args[1:], **node.kwargs) if function in _WORDS else None
+    except TypeError:
+        return None
 
 
-def _argument(link: fx.Node | None) -> Any:
-    """What a fused call takes for this link: its module; True for a function, False for none."""
-    if link is None or link.op != "call_module":
-        return link is not None
-    return link.graph.get_attr(str(link.target))
+def _why_apart(last: fx.Node, layer: torch.nn.Module, link: fused.Link) -> str:
+    """Why what may come next isn't fused; nothing if it is."""
+    if len(last.users) > 1:
+        return "something else reads its output too"
+    if fused.hooked(layer) or fused.hooked(link):
+        return "one of them has a hook"
+    return fused.unfit(fused.words(link))
 
 
-def _name(link: fx.Node, prefix: str) -> str:
-    return f"{prefix}{link.target}" if link.op == "call_module" else "a relu"
+def _name(node: fx.Node, link: fused.Link, prefix: str) -> str:
+    return f"{'an' if link[0][0] == 'a' else 'a'} {link[0]}" if isinstance(link, tuple) else f"{prefix}{node.target}"
 
 
 def _note(notes: _Notes, module: torch.nn.Module, outcome: str, said: str) -> None:

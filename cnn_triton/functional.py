@@ -174,7 +174,7 @@ def _conv(
         return completed(
             aten(input, weight, within, stride, padding, dilation, groups), after, scale, residual, spelled, dims
         )
-    input, weight, bias, residual = _low(input, weight, bias, residual)
+    input, weight, bias, residual = _lowered(input, weight, bias, residual, scale)
     check_tensors(input=input, weight=weight)
     kernel = _image("weight", weight, dims, batched=True)
     window = geometry.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode, dims)
@@ -275,7 +275,7 @@ def _conv_pool(
     if _on_aten(input):
         window = (stride, padding, dilation, groups, padding_mode)
         return aten(_conv(2, F.conv2d, input, weight, bias, *window, "relu", scale, None), pool)
-    input, weight, bias = _low(input, weight, bias)
+    input, weight, bias, _ = _lowered(input, weight, bias, None, scale)
     check_tensors(input=input, weight=weight)
     kernel, images = _image("weight", weight, 2, batched=True), _image("input", input, 2)
     sizes = geometry.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode)
@@ -345,7 +345,7 @@ def conv2d_batch_norm(
         for running, new in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
             if running is not None:
                 running.copy_((1 - momentum) * running + momentum * new.to(running.dtype))
-    return autograd.batch_norm(x, mean, var, norm_weight, norm_bias, eps, spelled)
+    return autograd.batch_norm(x, mean, var, norm_weight, norm_bias, eps, spelled)  # type: ignore[no-any-return]
 
 
 def norm_scale(
@@ -446,7 +446,7 @@ def _conv_transpose(
         within, after = (bias, None) if scale is None else (None, bias)
         y = aten(input, weight, within, stride, padding, output_padding, groups, dilation)
         return completed(y, after, scale, residual, spelled, dims)
-    input, weight, bias, residual = _low(input, weight, bias, residual)
+    input, weight, bias, residual = _lowered(input, weight, bias, residual, scale)
     check_tensors(input=input, weight=weight)
     groups = geometry.integer("groups", groups)
     images, kernel = _image("input", _row(input, dims), dims), _image("weight", weight, dims, batched=True)
@@ -795,7 +795,7 @@ def _dense(
     if _on_aten(input):
         within, after = (bias, None) if scale is None else (None, bias)
         return completed(F.linear(input, weight, within), after, scale, residual, spelled, 0)
-    input, weight, bias, residual = _low(input, weight, bias, residual)
+    input, weight, bias, residual = _lowered(input, weight, bias, residual, scale)
     check_tensors(input=input, weight=weight)
     if input.dim() == 0:
         raise RuntimeError("input must have at least one dimension (*, in_features), but got a scalar")
@@ -824,6 +824,12 @@ def _low(*tensors: Any) -> tuple[Any, ...]:
         return tensors
     low = torch.get_autocast_dtype(input.device.type)
     return tuple(t.to(low) if isinstance(t, torch.Tensor) and _may_be_cast(t) else t for t in tensors)
+
+
+def _lowered(input: Any, weight: Any, bias: Any, residual: Any, scale: Any) -> tuple[Any, ...]:
+    """The same for a product with an epilogue, whose bias, like its scale, stays as precise as it is beside a scale."""
+    low = _low(input, weight, bias, residual)
+    return low if scale is None else (*low[:2], bias, low[3])
 
 
 def _autocasts(input: torch.Tensor) -> bool:

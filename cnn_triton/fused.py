@@ -1,96 +1,207 @@
-"""What runs in a converted model in place of several layers: one kernel, or the layers one by one where it can't be."""
+"""What runs in a converted model in place of several layers: one kernel, or the layers one by one where it can't be.
+
+A chain is a convolution or a linear layer and what follows it. Each of its links is a module, or a function's words:
+its name and its arguments but the input, ("leaky_relu", 0.1). A module's words are read at every call.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
 from . import functional, nn
 from .dispatch import runs_kernels
-from .kernels.precision import accumulator
+from .kernels import activations, geometry
 
-__all__ = ["convolution", "dense", "folded", "hooked", "is_conv", "is_linear", "is_norm"]
+__all__ = ["Link", "chain", "follows", "gelu", "hooked", "is_conv", "is_linear", "pool", "unfit", "words"]
+
+Link = torch.nn.Module | tuple[Any, ...]
+
+# Pools, and the names of their arguments but the input.
+_POOLS = {
+    "max_pool2d": ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    "avg_pool2d": ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+}
+# Other arguments of pools, what they must be in a convolution's kernel, and what is said of the others.
+_PLAIN = (
+    ("padding", 0, "it pads"), ("dilation", 1, "its windows have holes"), ("ceil_mode", False, "it keeps ragged edges"),
+    ("return_indices", False, "it returns indices"), ("divisor_override", None, "it has a divisor of its own"),
+)  # fmt: skip
+
+
+_WORDS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+    torch.nn.BatchNorm2d: lambda m: ("batch_norm", m),
+    torch.nn.ReLU: lambda m: ("relu",),
+    torch.nn.ReLU6: lambda m: ("hardtanh", _fixed(m.min_val), _fixed(m.max_val)),
+    torch.nn.LeakyReLU: lambda m: ("leaky_relu", _fixed(m.negative_slope)),
+    torch.nn.Hardtanh: lambda m: ("hardtanh", _fixed(m.min_val), _fixed(m.max_val)),
+    torch.nn.GELU: lambda m: gelu(m.approximate),
+    torch.nn.SiLU: lambda m: ("silu",),
+    torch.nn.Sigmoid: lambda m: ("sigmoid",),
+    torch.nn.Tanh: lambda m: ("tanh",),
+    **dict.fromkeys((torch.nn.MaxPool2d, nn.MaxPool2d), lambda m: _pool("max_pool2d", m)),
+    **dict.fromkeys((torch.nn.AvgPool2d, nn.AvgPool2d), lambda m: _pool("avg_pool2d", m)),
+}
+
+
+def _fixed(number: Any) -> Any:
+    """The number; torch.compile, which may let it vary, fixes and guards what is in a set."""
+    return next(iter({number}))
+
+
+def _pool(word: str, module: torch.nn.Module) -> tuple[Any, ...]:
+    return pool(word, *(getattr(module, name) for name in _POOLS[word]))
+
+
+def pool(word: str, *given: Any, **named: Any) -> tuple[Any, ...]:
+    """The words of a pool."""
+    return word, dict(zip(_POOLS[word], given, strict=False)) | named
+
+
+def gelu(approximate: str) -> tuple[str, ...]:
+    """The words of GELU."""
+    return ("gelu" if approximate == "none" else f"gelu_{approximate}",)
 
 
 def is_conv(module: torch.nn.Module) -> bool:
     """Is it a 2-D convolution of ours and nothing more?"""
-    return isinstance(module, nn.Conv2d) and type(module)._function is functional.conv2d
+    kind: Any = type(module)
+    known = isinstance(module, nn.Conv2d) and kind._function is functional.conv2d
+    return known and kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
 
 
 def is_linear(module: torch.nn.Module) -> bool:
     """Is it a linear layer of ours and nothing more?"""
-    return isinstance(module, nn.Linear) and type(module)._function is functional.linear
+    kind: Any = type(module)
+    return isinstance(module, nn.Linear) and kind._function is functional.linear and kind.forward is nn.Linear.forward
 
 
-def is_norm(module: torch.nn.Module) -> bool:
-    """Is it a batch normalisation that, in eval mode, is a scale and a shift of each channel?"""
-    return type(module) is torch.nn.BatchNorm2d
-
-
-def hooked(module: torch.nn.Module) -> bool:
+def hooked(link: Link) -> bool:
     """Does anyone want to see what goes into this module, or comes out of it?"""
-    own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    if isinstance(link, tuple):
+        return False
+    own = link._forward_hooks or link._forward_pre_hooks or link._backward_hooks or link._backward_pre_hooks
     return bool(own) or bool(_has_any_global_hook())
 
 
-def folded(
-    weight: torch.Tensor, bias: torch.Tensor | None, norm: torch.nn.BatchNorm2d
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weight and the bias of a convolution that is followed by a batch normalisation in eval mode.
+def words(link: Link) -> tuple[Any, ...]:
+    """A link's words; none if it is no layer that we know."""
+    if isinstance(link, tuple):
+        return link
+    if "forward" in vars(link):
+        return ()
+    if is_conv(link) or is_linear(link):
+        return "conv2d" if is_conv(link) else "linear", link
+    known = _WORDS.get(type(link))
+    return known(link) if known else ()
 
-        norm(conv(x, w) + b) = conv(x, w·s) + (b − mean)·s + shift        s = scale / √(var + eps)
 
-    Computed at every call, of what is there then: gradients of all of it follow.
+def follows(before: Sequence[tuple[Any, ...]], step: tuple[Any, ...]) -> bool:
+    """May these words come next in a kernel? A convolution, its normalisation, an activation; after ReLU, a pool, but
+    not where the normalisation is by the batch's own statistics: it is a second kernel that normalises then."""
+    if not before or not step:
+        return step[:1] in (("conv2d",), ("linear",))
+    last = before[-1][0]
+    if step[0] == "batch_norm":
+        return bool(last == "conv2d")
+    if step[0] in _POOLS:
+        own = any(word == "batch_norm" and _by_batch(*rest) for word, *rest in before)
+        return before[0][0] == "conv2d" and last == "relu" and not own
+    return last in ("conv2d", "linear", "batch_norm") and step[0] not in ("conv2d", "linear")
+
+
+def unfit(step: tuple[Any, ...]) -> str:
+    """Why words that may come next can't be in a kernel all the same, for their arguments; nothing if they can."""
+    try:
+        if step[0] in _POOLS:
+            return _unfit_pool(**step[1])
+        if step[0] != "batch_norm":
+            activations.spell(step)
+    except (TypeError, ValueError, RuntimeError) as error:
+        return str(error)
+    return ""
+
+
+def _unfit_pool(kernel_size: Any, stride: Any = None, **others: Any) -> str:
+    size = geometry.pair("kernel_size", kernel_size, 1)
+    step = size if stride in (None, (), []) else geometry.pair("stride", stride, 1)
+    if step != size:
+        return (
+            "its windows overlap" if any(a < b for a, b in zip(step, size, strict=True)) else "its windows leave gaps"
+        )
+    for name, plain, why in _PLAIN:
+        if others.get(name, plain) not in (plain, (plain, plain), [plain, plain]):
+            return why
+    return ""
+
+
+def chain(input: torch.Tensor, *links: Link) -> torch.Tensor:
+    """The links, one after the other; in the first one's kernel as many as fit, those left over one by one.
+
+    Modules may have been replaced, changed, and got hooks, since they were converted: it is all looked at here.
     """
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    wide = accumulator(weight.dtype)
-    scale = torch.rsqrt(norm.running_var.to(wide) + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    mean = norm.running_mean if bias is None else norm.running_mean - bias
-    shift = -mean * scale if norm.bias is None else torch.addcmul(norm.bias.to(wide), mean.to(wide), scale, value=-1)
-    return (weight * scale[:, None, None, None]).to(weight.dtype), shift.to(weight.dtype)
+    steps: list[tuple[Any, ...]] = []
+    if runs_kernels(input.device):
+        for link in links:
+            step = () if hooked(link) else words(link)
+            if not follows(steps, step) or (steps and unfit(step)):
+                break
+            steps.append(step)
+    if len(steps) > 1:
+        input = _kernel(input, steps)
+    for link in links[len(steps) if len(steps) > 1 else 0 :]:
+        input = link(input) if isinstance(link, torch.nn.Module) else _alone(input, link)
+    return input
 
 
-def convolution(
-    input: torch.Tensor,
-    conv: torch.nn.Module,
-    norm: torch.nn.Module | bool,
-    relu: torch.nn.Module | bool,
-) -> torch.Tensor:
-    """relu(norm(conv(input))): one kernel where the norm is in eval mode and no hook wants to see what is between.
-
-    norm: False if there is none; relu: False if there is none, True for one that is no module
-    """
-    whole = is_conv(conv) and _in_one(input, conv, norm, relu)
-    if isinstance(norm, torch.nn.Module):
-        whole = whole and is_norm(norm) and not norm.training and norm.running_var is not None
-    if not whole:
-        y: torch.Tensor = conv(input)
-        return _relu(norm(y) if isinstance(norm, torch.nn.Module) else y, relu)
-    weight, bias = conv.weight, conv.bias
-    if norm:
-        weight, bias = folded(weight, bias, norm)  # type: ignore[arg-type]
-    function = functional.conv2d_relu if relu else functional.conv2d
-    window = (conv.stride, conv.padding, conv.dilation, conv.groups)
-    return function(input, weight, bias, *window, padding_mode=conv.padding_mode)  # type: ignore[arg-type]
+def _alone(input: torch.Tensor, step: tuple[Any, ...]) -> Any:
+    if step[0] in _POOLS:
+        return getattr(functional, step[0])(input, **step[1])
+    return activations.of(activations.spell(step)).reference(input)
 
 
-def dense(input: torch.Tensor, layer: torch.nn.Module, relu: torch.nn.Module | bool) -> torch.Tensor:
-    """relu(layer(input)): one kernel where no hook wants to see what is between."""
-    if not (is_linear(layer) and _in_one(input, layer, relu)):
-        return _relu(layer(input), relu)
-    return functional.linear_relu(input, layer.weight, layer.bias)  # type: ignore[arg-type]
+def _kernel(input: torch.Tensor, steps: Sequence[tuple[Any, ...]]) -> torch.Tensor:
+    """What these words say, in the first one's kernel."""
+    (word, layer), *after = steps
+    pooling = after.pop()[1] if after[-1][0] in _POOLS else None
+    norm = after.pop(0)[1] if after[0][0] == "batch_norm" else None
+    activation = after[0] if after else None
+    if word == "linear":
+        return functional.linear(input, layer.weight, layer.bias, activation=activation)
+    if norm is not None:
+        norm._check_input_dim(input)
+    window: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    how: dict[str, Any] = {"padding_mode": layer.padding_mode}
+    if pooling is not None:
+        bias, scale = layer.bias, None
+        if norm is not None:
+            statistics = (norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+            scale, bias = functional.norm_scale(bias, *statistics)
+        average = steps[-1][0] == "avg_pool2d"
+        pooled = functional.conv2d_relu_avg_pool2d if average else functional.conv2d_relu_max_pool2d
+        how |= {"pool_size": pooling["kernel_size"], "scale": scale}
+        return pooled(input, layer.weight, bias, *window, **how)
+    how["activation"] = activation
+    if norm is None:
+        return functional.conv2d(input, layer.weight, layer.bias, *window, **how)
+    return functional.conv2d_batch_norm(input, layer.weight, layer.bias, *window, **how | _statistics(norm))
 
 
-def _in_one(input: torch.Tensor, layer: torch.nn.Module, *others: torch.nn.Module | bool) -> bool:
-    """May these run as one kernel here? Modules may have been replaced, and got hooks, since they were converted."""
-    modules = [layer, *(other for other in others if isinstance(other, torch.nn.Module))]
-    known = all(type(other) in (torch.nn.ReLU, torch.nn.BatchNorm2d) for other in modules[1:])
-    return known and not any(map(hooked, modules)) and runs_kernels(input.device)
+def _by_batch(norm: torch.nn.BatchNorm2d) -> bool:
+    """Does it normalise by the batch's own statistics?"""
+    return norm.training or (norm.running_mean is None and norm.running_var is None)
 
 
-def _relu(y: torch.Tensor, relu: torch.nn.Module | bool) -> torch.Tensor:
-    if isinstance(relu, torch.nn.Module):
-        return relu(y)  # type: ignore[no-any-return]
-    return F.relu(y) if relu else y
+def _statistics(norm: torch.nn.BatchNorm2d) -> dict[str, Any]:
+    """What torch.nn.BatchNorm2d.forward calls its function with; the batch is counted."""
+    momentum, tracked = norm.momentum or 0.0, not norm.training or norm.track_running_stats
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    return {
+        "running_mean": norm.running_mean if tracked else None, "running_var": norm.running_var if tracked else None,
+        "norm_weight": norm.weight, "norm_bias": norm.bias, "training": _by_batch(norm), "momentum": momentum,
+        "eps": norm.eps,
+    }  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from . import functional
+from .kernels import activations, geometry
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -16,7 +17,11 @@ __all__ = [
     "AvgPool2d",
     "Conv1d",
     "Conv2d",
+    "ConvAct2d",
+    "ConvBatchNorm2d",
     "ConvReLU2d",
+    "ConvReLUAvgPool2d",
+    "ConvReLUMaxPool2d",
     "ConvTranspose1d",
     "ConvTranspose2d",
     "LazyConv1d",
@@ -27,6 +32,7 @@ __all__ = [
     "LazyLinear",
     "LazyLinearReLU",
     "Linear",
+    "LinearAct",
     "LinearReLU",
     "MaxPool1d",
     "MaxPool2d",
@@ -42,9 +48,13 @@ class _Conv:
 
     _function: _Call
 
-    def _conv_forward(self: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def _conv_forward(
+        self: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, **more: Any
+    ) -> torch.Tensor:
         window = (self.stride, self.padding, self.dilation, self.groups)
-        return self._function(input, weight, bias, *window, padding_mode=self.padding_mode)  # type: ignore[no-any-return]
+        return self._function(  # type: ignore[no-any-return]
+            input, weight, bias, *window, padding_mode=self.padding_mode, **more
+        )
 
 
 class Conv2d(_Conv, torch.nn.Conv2d):
@@ -54,7 +64,7 @@ class Conv2d(_Conv, torch.nn.Conv2d):
     padding_mode, device, dtype), its state_dict too. Shapes, dtypes and errors: see `functional.conv2d`.
     """
 
-    _function = staticmethod(functional.conv2d)
+    _function: _Call = staticmethod(functional.conv2d)
 
 
 class ConvReLU2d(Conv2d):
@@ -65,6 +75,107 @@ class ConvReLU2d(Conv2d):
     """
 
     _function = staticmethod(functional.conv2d_relu)
+
+
+class _ConvReLUPool2d(Conv2d):
+    """A convolution with ReLU and a pool after it."""
+
+    def __init__(self, *args: Any, pool_size: int | tuple[int, int] = 2, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        geometry.pair("pool_size", pool_size, 1)
+        self.pool_size = pool_size
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to (N, K, P, Q), pooled; see the function."""
+        return self._conv_forward(input, self.weight, self.bias, pool_size=self.pool_size)
+
+    def extra_repr(self) -> str:
+        """The convolution's arguments, and pool_size."""
+        return f"{super().extra_repr()}, pool_size={self.pool_size}"  # type: ignore[no-untyped-call]
+
+
+class ConvReLUMaxPool2d(_ConvReLUPool2d):
+    """Convolution, bias, ReLU and maximum pooling, windows side by side, in one kernel.
+
+    Equivalent to: torch.nn.Sequential(torch.nn.Conv2d(...), torch.nn.ReLU(), torch.nn.MaxPool2d(pool_size)), with the
+    constructor of torch.nn.Conv2d and `pool_size`, 2 or (2, 2) for instance, and the state_dict of torch.nn.Conv2d.
+    Shapes, dtypes and errors: see `functional.conv2d_relu_max_pool2d`.
+    """
+
+    _function = staticmethod(functional.conv2d_relu_max_pool2d)
+
+
+class ConvReLUAvgPool2d(_ConvReLUPool2d):
+    """Convolution, bias, ReLU and average pooling, windows side by side, in one kernel.
+
+    Equivalent to: torch.nn.Sequential(torch.nn.Conv2d(...), torch.nn.ReLU(), torch.nn.AvgPool2d(pool_size)), with the
+    constructor of torch.nn.Conv2d and `pool_size`, 2 or (2, 2) for instance, and the state_dict of torch.nn.Conv2d.
+    Shapes, dtypes and errors: see `functional.conv2d_relu_avg_pool2d`.
+    """
+
+    _function = staticmethod(functional.conv2d_relu_avg_pool2d)
+
+
+class ConvAct2d(Conv2d):
+    """Convolution, bias, a residual and any activation in one kernel.
+
+    Equivalent to: act(torch.nn.Conv2d(...)(input) + residual), with the constructor of torch.nn.Conv2d and
+    `activation`, as `functional.conv2d` takes it, and the state_dict of torch.nn.Conv2d.
+    errors: TypeError, ValueError for what is no activation; otherwise see `functional.conv2d`
+    """
+
+    def __init__(self, *args: Any, activation: str | tuple[Any, ...] | None = "relu", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        activations.spell(activation)
+        self.activation = activation
+
+    def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """(N, C, H, W) to (N, K, P, Q), the residual's shape; see `functional.conv2d`."""
+        more = {"activation": self.activation, "residual": residual}
+        return self._conv_forward(input, self.weight, self.bias, **more)
+
+    def extra_repr(self) -> str:
+        """The convolution's arguments, and the activation."""
+        return f"{super().extra_repr()}, activation={self.activation!r}"  # type: ignore[no-untyped-call]
+
+
+class ConvBatchNorm2d(torch.nn.Sequential):
+    """Convolution, batch normalisation and, if wanted, any activation: one kernel in eval mode; in training the
+    convolution's kernel sums the statistics, and a second one normalises.
+
+    Equivalent to: torch.nn.Sequential(torch.nn.Conv2d(...), torch.nn.BatchNorm2d(out_channels, eps, momentum, affine,
+    track_running_stats)) and the activation, its state_dict, modes and hooks of the two layers too. The constructor is
+    torch.nn.Conv2d's, with eps and what follows it, and `activation` as `functional.conv2d` takes it, by keyword.
+    errors: TypeError, ValueError for what is no activation; otherwise see `functional.conv2d_batch_norm`
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        activation: str | tuple[Any, ...] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        activations.spell(activation)
+        conv = Conv2d(*args, **kwargs)
+        made: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
+        norm = torch.nn.BatchNorm2d(conv.out_channels, eps, momentum, affine, track_running_stats, **made)
+        super().__init__(conv, norm)
+        self.activation = activation
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to (N, K, P, Q); see `functional.conv2d_batch_norm`."""
+        from .fused import chain  # which knows the layers of this file
+
+        act = (self.activation,) if isinstance(self.activation, str) else self.activation
+        return chain(input, *self, *([act] if act else []))
+
+    def extra_repr(self) -> str:
+        """The activation, beside the layers."""
+        return f"activation={self.activation!r}"
 
 
 class Conv1d(_Conv, torch.nn.Conv1d):
@@ -257,11 +368,11 @@ class Linear(torch.nn.Linear):
     Equivalent to: torch.nn.Linear(in_features, out_features, bias, device, dtype), its state_dict too.
     """
 
-    _function = staticmethod(functional.linear)
+    _function: _Call = staticmethod(functional.linear)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(*, in_features) to (*, out_features); see `functional.linear`."""
-        return self._function(input, self.weight, self.bias)
+        return self._function(input, self.weight, self.bias)  # type: ignore[no-any-return]
 
 
 class LinearReLU(Linear):
@@ -272,6 +383,28 @@ class LinearReLU(Linear):
     """
 
     _function = staticmethod(functional.linear_relu)
+
+
+class LinearAct(Linear):
+    """Linear layer, a residual and any activation in one kernel.
+
+    Equivalent to: act(torch.nn.Linear(...)(input) + residual), with the constructor of torch.nn.Linear and
+    `activation`, as `functional.linear` takes it, and the state_dict of torch.nn.Linear.
+    errors: TypeError, ValueError for what is no activation; otherwise see `functional.linear`
+    """
+
+    def __init__(self, *args: Any, activation: str | tuple[Any, ...] | None = "relu", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        activations.spell(activation)
+        self.activation = activation
+
+    def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """(*, in_features) to (*, out_features), the residual's shape; see `functional.linear`."""
+        return functional.linear(input, self.weight, self.bias, activation=self.activation, residual=residual)
+
+    def extra_repr(self) -> str:
+        """The layer's arguments, and the activation."""
+        return f"{super().extra_repr()}, activation={self.activation!r}"
 
 
 # Lazy modules take their input's channels from the first batch. They inherit ours as well, because the first call

@@ -88,6 +88,114 @@ def test_copies(ours, theirs, args, options, shape):
     right.load_state_dict(fresh.state_dict(), strict=True)
 
 
+def sequence(*layers):
+    return lambda *args, **options: torch.nn.Sequential(torch.nn.Conv2d(*args, **options), *layers)
+
+
+SEVERAL = [  # ours, its own arguments, PyTorch's layers, arguments of the first of them, input
+    (nn.ConvReLUMaxPool2d, {}, sequence(torch.nn.ReLU(), torch.nn.MaxPool2d(2)), (3, 4, 3), {}, (2, 3, 7, 6)),
+    (
+        nn.ConvReLUMaxPool2d, {"pool_size": (3, 2)}, sequence(torch.nn.ReLU(), torch.nn.MaxPool2d((3, 2))),
+        (2, 4, 3), {"padding": "same", "padding_mode": "reflect", "groups": 2, "bias": False}, (2, 2, 7, 6),
+    ),
+    (
+        nn.ConvReLUAvgPool2d, {"pool_size": 3}, sequence(torch.nn.ReLU(), torch.nn.AvgPool2d(3)),
+        (3, 4, 3, 1, 1), {"padding_mode": "circular"}, (3, 7, 6),
+    ),
+    (nn.ConvAct2d, {}, sequence(torch.nn.ReLU()), (3, 4, 3), {}, (2, 3, 5, 6)),
+    (nn.ConvAct2d, {"activation": None}, sequence(), (3, 4, 3), {"stride": 2}, (3, 5, 6)),
+    (
+        nn.ConvAct2d, {"activation": ("leaky_relu", 0.2)}, sequence(torch.nn.LeakyReLU(0.2)),
+        (3, 4, (2, 3)), {"padding": 1, "padding_mode": "replicate", "bias": False}, (2, 3, 5, 6),
+    ),
+    (nn.ConvBatchNorm2d, {}, sequence(torch.nn.BatchNorm2d(4)), (3, 4, 3), {"bias": False}, (2, 3, 5, 6)),
+    (
+        nn.ConvBatchNorm2d, {"momentum": None, "eps": 1e-3, "activation": "gelu"},
+        sequence(torch.nn.BatchNorm2d(4, 1e-3, None), torch.nn.GELU()), (3, 4, 3), {"padding": 1}, (2, 3, 5, 6),
+    ),
+    (
+        nn.ConvBatchNorm2d, {"affine": False, "track_running_stats": False, "activation": ("clamp", -0.5, 1)},
+        sequence(torch.nn.BatchNorm2d(4, affine=False, track_running_stats=False), torch.nn.Hardtanh(-0.5, 1)),
+        (3, 4, 3), {}, (2, 3, 5, 6),
+    ),
+    (
+        nn.LinearAct, {"activation": "gelu_tanh"},
+        lambda *args, **options: torch.nn.Sequential(torch.nn.Linear(*args, **options), torch.nn.GELU("tanh")),
+        (6, 4), {"bias": False}, (2, 3, 6),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.cover
+@pytest.mark.parametrize(
+    ("ours", "own", "theirs", "args", "options", "shape"), SEVERAL, ids=[f"{m[0].__name__}-{m[1]}" for m in SEVERAL]
+)
+def test_several_layers(ours, own, theirs, args, options, shape, device):
+    """As PyTorch's layers one after the other: weights, results, gradients and buffers, in both modes; and copies."""
+    modules = []
+    for make in (lambda: ours(*args, **own, **options), lambda: theirs(*args, **options)):
+        torch.manual_seed(3)
+        modules.append(make().double().to(device))
+    mine, right = modules
+    names = [name if ours is nn.ConvBatchNorm2d else name.removeprefix("0.") for name in right.state_dict()]
+    assert list(mine.state_dict()) == names
+    for mode in (True, True, False):
+        mine.train(mode), right.train(mode)
+        x = torch.randn(shape, dtype=torch.float64, device=device)
+        with kernels_only():
+            got = run(mine, x, False)
+        torch.testing.assert_close(got, run(right, x, False), rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(list(mine.state_dict().values()), list(right.state_dict().values()))
+    for copied in (copy.deepcopy(mine), pickle.loads(pickle.dumps(mine))):
+        assert torch.equal(copied(x), mine(x))
+    assert all(f"{name}={value!r}" in repr(mine) for name, value in own.items() if name in ("pool_size", "activation"))
+
+
+def test_residual(device):
+    for layer, shape in ((nn.ConvAct2d(3, 3, 3, padding=1, activation="silu"), (2, 3, 4, 5)),
+                         (nn.LinearAct(6, 6, activation="silu"), (2, 6))):  # fmt: skip
+        layer = layer.to(device).double()
+        x = torch.randn(shape, dtype=torch.float64, device=device)
+        with kernels_only():
+            y = layer(x, x)
+        layer.activation = None
+        torch.testing.assert_close(y, torch.nn.functional.silu(layer(x) + x))
+
+
+@pytest.mark.parametrize("make", [
+    lambda act: nn.ConvAct2d(1, 1, 1, activation=act), lambda act: nn.LinearAct(1, 1, activation=act),
+    lambda act: nn.ConvBatchNorm2d(1, 1, 1, activation=act),
+])  # fmt: skip
+def test_bad_activation(make):
+    with pytest.raises(ValueError, match="activation must be one of"):
+        make("mish")
+    with pytest.raises(TypeError, match="a word and numbers"):
+        make(("leaky_relu", "0.1"))
+
+
+def test_bad_pool_size():
+    with pytest.raises(RuntimeError, match="pool_size must be at least 1"):
+        nn.ConvReLUMaxPool2d(1, 1, 1, pool_size=0)
+
+
+def test_layers_of_a_norm(device):
+    """They may be hooked, frozen and replaced, as in a Sequential."""
+    layer = nn.ConvBatchNorm2d(1, 2, 3, activation="relu").to(device).double()
+    plain = torch.nn.Sequential(*copy.deepcopy(layer), torch.nn.ReLU())
+    x = torch.randn(2, 1, 5, 5, dtype=torch.float64, device=device)
+    seen = []
+    handle = layer[1].register_forward_hook(lambda module, given, y: seen.append(y))
+    torch.testing.assert_close(layer(x), plain(x))
+    assert len(seen) == 1
+    handle.remove()
+    for each in (layer, plain):
+        each[1].eval()
+    torch.testing.assert_close(layer(x), plain(x))
+    for each in (layer, plain):
+        each[1] = torch.nn.InstanceNorm2d(2)
+    torch.testing.assert_close(layer(x), plain(x))
+
+
 def test_device_and_dtype():
     layer = nn.Conv2d(2, 3, 3, device="meta", dtype=torch.bfloat16)
     assert layer.weight.device.type == "meta"
