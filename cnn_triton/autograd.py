@@ -201,7 +201,7 @@ class Product(Function):
     @classmethod
     def by_column(cls, values, rest):
         """The sum of the weight's elements by column."""
-        return values.flatten(1).sum(1)
+        return values.sum(tuple(range(1, values.dim())))
 
     @classmethod
     def scaled(cls, weight, scale, rest):
@@ -345,7 +345,7 @@ class ConvTranspose2d(Product):
 
     @classmethod
     def by_column(cls, values, rest):
-        return values.unflatten(0, (rest[4], -1)).sum((1, 3, 4)).flatten()
+        return values.view(rest[4], -1, *values.shape[1:]).sum((1, 3, 4)).reshape(-1)
 
 
 class ConvTranspose2dSaving(ConvTranspose2d):
@@ -678,18 +678,12 @@ class BatchNorm(Function):
 
     @classmethod
     def tangent(cls, inputs, outputs, tangents):
-        input, _, _, weight, bias, *how = inputs
+        input, _, _, weight, bias, eps, activation = inputs
         dz, _, _, dw, db = tangents[:5]
-        given = [(value, step) for value, step in ((input, dz), (weight, dw), (bias, db)) if step is not None]
-        primals, steps = zip(*given, strict=True)
-        places = [step is not None for step in (dz, dw, db)]
-
-        def normal(*moved):
-            moved = iter(moved)
-            args = [next(moved) if place else value for value, place in zip((input, weight, bias), places, strict=True)]
-            return norm.norm_reference(*args, *how)
-
-        return torch.func.jvp(normal, primals, steps)[1]
+        normal = lambda *given: norm.norm_reference(*given, eps, "none")  # noqa: E731
+        x, step = _along(normal, (input, weight, bias), (dz, dw, db))
+        act = activations.of(activation)
+        return act.reference_grad(step, outputs[0] if act.saves == "output" else x)
 
     @staticmethod
     def forward(input, mean, var, weight, bias, eps, activation):
@@ -715,25 +709,15 @@ class BatchNormGrad(Function):
     OP = norm.BATCH_NORM_GRAD
 
     @staticmethod
-    def _among(inputs):
-        """The formulas as a function of the tensors that are there, and those."""
-        grad, input, _, _, weight, bias, *how = inputs
-        places = [tensor is not None for tensor in (grad, input, weight, bias)]
-
-        def function(*tensors):
-            tensors = iter(tensors)
-            grad, input, weight, bias = (next(tensors) if place else None for place in places)
-            return norm.norm_grad_aten(grad, input, None, None, weight, bias, *how)
-
-        return function, [tensor for tensor in (grad, input, weight, bias) if tensor is not None]
+    def formulas(eps, activation):
+        """What the kernels compute, as a function of grad, input, weight and bias."""
+        return lambda grad, input, *affine: norm.norm_grad_aten(grad, input, None, None, *affine, eps, activation)
 
     @classmethod
     def tangent(cls, inputs, outputs, tangents):
-        function, tensors = cls._among(inputs)
-        places = [value is not None for value in (*inputs[:2], *inputs[4:6])]
-        steps = [step for step, place in zip((*tangents[:2], *tangents[4:6]), places, strict=True) if place]
-        steps = [torch.zeros_like(t) if step is None else step for t, step in zip(tensors, steps, strict=True)]
-        return torch.func.jvp(function, tuple(tensors), tuple(steps))[1]
+        grad, input, _, _, weight, bias, *how = inputs
+        steps = (*tangents[:2], *tangents[4:6])
+        return _along(cls.formulas(*how), (grad, input, weight, bias), steps)[1]
 
     @staticmethod
     def forward(grad, input, mean, var, weight, bias, eps, activation):
@@ -746,11 +730,41 @@ class BatchNormGrad(Function):
 
     @staticmethod
     def backward(ctx, of_dz, of_sums):
-        function, tensors = BatchNormGrad._among((*ctx.saved_tensors, ctx.eps, ctx.activation))
-        grads = iter(torch.func.vjp(function, *tensors)[1]((of_dz, of_sums)))
         grad, input, _, _, weight, bias = ctx.saved_tensors
+        function, tensors = _of_tensors(BatchNormGrad.formulas(ctx.eps, ctx.activation), (grad, input, weight, bias))
+        grads = iter(torch.func.vjp(function, *tensors)[1]((of_dz, of_sums)))
         dg, dz, dw, db = (None if tensor is None else next(grads) for tensor in (grad, input, weight, bias))
         return dg, dz, None, None, dw, db, None, None
+
+
+def _of_tensors(function, args):
+    """The function of those arguments that are tensors, and these; the others are None."""
+    places = [arg is not None for arg in args]
+
+    def call(*tensors):
+        each = iter(tensors)
+        return function(*(next(each) if place else None for place in places))
+
+    return call, [arg for arg in args if arg is not None]
+
+
+def _along(function, args, steps):
+    """The function's results, and their derivative along the arguments' steps. By reverse mode twice: forward mode
+    can't be nested in every way that this may be called."""
+    function, tensors = _of_tensors(function, args)
+    steps = [
+        torch.zeros_like(arg) if step is None else step
+        for arg, step in zip(args, steps, strict=True)
+        if arg is not None
+    ]
+    results, back = torch.func.vjp(function, *tensors)
+    like = results if isinstance(results, tuple) else (results,)
+    along = torch.func.vjp(
+        lambda *cotangents: back(cotangents if isinstance(results, tuple) else cotangents[0]),
+        *map(torch.zeros_like, like),
+    )[1]
+    tangents = along(tuple(steps))
+    return results, tangents if isinstance(results, tuple) else tangents[0]
 
 
 class MaxPool2d(Function):

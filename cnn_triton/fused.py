@@ -33,9 +33,9 @@ _PLAIN = (
 _WORDS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     torch.nn.BatchNorm2d: lambda m: ("batch_norm", m),
     torch.nn.ReLU: lambda m: ("relu",),
-    torch.nn.ReLU6: lambda m: ("hardtanh", _fixed(m.min_val), _fixed(m.max_val)),
-    torch.nn.LeakyReLU: lambda m: ("leaky_relu", _fixed(m.negative_slope)),
-    torch.nn.Hardtanh: lambda m: ("hardtanh", _fixed(m.min_val), _fixed(m.max_val)),
+    torch.nn.ReLU6: lambda m: ("hardtanh", m.min_val, m.max_val),
+    torch.nn.LeakyReLU: lambda m: ("leaky_relu", m.negative_slope),
+    torch.nn.Hardtanh: lambda m: ("hardtanh", m.min_val, m.max_val),
     torch.nn.GELU: lambda m: gelu(m.approximate),
     torch.nn.SiLU: lambda m: ("silu",),
     torch.nn.Sigmoid: lambda m: ("sigmoid",),
@@ -43,11 +43,6 @@ _WORDS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     **dict.fromkeys((torch.nn.MaxPool2d, nn.MaxPool2d), lambda m: _pool("max_pool2d", m)),
     **dict.fromkeys((torch.nn.AvgPool2d, nn.AvgPool2d), lambda m: _pool("avg_pool2d", m)),
 }
-
-
-def _fixed(number: Any) -> Any:
-    """The number; torch.compile, which may let it vary, fixes and guards what is in a set."""
-    return next(iter({number}))
 
 
 def _pool(word: str, module: torch.nn.Module) -> tuple[Any, ...]:

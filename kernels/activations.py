@@ -269,8 +269,9 @@ def spell(activation: Any) -> str:
     usual = DEFAULTS.get(word, ())
     if numbers and len(numbers) != len(usual):
         raise ValueError(f"activation {word!r} takes {len(usual)} numbers, but got {len(numbers)}")
-    numbers = [float(number) for number in numbers or usual]
-    if any(map(math.isnan, numbers)) or (word == "leaky_relu" and not 0 <= numbers[0] < math.inf):
+    # A set, because torch.compile, which may let a number vary, fixes and guards what is in one.
+    numbers = [next(iter({float(number)})) for number in numbers or usual]
+    if any(number != number for number in numbers) or (word == "leaky_relu" and not 0 <= numbers[0] < math.inf):
         raise ValueError(f"activation {word!r} takes {'a slope of 0 or more' if usual[1:] == () else 'two bounds'}, "
                          f"but got {tuple(numbers)}")  # fmt: skip
     if word == "hardtanh" and numbers[0] > numbers[1]:

@@ -267,7 +267,8 @@ def norm_grad_aten(grad, input, mean, var, weight, bias, eps, activation):
     z, s = _normal_reference(input.to(wide), eps)
     x = _affine_reference(z, weight, bias)
     act = activations.of(activation)
-    g = act.reference_grad(grad.to(wide), act.reference(x) if act.saves == "output" else x)
+    # An output without a curve says on which side of its kinks x is; x says the same.
+    g = act.reference_grad(grad.to(wide), act.reference(x) if act.saves == "output" and act.rule.curve else x)
     sums = torch.stack((g.sum((0, 2, 3)), (g * z).sum((0, 2, 3))))
     g = g - g.mean((0, 2, 3), keepdim=True) - z * (g * z).mean((0, 2, 3), keepdim=True)
     return _affine_reference(g * s, weight, None).to(input.dtype), sums

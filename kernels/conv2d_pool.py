@@ -129,12 +129,16 @@ def grad_launch(
 ):  # fmt: skip
     dx, dw, bias = results
     how = (stride, padding, dilation, groups, padding_mode)
-    grad, pooled, full = aligned(grad, code), Pooled.of(code, pool, average, input.dtype), None
+    full = None
     if window_of(weight.shape, *how[:3], padding_mode).taps > 1 if written is None else written:
         full = new(full_size(input, weight, *how), grad, channels_last(grad))
     spread(bias, full, grad, code, pool, average)
-    if full is not None:
-        grad, pooled = full, None
+    pooled = None
+    if full is None:
+        grad, code = aligned(grad, code)
+        pooled = Pooled.of(code, pool, average, input.dtype)
+    else:
+        grad = full
     if of_input:
         conv2d.input_grad_launch(dx, grad, weight, input.shape, *how, channels_last(input), pooled)
     if of_weight:

@@ -124,7 +124,7 @@ def gather_open(grad, code, strides, size, at, exists, h, w, c, has, POOL: tl.co
 
 @triton.jit
 def spread_kernel(
-    grad, code, dx, strides, dx_strides, parts, size, channels, chunk, POOL: tl.constexpr,
+    grad, code, dx, grad_strides, code_strides, dx_strides, parts, size, channels, chunk, POOL: tl.constexpr,
     ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """dx[t] = grad's share where tap t is open, and parts[program, k] = Σ of it over the program's pixels."""
@@ -136,8 +136,8 @@ def spread_kernel(
     for step in range(part * chunk, (part + 1) * chunk):
         n, p, q = pixel(tl.cast(step, INDEX) * PIXELS + tl.arange(0, PIXELS), size[1], size[2])
         mask = (n < size[0])[:, None] & has[None, :]
-        to = offsets((n, p, q), k, strides)
-        g = share(tl.load(grad + to, mask=mask, other=0.0), POOL)
+        to = offsets((n, p, q), k, code_strides)
+        g = share(tl.load(grad + offsets((n, p, q), k, grad_strides), mask=mask, other=0.0), POOL)
         for t in range(POOL[0] * POOL[1]):
             tap = tl.where(is_open(code, to, t, mask, POOL), g, 0.0).to(g.dtype)
             if dx is not None:
@@ -149,13 +149,13 @@ def spread_kernel(
 
 @triton.jit
 def at_open_kernel(
-    x, code, y, x_strides, strides, size, channels, POOL: tl.constexpr,
+    x, code, y, x_strides, code_strides, y_strides, size, channels, POOL: tl.constexpr,
     ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """y = Σ over open taps of x[t]'s share."""
     pixels, c, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
     n, p, q = pixels
-    to = offsets(pixels, c, strides)
+    to = offsets(pixels, c, code_strides)
     acc = tl.zeros([PIXELS, CHANNELS], ACC)
     for t in range(POOL[0] * POOL[1]):
         mask = is_open(code, to, t, exists, POOL) & exists
@@ -163,7 +163,7 @@ def at_open_kernel(
         acc += tl.load(x + offsets(at, c, x_strides), mask=mask, other=0.0).to(ACC)
     if POOL[2] == AVERAGE:
         acc = acc / (POOL[0] * POOL[1])
-    tl.store(y + to, acc.to(y.dtype.element_ty), mask=exists)
+    tl.store(y + offsets(pixels, c, y_strides), acc.to(y.dtype.element_ty), mask=exists)
 
 
 def new_code(y: torch.Tensor, pool: Sequence[int], average: bool) -> torch.Tensor:
@@ -188,10 +188,14 @@ class Pooled(NamedTuple):
         return cls((code, code.stride(0)), (pool[0], pool[1], how.value))
 
 
-def aligned(tensor: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-    """The tensor in a code's strides."""
+def aligned(grad: torch.Tensor, code: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A gradient and a code in the same strides, as gather_open takes them; copied unless they are."""
+    flat = code.flatten(0, 1)  # dense, as new_code makes it; not one that was expanded
+    if not flat.is_contiguous(memory_format=torch.channels_last):
+        flat = flat.contiguous()
+    code = flat.unflatten(0, code.shape[:2])
     strides = code.stride()[1:]
-    return tensor if tensor.stride() == strides else tensor.new_empty_strided(tensor.shape, strides).copy_(tensor)
+    return grad if grad.stride() == strides else grad.new_empty_strided(grad.shape, strides).copy_(grad), code
 
 
 def _whole(pooled: torch.Size, pool: tuple[int, int]) -> tuple[int, int]:
@@ -210,9 +214,9 @@ def spread(bias, dx, grad, code, pool, average):
     """Fills bias' gradient, and dx unless it is None."""
     if dx is not None and (grad.numel() == 0 or tuple(dx.shape[2:]) != _whole(grad.shape, pool)):
         dx.zero_()  # what hangs over is in no window
-    grad, pooled = aligned(grad, code), Pooled.of(code, pool, average, grad.dtype)
+    pooled = Pooled.of(code, pool, average, grad.dtype)
     sum_pixels(
-        spread_kernel, bias, grad, grad, pooled.code, dx, nhwc(grad), None if dx is None else nhwc(dx),
+        spread_kernel, bias, grad, grad, pooled.code, dx, nhwc(grad), nhwc(code[0]), None if dx is None else nhwc(dx),
         POOL=pooled.pool, INDEX=index_type(grad, code, dx),
     )  # fmt: skip
 
@@ -245,13 +249,13 @@ def at_open_fake(input, code, pool, average):
     check_tensors(input=input)
     pooled = (input.shape[2] // pool[0], input.shape[3] // pool[1])
     geometry.same_shape("code", code.shape[1:], (*input.shape[:2], *pooled))
-    return input.new_empty_strided(code.shape[1:], code.stride()[1:])
+    return new(code.shape[1:], input, channels_last(code[0]))
 
 
 def at_open_launch(y, input, code, pool, average):
     pooled = Pooled.of(code, pool, average, input.dtype)
     stream(
-        at_open_kernel, y, input, pooled.code, y, nhwc(input), nhwc(y), POOL=pooled.pool,
+        at_open_kernel, y, input, pooled.code, y, nhwc(input), nhwc(code[0]), nhwc(y), POOL=pooled.pool,
         INDEX=index_type(input, code),
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ import cnn_triton
 from cases import draw
 from checks import kernels_only, operator_of
 from cnn_triton import functional, nn
+from cnn_triton.kernels import activations
 
 
 class Each(NamedTuple):
@@ -26,13 +27,34 @@ class Each(NamedTuple):
     name: str
     shapes: tuple[tuple[int, ...], ...]
     options: dict[str, Any] = {}  # noqa: RUF012
+    names: tuple[str, ...] = ()  # of tensors that are given by name
 
     def ours(self, *tensors):
-        return getattr(functional, self.name)(*self._given(tensors), **self.options)
+        given = self._given(tensors)
+        count = len(given) - len(self.names)
+        named = dict(zip(self.names, given[count:], strict=True))
+        return getattr(functional, self.name)(*given[:count], **named, **self.options)
 
     def theirs(self, *tensors):
-        y = getattr(F, self.name.removesuffix("_relu"))(*self._given(tensors), **self.options)
-        return y.relu() if self.name.endswith("_relu") else y
+        if self.name == "conv2d_batch_norm":
+            return F.batch_norm(F.conv2d(*tensors[:3]), None, None, *tensors[3:], training=True).relu()
+        options = dict(self.options)
+        size, act = options.pop("pool_size", None), activations.of(activations.spell(options.pop("activation", None)))
+        product = self.name.split("_relu")[0]
+        if self.names:
+            x, w, b, scale, residual = tensors
+            y = F.conv2d(x, w, **options) * scale[:, None, None] + b[:, None, None] + residual
+        else:
+            y = getattr(F, product)(*self._given(tensors), **options)
+        y = act.reference(y)
+        y = y.relu() if product != self.name else y
+        return y if size is None else getattr(F, self.name.removeprefix("conv2d_relu_"))(y, size)
+
+    @property
+    def operator(self):
+        """The operator that runs where derivatives are asked for."""
+        saving = activations.of(activations.spell(self.options.get("activation"))).saves == "input"
+        return operator_of(self.name) + "_saving" * saving
 
     def _given(self, tensors):
         """The tensors, and what an unpooling's indices are: each value's place within its own window."""
@@ -44,13 +66,32 @@ class Each(NamedTuple):
         return *tensors, (places if "2d" in self.name else places[0]).expand(tensors[0].shape)
 
     def tensors(self, device, batch=None, dtype=torch.float64):
-        shapes = self.shapes if batch is None else ((batch, *self.shapes[0][1:]), *self.shapes[1:])
+        shapes = self.shapes if batch is None else self.of_batch(batch).shapes
         return [draw(shape, dtype, "contiguous").to(device) for shape in shapes]
+
+    def of_batch(self, batch):
+        """The same of another batch size."""
+        names = ("input", *[""] * (len(self.shapes) - len(self.names) - 1), *self.names)
+        sizes = zip(names, self.shapes, strict=True)
+        return self._replace(
+            shapes=tuple((batch, *shape[1:]) if name in ("input", "residual") else shape for name, shape in sizes)
+        )
 
 
 FUNCTIONS = [
     Each("conv2d", ((2, 4, 5, 6), (6, 2, 3, 3), (6,)), {"padding": 1, "groups": 2}),
     Each("conv2d_relu", ((2, 3, 6, 5), (4, 3, 3, 2), (4,)), {"stride": 2, "padding": (2, 1)}),
+    Each(
+        "conv2d", ((2, 3, 5, 4), (4, 3, 2, 2), (4,), (4,), (2, 4, 4, 3)), {"activation": "gelu"}, ("scale", "residual")
+    ),
+    Each("conv2d_relu_max_pool2d", ((2, 2, 5, 6), (3, 2, 2, 2), (3,)), {"pool_size": 2}),
+    Each("conv2d_relu_avg_pool2d", ((2, 4, 5, 5), (2, 2, 2, 2), (2,)), {"pool_size": (2, 1), "groups": 2}),
+    Each(
+        "conv2d_batch_norm",
+        ((2, 2, 4, 5), (3, 2, 2, 2), (3,), (3,), (3,)),
+        {"training": True, "activation": "relu"},
+        ("norm_weight", "norm_bias"),
+    ),
     Each("conv1d", ((2, 3, 7), (4, 3, 3), (4,)), {"dilation": 2}),
     Each("conv_transpose2d", ((2, 3, 4, 5), (3, 4, 3, 3), (4,)), {"stride": 2, "output_padding": 1}),
     Each("conv_transpose1d", ((2, 4, 5), (4, 2, 3), (4,)), {"groups": 2}),
@@ -66,6 +107,7 @@ FUNCTIONS = [
     Each("adaptive_max_pool1d", ((2, 3, 7),), {"output_size": 3}),
     Each("linear", ((5, 4), (3, 4), (3,))),
     Each("linear_relu", ((5, 4), (3, 4), (3,))),
+    Each("linear", ((5, 4), (3, 4), (3,)), {"activation": "silu"}),
 ]
 each = pytest.mark.parametrize("one", FUNCTIONS, ids=[one.name for one in FUNCTIONS])
 close = functools.partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
@@ -90,7 +132,7 @@ def argnums(one):
 @each
 def test_grad(one, device):
     tensors = one.tensors(device)
-    with kernels_only(operator_of(one.name)):
+    with kernels_only(one.operator):
         ours = grad(loss(one.ours), argnums(one))(*tensors)
     close(ours, grad(loss(one.theirs), argnums(one))(*tensors))
 
@@ -100,7 +142,7 @@ def test_grad(one, device):
 def test_jvp(one, device):
     """All tensors' tangents at once, and each alone."""
     tensors, tangents = one.tensors(device), one.tensors(device)
-    with kernels_only(operator_of(one.name)):
+    with kernels_only(one.operator):
         ours = jvp(one.ours, tuple(tensors), tuple(tangents))
     close(ours, jvp(one.theirs, tuple(tensors), tuple(tangents)))
     for i, tangent in enumerate(tangents):
@@ -118,12 +160,11 @@ def test_jvp(one, device):
 @each
 def test_hessian(one, device):
     """Forward over reverse, in batches."""
-    small = Each(one.name, tuple((1, *shape[1:]) if i == 0 else shape for i, shape in enumerate(one.shapes)))
-    small = small._replace(options=one.options)
+    small = one.of_batch(1) if one.name != "conv2d_batch_norm" else one
     tensors = small.tensors(device)
     last = (len(tensors) - 1,) if len(tensors) > 1 else (0,)  # the bias, if there is one, and the batch
     for wrt in {last, (0,)}:
-        with kernels_only(operator_of(one.name)):
+        with kernels_only(one.operator):
             ours = hessian(loss(small.ours), wrt)(*tensors)
         close(ours, hessian(loss(small.theirs), wrt)(*tensors))
 
@@ -133,12 +174,12 @@ def test_hessian(one, device):
 def test_vmap(one, device):
     """Over each choice of tensors, at odd dimensions; and of gradients: a gradient for each sample."""
     tensors = one.tensors(device)
-    for choice in range(1, 2 ** len(tensors)):
+    for choice in range(1, 2 ** len(tensors), 1 if len(tensors) <= 3 else 6):
         dims = tuple((i + choice) % (t.dim() + 1) if choice >> i & 1 else None for i, t in enumerate(tensors))
         stacks = [
             t if dim is None else torch.stack([t, t.flip(0), 2 * t], dim) for t, dim in zip(tensors, dims, strict=True)
         ]
-        with kernels_only(operator_of(one.name)):
+        with kernels_only(one.operator):
             ours = vmap(one.ours, dims, out_dims=1)(*stacks)
         close(ours, vmap(one.theirs, dims, out_dims=1)(*stacks))
         gradients = (vmap(grad(loss(call), argnums(one)), dims)(*stacks) for call in (one.ours, one.theirs))
@@ -190,7 +231,7 @@ def test_compiles(one, device):
         before = cnn_triton.launches()
         y = call(*tensors)
         gradients = torch.autograd.grad(loss(lambda y: y)(y), tensors)
-        assert operator_of(one.name) in ran(before)
+        assert one.operator in ran(before)
         assert counter.frame_count == 1
         right = one.theirs(*tensors)
         close((y, *gradients), (right, *torch.autograd.grad(loss(lambda y: y)(right), tensors)))
@@ -209,7 +250,8 @@ def test_exports(one, strict, device):
             return one.ours(*tensors)
 
     tensors = one.tensors(device, 3)
-    sizes = (({0: torch.export.Dim("batch", min=2)}, *(None for _ in tensors[1:])),)
+    batch = {0: torch.export.Dim("batch", min=2)}
+    sizes = (tuple(batch if t.shape[0] == 3 and i in (0, 4) else None for i, t in enumerate(tensors)),)
     exported = torch.export.export(Module(), tuple(tensors), dynamic_shapes=sizes, strict=strict)
     targets = [str(node.target) for node in exported.graph.nodes]
     assert f"cnn_triton.{operator_of(one.name)}.default" in targets
@@ -301,10 +343,10 @@ def test_checkpoint(one, reentrant, device):
     """The forward pass runs again where it has saved something, and gives the same gradients."""
     tensors = [t.requires_grad_() for t in one.tensors(device)]
     right = torch.autograd.grad(loss(one.ours)(*tensors), tensors)
-    before = cnn_triton.launches()[operator_of(one.name)]
+    before = cnn_triton.launches()[one.operator]
     loss(lambda *t: checkpoint(one.ours, *t, use_reentrant=reentrant))(*tensors).backward()
     again = reentrant or "avg" not in one.name
-    assert cnn_triton.launches()[operator_of(one.name)] >= before + (2 if again else 1)
+    assert cnn_triton.launches()[one.operator] >= before + (2 if again else 1)
     assert all(torch.equal(t.grad, g) for t, g in zip(tensors, right, strict=True))
 
 
@@ -312,7 +354,7 @@ def test_checkpoint(one, reentrant, device):
 @each
 def test_inference_mode(one, device):
     tensors = one.tensors(device)
-    with torch.inference_mode(), kernels_only(operator_of(one.name)):
+    with torch.inference_mode(), kernels_only(one.operator):
         y = one.ours(*tensors)
     assert y.is_inference()
     close(y.clone(), one.theirs(*tensors))

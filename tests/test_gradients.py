@@ -19,6 +19,8 @@ class Pair(NamedTuple):
 
     masked: of something after it that has kinks, the gradient that goes on to `plain`, (grad, our output, tensors): a
     value within rounding of a kink may be on either side of it
+    smooth: its values lie on no grid, so that float64 has no exact reference: its gradients are left to gradcheck, and
+    to the operators' tests
     """
 
     ours: Any
@@ -27,6 +29,7 @@ class Pair(NamedTuple):
     rest: tuple[Any, ...]
     after: Any = lambda y: y
     masked: Any = None
+    smooth: bool = False
 
     def theirs(self, *args):
         return self.after(self.plain(*args))
@@ -69,7 +72,7 @@ def pool_masked(layer, pool, average):
 def batch_norm_of(layer):
     """conv2d and batch normalisation in training."""
     plain = conv2d_of(layer)
-    return lambda x, w, b, s, t, *rest: F.batch_norm(plain(x, w, b, *rest), None, None, s, t, True)
+    return lambda x, w, s, t, *rest: F.batch_norm(plain(x, w, None, *rest), None, None, s, t, True)
 
 
 def of_convolutions():
@@ -85,18 +88,16 @@ def of_convolutions():
             for kind in ("max", "avg"):
                 name = f"conv2d_relu_{kind}_pool2d"
                 ours = functools.partial(getattr(functional, name), padding_mode=mode, pool_size=pool)
-                after = lambda y, of=getattr(F, f"{kind}_pool2d"), pool=pool: of(y.relu(), pool)  # noqa: E731
+                after = lambda y, of=f"{kind}_pool2d", pool=pool: getattr(F, of)(y.relu(), pool)  # noqa: E731
                 masked = pool_masked(layer, pool, kind == "avg")
                 yield f"{name} {label}", Pair(ours, conv2d_of(layer), shapes, rest, after, masked)
         if label in ("3x3", "groups", "circular", "33 channels", "no image"):
-            ours = lambda x, w, b, s, t, *rest, mode=mode: functional.conv2d_batch_norm(  # noqa: E731
-                x, w, b, *rest, norm_weight=s, norm_bias=t, training=True, activation="relu", padding_mode=mode
+            ours = lambda x, w, s, t, *rest, mode=mode: functional.conv2d_batch_norm(  # noqa: E731
+                x, w, None, *rest, norm_weight=s, norm_bias=t, training=True, activation="relu", padding_mode=mode
             )
-            vectors = (shapes[2],) * 2
-            yield (
-                f"conv2d_batch_norm {label}",
-                Pair(ours, batch_norm_of(layer), (*shapes, *vectors), rest, torch.relu, relu_masked),
-            )
+            each = (*shapes[:2], *(shapes[2],) * 2)
+            pair = Pair(ours, batch_norm_of(layer), each, rest, torch.relu, relu_masked, True)
+            yield f"conv2d_batch_norm {label}", pair
 
 
 def of_activations():
@@ -114,7 +115,8 @@ def of_activations():
         shapes, rest = (layer.input, weight, (layer.k,), (layer.k,), output), (1, layer.padding, 1, 1)
         label = f"{'conv2d_saving' if rule.saves == 'input' else 'conv2d'} 3x3, {name}"
         masked = by_rule(name) if rule.saves == "output" else None
-        yield label, Pair(ours, conv2d_of(layer), shapes, rest, rule.reference, masked)
+        smooth = rule.saves == "input" or rule.rule.curve is not None
+        yield label, Pair(ours, conv2d_of(layer), shapes, rest, rule.reference, masked, smooth)
 
 
 FUNCTIONS = {**dict(of_convolutions()), **dict(of_activations())}
@@ -123,7 +125,7 @@ for label, layer in TRANSPOSED.items():
     FUNCTIONS[f"conv_transpose2d {label}"] = Pair(functional.conv_transpose2d, F.conv_transpose2d, shapes, layer[3:])
     ours = lambda x, w, s, *rest: functional.conv_transpose2d(x, w, None, *rest, activation="silu", scale=s)  # noqa: E731
     theirs = lambda x, w, s, *rest: F.conv_transpose2d(x, w, None, *rest) * s[:, None, None]  # noqa: E731
-    FUNCTIONS[f"conv_transpose2d_saving {label}"] = Pair(ours, theirs, shapes, layer[3:], F.silu)
+    FUNCTIONS[f"conv_transpose2d_saving {label}"] = Pair(ours, theirs, shapes, layer[3:], F.silu, smooth=True)
 for label, layer in POOLS.items():
     shape, *rest, ceil, include, divisor = layer
     FUNCTIONS[f"max_pool2d {label}"] = Pair(functional.max_pool2d, F.max_pool2d, (shape,), (*rest, ceil))
@@ -141,7 +143,7 @@ for label, (m, c, k, groups) in LINEARS.items():
     FUNCTIONS[f"linear_relu {label}"] = Pair(functional.linear_relu, F.linear, shapes, (), torch.relu, relu_masked)
     ours = lambda x, w, b, s, r: functional.linear(x, w, b, activation="gelu", scale=s, residual=r)  # noqa: E731
     theirs = lambda x, w, b, s, r: F.linear(x, w) * s + b + r  # noqa: E731
-    FUNCTIONS[f"linear_saving {label}"] = Pair(ours, theirs, (*shapes, (k,), (m, k)), (), F.gelu)
+    FUNCTIONS[f"linear_saving {label}"] = Pair(ours, theirs, (*shapes, (k,), (m, k)), (), F.gelu, smooth=True)
 
 
 def differentiate(function, tensors, rest, grad):
@@ -153,8 +155,15 @@ def differentiate(function, tensors, rest, grad):
 
 @pytest.mark.cover
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("label", FUNCTIONS)
+@pytest.mark.parametrize(
+    ("label", "dtype"),
+    [
+        pytest.param(label, dtype, id=f"{label}-{str(dtype).removeprefix('torch.')}")
+        for label, pair in FUNCTIONS.items()
+        for dtype in DTYPES
+        if not (pair.smooth and dtype == torch.float64)
+    ],
+)
 def test_gradients(label, dtype, form, device):
     pair = FUNCTIONS[label]
     tensors = [draw(shape, dtype, form).to(device) for shape in pair.shapes]
