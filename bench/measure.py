@@ -219,6 +219,7 @@ def measure(
     row["TFLOP/s"], row["GB/s"] = counted.flops / mine / 1e9, counted.bytes / mine / 1e6
     row["share of product"] = row["TFLOP/s"] / limits[f"{name.split()[0]} product, TFLOP/s"]
     row["share of copy"] = row["GB/s"] / limits["copy, GB/s"]
+    row["achieved / compulsory"] = 1 / row["share of copy"]
     for who, t in row["milliseconds"].items():
         if t["host"] > clock.covered:
             row["notes"].append(f"{who}: the host took {t['host']:.3g} ms to queue it, so the GPU waited for the host")

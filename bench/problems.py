@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from cnn_triton import functional
+from cnn_triton.kernels import conv2d_pool
 from cnn_triton.models import LeNet5
+from cnn_triton.ops import operator
 
 from .layers import BATCH, BY_NAME, LAYERS, Layer
 from .layers import conv as conv_layer
@@ -34,6 +36,10 @@ class Problem(NamedTuple):
 
 
 POOLS = {"vgg16 2x2": (BATCH, 64, 224, 2, 2, 0), "resnet50 3x3 stride 2": (BATCH, 64, 112, 3, 2, 1)}
+# VGG-16's convolutions that a 2 x 2 maximum follows.
+POOLED = {
+    f"vgg16 {k} @{h}": conv_layer(k, h, k, 3) for k, h in ((64, 224), (128, 112), (256, 56), (512, 28), (512, 14))
+}
 # The few for fp16 and TF32.
 FEW = ("1x1 64-256 @56 s1", "3x3 64-64 @56 s1", "3x3 256-256 @56 s1", "vgg16 2x2", "fc 4096-4096")
 CONV_MODES = ("forward", "training", "input grad", "weight grad")
@@ -41,6 +47,7 @@ CONV_MODES = ("forward", "training", "input grad", "weight grad")
 COMPILED = (
     "bf16 conv2d_relu 3x3 64-64 @56 s1, forward",
     "bf16 max_pool2d vgg16 2x2, forward",
+    *(f"bf16 conv2d_relu_max_pool2d {name}, {mode}" for mode in ("forward", "training") for name in POOLED),
     "bf16 linear_relu fc 4096-4096, forward",
     "bf16 LeNet5 256x3x64x64, training",
     *(f"bf16 conv2d_relu {layer.name}, {mode}" for mode in CONV_MODES[:2] for layer in LAYERS if layer.heavy),
@@ -75,6 +82,25 @@ def pool(kind: str, shape: tuple[int, ...], mode: str, dtype: torch.dtype, devic
     return Problem(
         lambda x: ours(x, size, stride, padding), lambda x: theirs(x, size, stride, padding), (x,), mode, (0,)
     )
+
+
+def block(layer: Layer, n: int, mode: str, dtype: torch.dtype, device: torch.device) -> Problem:
+    """conv2d_relu_max_pool2d of 2 x 2, forward or training; or its gradients alone, by what is pooled being written out
+    (ours), and by reading it through the code (theirs): the ratio says which is faster."""
+    _, _, (x, w, b), _, _ = conv(layer, n, "training", dtype, device)
+    padding = layer.padding
+    if mode != "gradients, written":
+        ours = lambda x, w, b: functional.conv2d_relu_max_pool2d(x, w, b, 1, padding)  # noqa: E731
+        theirs = lambda x, w, b: F.max_pool2d(F.relu(F.conv2d(x, w, b, 1, padding)), 2)  # noqa: E731
+        return Problem(ours, theirs, (x, w, b), mode, (0, 1, 2))
+    how = ((1, 1), (padding,) * 4, (1, 1), 1, "zeros", (2, 2), False)
+    y, code = operator(conv2d_pool.CONV2D_POOL)(x, w, b, None, *how)
+    grads = operator(conv2d_pool.CONV2D_POOL_GRAD)
+
+    def by(written: bool) -> Call:
+        return lambda x, w, g: torch.cat([t.flatten() for t in grads(g, code, x, w, *how, True, True, written)])
+
+    return Problem(by(True), by(False), (x, w, torch.randn_like(y)), "forward", ())
 
 
 def dense(shape: tuple[int, int, int], mode: str, dtype: torch.dtype, device: torch.device) -> Problem:
@@ -128,6 +154,12 @@ def _pools(prefix: str, pools: dict[str, tuple[int, ...]], *to: Any) -> Iterator
                 yield f"{prefix} {kind}_pool2d {name}, {mode}", lambda a=(kind, shape, mode, *to): pool(*a)
 
 
+def _blocks(prefix: str, layers: dict[str, Layer], n: int, *to: Any) -> Iterator[tuple[str, Call]]:
+    for mode in ("forward", "training", "gradients, written"):
+        for name, layer in layers.items():
+            yield f"{prefix} conv2d_relu_max_pool2d {name}, {mode}", lambda a=(layer, n, mode, *to): block(*a)
+
+
 def _demo(batch: int, device: torch.device) -> Iterator[tuple[str, Call]]:
     layers = {"demo conv1": conv_layer(1, 8, 16, 3), "demo conv2": conv_layer(16, 4, 32, 3)}
     layers |= {f"demo fc{i}": Layer("linear", c, 1, k) for i, (c, k) in enumerate([(128, 120), (120, 84), (84, 10)], 1)}
@@ -136,6 +168,7 @@ def _demo(batch: int, device: torch.device) -> Iterator[tuple[str, Call]]:
     yield f"fp32 LeNet5 {batch}x1x8x8, training", lambda: network((batch, 1, 8), 16, *to)
     yield from _layers("fp32", layers, batch, CONV_MODES, *to)
     yield from _pools("fp32", pools, *to)
+    yield from _blocks("fp32", {name: layers[name] for name in ("demo conv1", "demo conv2")}, batch, *to)
 
 
 def _every(device: torch.device) -> Iterator[tuple[str, Call]]:
@@ -144,6 +177,7 @@ def _every(device: torch.device) -> Iterator[tuple[str, Call]]:
     yield "bf16 LeNet5 256x3x64x64, training", lambda: network(*step)
     yield from _layers("bf16", BY_NAME, BATCH, CONV_MODES, torch.bfloat16, device)
     yield from _pools("bf16", POOLS, torch.bfloat16, device)
+    yield from _blocks("bf16", POOLED, BATCH, torch.bfloat16, device)
     yield from _layers("tf32", few, BATCH, CONV_MODES, torch.float32, device)
     yield from _pools("tf32", {name: shape for name, shape in POOLS.items() if name in FEW}, torch.float32, device)
     # pools read bytes: float16's are bfloat16's

@@ -342,7 +342,7 @@ def conv2d_batch_norm(
     if count == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
     with torch.no_grad():
-        for running, new in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
+        for running, new in ((running_mean, mean), (running_var, var * count / (count - 1))):
             if running is not None:
                 running.copy_((1 - momentum) * running + momentum * new.to(running.dtype))
     return autograd.batch_norm(x, mean, var, norm_weight, norm_bias, eps, spelled)  # type: ignore[no-any-return]

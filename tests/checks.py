@@ -65,8 +65,8 @@ def kernels_only(*operators):
         assert ran[name] > 0, f"no kernel of {name} ran, only {dict(ran)}"
 
 
-def assert_accurate(ours, theirs, exact, what="result", ratio=ERROR_RATIO):
-    """Our error against the float64 result is at most `ratio` x PyTorch's own in the same dtype + the epsilon.
+def assert_accurate(ours, theirs, exact, what="result"):
+    """Our error against the float64 result is at most ERROR_RATIO x PyTorch's own in the same dtype + the epsilon.
 
     NaN and infinities must stand in the same places as in PyTorch's result.
     """
@@ -84,7 +84,7 @@ def assert_accurate(ours, theirs, exact, what="result", ratio=ERROR_RATIO):
         return
     exact = exact[finite].double()
     error = (ours[finite].double() - exact).abs().max().item()
-    allowed = ratio * (theirs[finite].double() - exact).abs().max().item()
+    allowed = ERROR_RATIO * (theirs[finite].double() - exact).abs().max().item()
     allowed += ERROR_EPS * PRECISION[ours.dtype].eps * exact.abs().max().item()
     assert error <= allowed, f"{what}: error {error:.3g} against float64, allowed {allowed:.3g}"
 
