@@ -16,7 +16,7 @@ from . import autograd
 from .dispatch import runs_kernels
 from .kernels import activations, geometry, pool_geometry
 from .kernels.epilogue import completed
-from .kernels.op import channels_last, check_tensors
+from .kernels.op import channels_last, check_optional, check_tensors
 from .kernels.precision import accumulator
 from .kernels.unpool2d import check_indices
 
@@ -176,6 +176,7 @@ def _conv(
         )
     input, weight, bias, residual = _lowered(input, weight, bias, residual, scale)
     check_tensors(input=input, weight=weight)
+    check_optional(bias=bias, scale=scale, residual=residual)
     kernel = _image("weight", weight, dims, batched=True)
     window = geometry.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode, dims)
     images = _image("input", _row(input, dims), dims)
@@ -277,6 +278,7 @@ def _conv_pool(
         return aten(_conv(2, F.conv2d, input, weight, bias, *window, "relu", scale, None), pool)
     input, weight, bias, _ = _lowered(input, weight, bias, None, scale)
     check_tensors(input=input, weight=weight)
+    check_optional(bias=bias, scale=scale)
     kernel, images = _image("weight", weight, 2, batched=True), _image("input", input, 2)
     sizes = geometry.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode)
     groups = geometry.integer("groups", groups)
@@ -334,6 +336,7 @@ def conv2d_batch_norm(
     spelled = activations.spell(activation)
     input, weight, bias = _low(input, weight, bias)
     check_tensors(input=input, weight=weight)
+    check_optional(bias=bias, norm_weight=norm_weight, norm_bias=norm_bias)
     kernel, images = _image("weight", weight, 2, batched=True), _image("input", input, 2, batched=True)
     sizes = geometry.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode)
     how = (*sizes[1:4], geometry.integer("groups", groups), padding_mode)
@@ -448,6 +451,7 @@ def _conv_transpose(
         return completed(y, after, scale, residual, spelled, dims)
     input, weight, bias, residual = _lowered(input, weight, bias, residual, scale)
     check_tensors(input=input, weight=weight)
+    check_optional(bias=bias, scale=scale, residual=residual)
     groups = geometry.integer("groups", groups)
     images, kernel = _image("input", _row(input, dims), dims), _image("weight", weight, dims, batched=True)
     window = geometry.transposed_window(
@@ -797,6 +801,7 @@ def _dense(
         return completed(F.linear(input, weight, within), after, scale, residual, spelled, 0)
     input, weight, bias, residual = _lowered(input, weight, bias, residual, scale)
     check_tensors(input=input, weight=weight)
+    check_optional(bias=bias, scale=scale, residual=residual)
     if input.dim() == 0:
         raise RuntimeError("input must have at least one dimension (*, in_features), but got a scalar")
     if weight.dim() == 1 and bias is None:

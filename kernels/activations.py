@@ -78,7 +78,7 @@ def clamp_grad(grad, x, P: tl.constexpr):
 
 @device_function
 def hardtanh_grad(grad, y, P: tl.constexpr):
-    """1 within the bounds and at NaN; 0 on them."""
+    """1 within the bounds and at NaN, as on CUDA; 0 on them."""
     low, high = bounds(y, P)
     return tl.where((y <= low) | (y >= high), 0.0, grad).to(grad.dtype)
 
@@ -177,7 +177,7 @@ class Activation(NamedTuple):
     saves:             what the derivatives are computed from, "input" (x) or "output" (y); "" for nothing
     reference, reference_grad: the same by PyTorch, (x, *P) and (grad, saved, *P)
     curve:             by PyTorch, the derivative of act'(x) in what is saved, (saved, *P); None where that is 0
-    bounded:           are P compared with what is saved, and so rounded as it is?
+    bounded:           are P compared with what is saved after rounding as it is rounded, as PyTorch has it?
     """
 
     forward: Any
@@ -200,7 +200,7 @@ ACTIVATIONS = {
     "leaky_relu": Activation(
         leaky_relu, leaky_relu_grad, "output", F.leaky_relu, lambda grad, y, s: torch.where(y > 0, grad, grad * s)
     ),
-    "hardtanh": Activation(clamp, hardtanh_grad, "output", F.hardtanh, _hardtanh_reference_grad, bounded=True),
+    "hardtanh": Activation(clamp, hardtanh_grad, "output", F.hardtanh, _hardtanh_reference_grad),
     "clamp": Activation(
         clamp, clamp_grad, "input", torch.clamp,
         lambda grad, x, low, high: torch.where((x >= low) & (x <= high), grad, 0), bounded=True,
@@ -249,7 +249,15 @@ class Applied(NamedTuple):
 def of(activation: str) -> Applied:
     """The activation that a call names."""
     word, *numbers = activation.split()
-    return Applied(ACTIVATIONS[word], tuple(map(float, numbers)))
+    rule, values = ACTIVATIONS[word], tuple(map(float, numbers))
+    if word == "hardtanh" and not all(map(_exact, values)):
+        rule = rule._replace(saves="input")  # an output on a bound may have been rounded onto it
+    return Applied(rule, values)
+
+
+def _exact(number: float) -> bool:
+    """Has every dtype this number?"""
+    return all(torch.tensor(number, dtype=dtype).item() == number for dtype in (torch.float16, torch.bfloat16))
 
 
 def spell(activation: Any) -> str:
@@ -257,7 +265,7 @@ def spell(activation: Any) -> str:
     Errors: TypeError, ValueError."""
     if activation is None:
         return "none"
-    word, *numbers = (activation,) if isinstance(activation, str) else activation if activation else ("",)
+    word, *numbers = activation if isinstance(activation, tuple | list) and activation else (activation,)
     if not isinstance(word, str) or not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
         raise TypeError(f"activation must be None, a word, or a word and numbers, but got {activation!r}")
     if word == "relu6" and not numbers:

@@ -170,6 +170,13 @@ def check_tensors(**tensors: torch.Tensor | None) -> None:
             raise RuntimeError(f"{name} is on {tensor.device}, but {first} is on {device}; move one of them with .to()")
 
 
+def check_optional(**tensors: Any) -> None:
+    """Errors: TypeError, naming the argument, for what is neither a tensor nor None."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor or None, but got {type(tensor).__name__}")
+
+
 def nbytes(*tensors: torch.Tensor | None) -> int:
     """Size of these tensors' elements in memory."""
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)

@@ -131,10 +131,35 @@ UNPOOL = {
     "indices elsewhere": (lambda: (rand(*X), PLACES.to("meta"), 2), ("indices", "meta", "cpu")),
 }
 
+
+def max_block(x, w, pool):
+    return functional.conv2d_relu_max_pool2d(x, w, pool_size=pool)
+
+
+def avg_block(x, w, pool):
+    return functional.conv2d_relu_avg_pool2d(x, w, pool_size=pool)
+
+
+BLOCK = {
+    "pool of 0": (lambda: (rand(*X), rand(*W), 0), ("pool_size", "(0, 0)")),
+    "pool of three": (lambda: (rand(*X), rand(*W), (2, 2, 2)), ("pool_size", "(2, 2, 2)")),
+    "pool of floats": (lambda: (rand(*X), rand(*W), 2.5), ("pool_size", "2.5")),
+    "pool over image": (lambda: (rand(*X), rand(*W), 7), ("pool_size", "(7, 7)", "6 x 6")),
+    "channels": (lambda: (rand(2, 5, 8, 8), rand(*W), 2), ("input", "5", "4")),
+    "no channel": (lambda: (rand(2, 0, 8, 8), rand(6, 0, 3, 3), 2), ("input",)),
+}
+
 CASES = [
     pytest.param(ours, theirs, make, words, id=f"{ours.__name__} {label}")
     for table, pairs in (
         (CONV, ((functional.conv2d, F.conv2d), (functional.conv2d_relu, F.conv2d))),
+        (
+            BLOCK,
+            (
+                (max_block, lambda x, w, pool: F.max_pool2d(F.conv2d(x, w), pool)),
+                (avg_block, lambda x, w, pool: F.avg_pool2d(F.conv2d(x, w), pool)),
+            ),
+        ),
         (LINEAR, ((functional.linear, F.linear), (functional.linear_relu, F.linear))),
         (POOL, ((functional.max_pool2d, F.max_pool2d), (functional.avg_pool2d, F.avg_pool2d))),
         (TRANSPOSED, ((functional.conv_transpose2d, F.conv_transpose2d),)),
@@ -203,6 +228,42 @@ def test_padding_mode(mode, padding, shape):
         F.pad(x, 2 * padding[1:] + 2 * padding[:1] if isinstance(padding, tuple) else (1, 1, 1, 1), mode)
     with pytest.raises(RuntimeError, match=f"padd.*{mode}"):
         functional.conv2d(x, w, padding=padding, padding_mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"activation": "rellu"}, ValueError, ("activation", "'rellu'", "did you mean 'relu'")),
+        ({"activation": 3}, TypeError, ("activation", "3")),
+        ({"activation": ("clamp", "a", "b")}, TypeError, ("activation", "'a'")),
+        ({"activation": ("relu", 1)}, ValueError, ("activation", "'relu'", "0 numbers", "1")),
+        ({"activation": ("leaky_relu", -0.1)}, ValueError, ("'leaky_relu'", "slope", "-0.1")),
+        ({"activation": ("clamp", float("nan"), 1)}, ValueError, ("'clamp'", "nan")),
+        ({"activation": ("hardtanh", 1, 0)}, ValueError, ("'hardtanh'", "(1.0, 0.0)")),
+        ({"scale": rand(5)}, RuntimeError, ("scale", "(6,)", "(5,)")),
+        ({"scale": rand(6).half()}, RuntimeError, ("scale", "float16", "float32")),
+        ({"scale": 2.0}, TypeError, ("scale", "float")),
+        ({"residual": rand(2, 6, 6, 5)}, RuntimeError, ("residual", "(2, 6, 6, 6)", "(2, 6, 6, 5)")),
+        ({"residual": rand(2, 6, 6, 6).double()}, RuntimeError, ("residual", "float64", "float32")),
+    ],
+    ids=str,
+)
+def test_epilogue(given, error, words):
+    with pytest.raises(error) as got:
+        functional.conv2d(rand(*X), rand(*W), **given)
+    assert all(word in str(got.value) for word in words), got.value
+
+
+def test_batch_norm():
+    """PyTorch's types: ValueError for one value per channel, RuntimeError without statistics."""
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        F.batch_norm(rand(1, 6, 1, 1), None, None, training=True)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        functional.conv2d_batch_norm(rand(1, 4, 3, 3), rand(*W), training=True)
+    with pytest.raises(RuntimeError, match="running_mean and running_var must be tensors unless training"):
+        functional.conv2d_batch_norm(rand(*X), rand(*W))
+    with pytest.raises(RuntimeError, match=r"weight must have shape \(6,\), but got \(5,\)"):
+        functional.conv2d_batch_norm(rand(*X), rand(*W), norm_weight=rand(5), training=True)
 
 
 def test_unknown_padding_mode():

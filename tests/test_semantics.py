@@ -1,5 +1,6 @@
 """torch.nn.functional's semantics to the letter: NaN, ties, empty batches, memory formats, second gradients."""
 
+import functools
 import threading
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 import torch.nn.functional as F
 
 import cnn_triton
+from cases import ACTIVATIONS
 from checks import assert_accurate, kernels_only, operator_of
 from cnn_triton import functional
-from cnn_triton.kernels import max_pool2d
+from cnn_triton.kernels import activations, max_pool2d
 
 NAN, INF = float("nan"), float("inf")
 
@@ -40,6 +42,24 @@ BACK, BACK_ROW = ((2, 3, 4, 5), (3, 4, 3, 3), (4,)), ((2, 3, 5), (3, 4, 3), (4,)
 PAIRS = {  # ours, PyTorch's, the tensors' shapes, other arguments
     "conv2d": (functional.conv2d, F.conv2d, CONV, (1, 1)),
     "conv2d_relu": (functional.conv2d_relu, lambda *a: F.conv2d(*a).relu(), CONV, (1, 1)),
+    "conv2d leaky_relu": (
+        functools.partial(functional.conv2d, activation=("leaky_relu", 0.25)),
+        lambda *a: F.leaky_relu(F.conv2d(*a), 0.25),
+        CONV,
+        (1, 1),
+    ),
+    "conv2d_relu_max_pool2d": (
+        functional.conv2d_relu_max_pool2d,
+        lambda *a: F.max_pool2d(F.conv2d(*a).relu(), 2),
+        CONV,
+        (1, 1),
+    ),
+    "conv2d_relu_avg_pool2d": (
+        functional.conv2d_relu_avg_pool2d,
+        lambda *a: F.avg_pool2d(F.conv2d(*a).relu(), 2),
+        CONV,
+        (1, 1),
+    ),
     "conv2d reflect": padded("reflect"),
     "conv2d replicate": padded("replicate"),
     "conv2d circular": padded("circular"),
@@ -93,6 +113,55 @@ def test_odd_values(name, value, device):
     assert_accurate(ours, theirs, theirs)
     for ours, theirs in zip(our_grads, their_grads, strict=True):
         assert_accurate(ours, theirs, theirs, "gradient")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_at_odd_values(name, dtype, device):
+    """Values and gradients as PyTorch's, NaN too: in the places that formulas are wrong in, and on the kinks."""
+    rule, (word, *numbers) = activations.of(name), name.split()
+    odd = [NAN, INF, -INF, 0.0, -0.0, 1e-30, -1e-30, 1e-3, -1e-3, 0.05, -0.07, 1.0, -1.0, 6.0, 30.0, -30.0, 200.0]
+    x = torch.tensor([*odd, *(float(n) for n in numbers)], dtype=dtype, device=device)[:, None]
+    one = torch.ones(1, 1, dtype=dtype, device=device)
+    leaves = [x.clone().requires_grad_() for _ in range(2)]
+    y = functional.linear(leaves[0], one, activation=(word, *map(float, numbers)))
+    right = rule.reference(leaves[1] * one)
+    grads = [torch.autograd.grad(value.sum(), leaf)[0] for value, leaf in zip((y, right), leaves, strict=True)]
+    if word == "hardtanh" and device.type == "cpu":  # PyTorch's own gradient at NaN is 0 in a vector there, else 1
+        grads[1][x.isnan()] = 1
+    tolerance = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 1e-2}[dtype]
+    torch.testing.assert_close(y, right, rtol=tolerance, atol=tolerance / 100, equal_nan=True)
+    torch.testing.assert_close(*grads, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+@pytest.mark.parametrize("average", [False, True], ids=["maximum", "average"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_pooled_ties(average, dtype, device):
+    """Of equal values the first tap has the gradient, of NaN the last; of values that ReLU closes, none."""
+    rows = [[1, 3, 3, 2], [NAN, 1, NAN, 2], [-1, -INF, 0, -0.0], [INF, INF, 1, 5], [-1, -2, NAN, INF], [1e-8, 0, 0, 0]]
+    x = torch.tensor(rows, dtype=dtype, device=device).view(1, -1, 2, 2)
+    one = torch.ones(len(rows), 1, 1, 1, dtype=dtype, device=device)
+    ours = functional.conv2d_relu_avg_pool2d if average else functional.conv2d_relu_max_pool2d
+    theirs = F.avg_pool2d if average else F.max_pool2d
+    leaves = [x.clone().requires_grad_() for _ in range(2)]
+    y, right = ours(leaves[0], one, groups=len(rows)), theirs(leaves[1].relu(), 2)
+    torch.testing.assert_close(y, right, rtol=0, atol=0, equal_nan=True)
+    grads = [torch.autograd.grad(value.sum(), leaf)[0] for value, leaf in zip((y, right), leaves, strict=True)]
+    torch.testing.assert_close(*grads, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("taps", [(1, 1), (15, 17), (16, 16)], ids=str)
+def test_code_is_small(taps, device):
+    """One byte up to 255 pixels of a window, two beyond; of an average, a byte for every eight."""
+    x, w = torch.randn(1, 1, *taps, device=device), torch.ones(1, 1, 1, 1, device=device)
+    for average in (False, True):
+        how = ((1, 1), (0, 0, 0, 0), (1, 1), 1, "zeros", taps, average)
+        y, code = torch.ops.cnn_triton.conv2d_pool(x, w, None, None, *how)
+        count = taps[0] * taps[1]
+        assert code.dtype == (torch.int16 if count > 255 and not average else torch.uint8)
+        assert code.shape == (-(-count // 8) if average else 1, *y.shape)
+        right = x.relu().mean() if average else x.relu().amax()
+        torch.testing.assert_close(y.flatten()[0], right)
 
 
 def test_relu_gradient_at_nan_and_zero(device):
@@ -171,7 +240,7 @@ def test_unbatched(name, device):
         y = PAIRS[name][0](*tensors, *PAIRS[name][3])
     right = PAIRS[name][1](*tensors, *PAIRS[name][3])
     assert_accurate(y, right, right)
-    if "max_pool" in name:
+    if "max_pool" in name and "conv" not in name:
         y, at = PAIRS[name][0](*tensors, 2, return_indices=True)
         assert torch.equal(at, PAIRS[name][1](*tensors, 2, return_indices=True)[1])
 
