@@ -330,7 +330,7 @@ def _why_apart(last: fx.Node, layer: torch.nn.Module, link: fused.Link) -> str:
     """Why what may come next isn't fused; nothing if it is."""
     if len(last.users) > 1:
         return "something else reads its output too"
-    if fused.hooked(layer) or fused.hooked(link):
+    if fused.watched(layer) or fused.watched(link):
         return "one of them has a hook"
     return fused.unfit(fused.words(link))
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.nn.modules.module import _has_any_global_hook
 
 from . import functional, nn
 from .dispatch import runs_kernels
 from .kernels import activations, geometry
+from .modules import by_batch, hooked, statistics
 
-__all__ = ["Link", "chain", "follows", "gelu", "hooked", "is_conv", "is_linear", "pool", "unfit", "words"]
+__all__ = ["Link", "chain", "follows", "gelu", "is_conv", "is_linear", "pool", "unfit", "watched", "words"]
 
 Link = torch.nn.Module | tuple[Any, ...]
 
@@ -72,12 +72,9 @@ def is_linear(module: torch.nn.Module) -> bool:
     return isinstance(module, nn.Linear) and kind._function is functional.linear and kind.forward is nn.Linear.forward
 
 
-def hooked(link: Link) -> bool:
-    """Does anyone want to see what goes into this module, or comes out of it?"""
-    if isinstance(link, tuple):
-        return False
-    own = link._forward_hooks or link._forward_pre_hooks or link._backward_hooks or link._backward_pre_hooks
-    return bool(own) or bool(_has_any_global_hook())
+def watched(link: Link) -> bool:
+    """Does anyone want to see what goes into this link, or comes out of it?"""
+    return isinstance(link, torch.nn.Module) and hooked(link)
 
 
 def words(link: Link) -> tuple[Any, ...]:
@@ -101,7 +98,7 @@ def follows(before: Sequence[tuple[Any, ...]], step: tuple[Any, ...]) -> bool:
     if step[0] == "batch_norm":
         return bool(last == "conv2d")
     if step[0] in _POOLS:
-        own = any(word == "batch_norm" and _by_batch(*rest) for word, *rest in before)
+        own = any(word == "batch_norm" and by_batch(*rest) for word, *rest in before)
         return before[0][0] == "conv2d" and last == "relu" and not own
     return last in ("conv2d", "linear", "batch_norm") and step[0] not in ("conv2d", "linear")
 
@@ -139,7 +136,7 @@ def chain(input: torch.Tensor, *links: Link) -> torch.Tensor:
     steps: list[tuple[Any, ...]] = []
     if runs_kernels(input.device):
         for link in links:
-            step = () if hooked(link) else words(link)
+            step = () if watched(link) else words(link)
             if not follows(steps, step) or (steps and unfit(step)):
                 break
             steps.append(step)
@@ -171,8 +168,8 @@ def _kernel(input: torch.Tensor, steps: Sequence[tuple[Any, ...]]) -> torch.Tens
     if pooling is not None:
         bias, scale = layer.bias, None
         if norm is not None:
-            statistics = (norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
-            scale, bias = functional.norm_scale(bias, *statistics)
+            known = (norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+            scale, bias = functional.norm_scale(bias, *known)
         average = steps[-1][0] == "avg_pool2d"
         pooled = functional.conv2d_relu_avg_pool2d if average else functional.conv2d_relu_max_pool2d
         how |= {"pool_size": pooling["kernel_size"], "scale": scale}
@@ -180,23 +177,4 @@ def _kernel(input: torch.Tensor, steps: Sequence[tuple[Any, ...]]) -> torch.Tens
     how["activation"] = activation
     if norm is None:
         return functional.conv2d(input, layer.weight, layer.bias, *window, **how)
-    return functional.conv2d_batch_norm(input, layer.weight, layer.bias, *window, **how | _statistics(norm))
-
-
-def _by_batch(norm: torch.nn.BatchNorm2d) -> bool:
-    """Does it normalise by the batch's own statistics?"""
-    return norm.training or (norm.running_mean is None and norm.running_var is None)
-
-
-def _statistics(norm: torch.nn.BatchNorm2d) -> dict[str, Any]:
-    """What torch.nn.BatchNorm2d.forward calls its function with; the batch is counted."""
-    momentum, tracked = norm.momentum or 0.0, not norm.training or norm.track_running_stats
-    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:
-            momentum = 1.0 / float(norm.num_batches_tracked)
-    return {
-        "running_mean": norm.running_mean if tracked else None, "running_var": norm.running_var if tracked else None,
-        "norm_weight": norm.weight, "norm_bias": norm.bias, "training": _by_batch(norm), "momentum": momentum,
-        "eps": norm.eps,
-    }  # fmt: skip
+    return functional.conv2d_batch_norm(input, layer.weight, layer.bias, *window, **how | statistics(norm))

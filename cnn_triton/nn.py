@@ -7,6 +7,7 @@ import torch
 
 from . import functional
 from .kernels import activations, geometry
+from .modules import hooked, statistics
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -168,10 +169,18 @@ class ConvBatchNorm2d(torch.nn.Sequential):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to (N, K, P, Q); see `functional.conv2d_batch_norm`."""
-        from .fused import chain  # which knows the layers of this file
-
-        act = (self.activation,) if isinstance(self.activation, str) else self.activation
-        return chain(input, *self, *([act] if act else []))
+        conv: Any
+        norm: Any
+        conv, norm = self
+        plain = isinstance(conv, Conv2d) and type(conv)._function is functional.conv2d
+        plain = plain and type(conv).forward is Conv2d.forward and type(norm) is torch.nn.BatchNorm2d
+        if not plain or any(hooked(layer) or "forward" in vars(layer) for layer in self):
+            x = super().forward(input)
+            return activations.of(activations.spell(self.activation)).reference(x)  # type: ignore[no-any-return]
+        norm._check_input_dim(input)
+        window = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        how = {"padding_mode": conv.padding_mode, "activation": self.activation, **statistics(norm)}
+        return functional.conv2d_batch_norm(input, conv.weight, conv.bias, *window, **how)
 
     def extra_repr(self) -> str:
         """The activation, beside the layers."""

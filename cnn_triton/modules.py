@@ -1,0 +1,34 @@
+"""What PyTorch's modules say of themselves: who watches them, and how a batch normalisation is to run."""
+
+from typing import Any
+
+import torch
+from torch.nn.modules.module import _has_any_global_hook
+
+__all__ = ["by_batch", "hooked", "statistics"]
+
+
+def hooked(module: torch.nn.Module) -> bool:
+    """Does anyone want to see what goes into this module, or comes out of it?"""
+    own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(own) or bool(_has_any_global_hook())
+
+
+def by_batch(norm: torch.nn.BatchNorm2d) -> bool:
+    """Does it normalise by the batch's own statistics?"""
+    return norm.training or (norm.running_mean is None and norm.running_var is None)
+
+
+def statistics(norm: torch.nn.BatchNorm2d) -> dict[str, Any]:
+    """What torch.nn.BatchNorm2d.forward calls its function with, by `functional.conv2d_batch_norm`'s names; the batch
+    is counted."""
+    momentum, tracked = norm.momentum or 0.0, not norm.training or norm.track_running_stats
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    return {
+        "running_mean": norm.running_mean if tracked else None, "running_var": norm.running_var if tracked else None,
+        "norm_weight": norm.weight, "norm_bias": norm.bias, "training": by_batch(norm), "momentum": momentum,
+        "eps": norm.eps,
+    }  # fmt: skip
