@@ -1,0 +1,283 @@
+"""Convolutions with a pool or a batch normalisation behind them."""
+
+import torch
+
+from .differentiation import Function, apply, total
+from .kernels import activations, relu_pool
+from .kernels import batch_norm as norm
+from .kernels import conv2d_pool as pools
+from .kernels.op import channels_last
+from .ops import operator
+from .products import BiasGrad, Conv2d
+
+_conv2d_pool, _conv2d_pool_grad = operator(pools.CONV2D_POOL), operator(pools.CONV2D_POOL_GRAD)
+_relu_pool2d_input_grad, _relu_pool2d_at_open = map(
+    operator, (relu_pool.RELU_POOL2D_INPUT_GRAD, relu_pool.RELU_POOL2D_AT_OPEN)
+)
+_conv2d_moments, _batch_norm, _batch_norm_grad = map(
+    operator, (norm.CONV2D_MOMENTS, norm.BATCH_NORM, norm.BATCH_NORM_GRAD)
+)
+
+
+class Conv2dPool(Function):
+    """(y, code): pooling of ReLU(x), x = scale · conv(input, weight) + bias, and what the way back needs of x."""
+
+    OP = pools.CONV2D_POOL
+
+    @classmethod
+    def tangent(cls, inputs, outputs, tangents):
+        input, weight, bias, scale, *window, pool, average = inputs
+        shape = pools.full_size(input, weight, *window)
+        step = Conv2d.step(shape, (input, weight, bias, scale, None), window, (*tangents[:4], None))
+        return apply(ReluPool2dAtOpen, step, outputs[1], pool, average), None
+
+    @staticmethod
+    def forward(input, weight, bias, scale, stride, padding, dilation, groups, padding_mode, pool, average):
+        window = (stride, padding, dilation, groups, padding_mode)
+        return _conv2d_pool(input, weight, bias, scale, *window, pool, average)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        input, weight, _, scale, *ctx.window, ctx.pool, ctx.average = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, weight, scale, output[1])
+
+    @staticmethod
+    def backward(ctx, grad, _code):
+        if grad is None:
+            return (None,) * 11
+        input, weight, scale, code = ctx.saved_tensors
+        of_input, of_weight, _, of_scale = ctx.needs_input_grad[:4]
+        scaled, how = Conv2d.scaled(weight, scale, ctx.window), (*ctx.window, ctx.pool, ctx.average)
+        dx, dw, bias = apply(
+            Conv2dPoolGrad, grad, code, input, scaled, *how, of_input, of_weight or of_scale, None
+        )  # fmt: skip
+        dw, ds = Conv2d.unscaled(dw, weight, scale, ctx.window) if of_weight or of_scale else (None, None)
+        wanted = zip((dx, dw, bias, ds), ctx.needs_input_grad[:4], strict=True)
+        return *(grad if needed else None for grad, needed in wanted), *(None,) * 7
+
+
+class Conv2dPoolGrad(Function):
+    """(dx, dw, db) of a convolution that is pooled, from the gradient of what comes out."""
+
+    OP = pools.CONV2D_POOL_GRAD
+
+    @classmethod
+    def tangent(cls, inputs, outputs, tangents):
+        grad, code, input, weight, *how, of_input, of_weight, written = inputs
+        dg, _, dx, dw = tangents[:4]
+        parts = [None] * 3
+        if dg is not None:
+            parts = apply(cls, dg, *inputs[1:])
+        # dx is linear in the weight, dw in the input: the gradient kernels with those replaced
+        if dw is not None and of_input:
+            crossed = apply(cls, grad, code, input, dw, *how, True, False, written)[0]
+            parts = [total(parts[0], crossed), *parts[1:]]
+        if dx is not None and of_weight:
+            crossed = apply(cls, grad, code, dx, weight, *how, False, True, written)[1]
+            parts = [parts[0], total(parts[1], crossed), parts[2]]
+        return tuple(torch.zeros_like(out) if part is None else part for part, out in zip(parts, outputs, strict=True))
+
+    @staticmethod
+    def forward(
+        grad, code, input, weight, stride, padding, dilation, groups, padding_mode, pool, average, of_input, of_weight,
+        written,
+    ):  # fmt: skip
+        how = (stride, padding, dilation, groups, padding_mode, pool, average)
+        return _conv2d_pool_grad(grad, code, input, weight, *how, of_input, of_weight, written)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad, code, input, weight, *ctx.window, ctx.pool, ctx.average, ctx.of_input, ctx.of_weight, _ = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(grad, code, input, weight)
+
+    @staticmethod
+    def backward(ctx, gx, gw, gb):
+        grad, code, input, weight = ctx.saved_tensors
+        gx, gw = gx if ctx.of_input else None, gw if ctx.of_weight else None
+        if gx is None and gw is None and gb is None:
+            return (None,) * 14
+        size = pools.full_size(input, weight, *ctx.window)
+        step = Conv2d.step(size, (input, weight, None, None, None), ctx.window, (gx, gw, gb, None, None))
+        dg = apply(ReluPool2dAtOpen, step, code, ctx.pool, ctx.average)
+        full, _ = apply(ReluPool2dInputGrad, grad, code, size, ctx.pool, ctx.average, channels_last(grad))
+        dx = None if gw is None else Conv2d.grads(full, input, gw, ctx.window, (True, False))[0]
+        dw = None if gx is None else Conv2d.grads(full, gx, weight, ctx.window, (False, True))[1]
+        return dg, None, dx, dw, *(None,) * 10
+
+
+class ReluPool2dInputGrad(Function):
+    """(dx, its sum by channel): the gradient of what was pooled after ReLU."""
+
+    OP = relu_pool.RELU_POOL2D_INPUT_GRAD
+
+    @staticmethod
+    def forward(grad, code, input_size, pool, average, channels_last):
+        return _relu_pool2d_input_grad(grad, code, input_size, pool, average, channels_last)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, code, ctx.size, *ctx.pool, _ = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(code)
+
+    @staticmethod
+    def backward(ctx, grad, grad_bias):
+        if grad is None and grad_bias is None:
+            return (None,) * 6
+        (code,) = ctx.saved_tensors
+        step = total(grad, None if grad_bias is None else grad_bias[:, None, None]).expand(ctx.size)
+        return apply(ReluPool2dAtOpen, step, code, *ctx.pool), *(None,) * 5
+
+
+class ReluPool2dAtOpen(Function):
+    """The sum of a window's taps, or their average, that the pooling after ReLU took its result from."""
+
+    OP = relu_pool.RELU_POOL2D_AT_OPEN
+
+    @staticmethod
+    def forward(input, code, pool, average):
+        return _relu_pool2d_at_open(input, code, pool, average)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        input, code, *ctx.pool = inputs
+        ctx.shape, ctx.last = input.shape, channels_last(input)
+        ctx.save_for_backward(code)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (code,) = ctx.saved_tensors
+        return apply(ReluPool2dInputGrad, grad, code, ctx.shape, *ctx.pool, ctx.last)[0], None, None, None
+
+
+class Conv2dMoments(Function):
+    """(z, mean, var) of a convolution with bias: its channels' moments over batch and pixels. Only z is differentiable;
+    what depends on the moments says so itself."""
+
+    OP = norm.CONV2D_MOMENTS
+
+    @classmethod
+    def tangent(cls, inputs, outputs, tangents):
+        input, weight, bias, *window = inputs
+        step = Conv2d.step(
+            outputs[0].shape, (input, weight, bias, None, None), window, (*tangents[:3], None, None)
+        )  # fmt: skip
+        return step, None, None
+
+    @staticmethod
+    def forward(input, weight, bias, stride, padding, dilation, groups, padding_mode):
+        return _conv2d_moments(input, weight, bias, stride, padding, dilation, groups, padding_mode)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        input, weight, _, *ctx.window = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, weight)
+
+    @staticmethod
+    def backward(ctx, grad, _mean, _var):
+        if grad is None:
+            return (None,) * 8
+        input, weight = ctx.saved_tensors
+        dx, dw = Conv2d.grads(grad, input, weight, ctx.window, ctx.needs_input_grad[:2])
+        return dx, dw, apply(BiasGrad, grad) if ctx.needs_input_grad[2] else None, *(None,) * 5
+
+
+class BatchNorm(Function):
+    """y = act((z − mean) / √(var + eps) · weight + bias), mean and var those of z: the derivatives know it."""
+
+    OP = norm.BATCH_NORM
+
+    @classmethod
+    def tangent(cls, inputs, outputs, tangents):
+        input, _, _, weight, bias, eps, activation = inputs
+        dz, _, _, dw, db = tangents[:5]
+        normal = lambda *given: norm.norm_reference(*given, eps, "none")  # noqa: E731
+        x, step = _along(normal, (input, weight, bias), (dz, dw, db))
+        act = activations.of(activation)
+        return act.reference_grad(step, outputs[0] if act.saves == "output" else x)
+
+    @staticmethod
+    def forward(input, mean, var, weight, bias, eps, activation):
+        return _batch_norm(input, mean, var, weight, bias, eps, activation)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *saved, ctx.eps, ctx.activation = inputs
+        ctx.save_for_backward(*saved)
+
+    @staticmethod
+    def backward(ctx, grad):
+        input, mean, var, weight, bias = ctx.saved_tensors
+        dz, sums = apply(BatchNormGrad, grad, input, mean, var, weight, bias, ctx.eps, ctx.activation)
+        dw = sums[1].to(weight.dtype) if ctx.needs_input_grad[3] else None
+        db = sums[0].to(bias.dtype) if ctx.needs_input_grad[4] else None
+        return dz, None, None, dw, db, None, None
+
+
+class BatchNormGrad(Function):
+    """(dz, (Σ g, Σ g·ẑ) by channel). Its own derivatives are PyTorch's, of the same formulas."""
+
+    OP = norm.BATCH_NORM_GRAD
+
+    @staticmethod
+    def formulas(eps, activation):
+        """What the kernels compute, as a function of grad, input, weight and bias."""
+        return lambda grad, input, *affine: norm.norm_grad_aten(grad, input, None, None, *affine, eps, activation)
+
+    @classmethod
+    def tangent(cls, inputs, outputs, tangents):
+        grad, input, _, _, weight, bias, *how = inputs
+        steps = (*tangents[:2], *tangents[4:6])
+        return _along(cls.formulas(*how), (grad, input, weight, bias), steps)[1]
+
+    @staticmethod
+    def forward(grad, input, mean, var, weight, bias, eps, activation):
+        return _batch_norm_grad(grad, input, mean, var, weight, bias, eps, activation)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *saved, ctx.eps, ctx.activation = inputs
+        ctx.save_for_backward(*saved)
+
+    @staticmethod
+    def backward(ctx, of_dz, of_sums):
+        grad, input, _, _, weight, bias = ctx.saved_tensors
+        function, tensors = _of_tensors(BatchNormGrad.formulas(ctx.eps, ctx.activation), (grad, input, weight, bias))
+        grads = iter(torch.func.vjp(function, *tensors)[1]((of_dz, of_sums)))
+        dg, dz, dw, db = (None if tensor is None else next(grads) for tensor in (grad, input, weight, bias))
+        return dg, dz, None, None, dw, db, None, None
+
+
+def _of_tensors(function, args):
+    """The function of those arguments that are tensors, and these; the others are None."""
+    places = [arg is not None for arg in args]
+
+    def call(*tensors):
+        each = iter(tensors)
+        return function(*(next(each) if place else None for place in places))
+
+    return call, [arg for arg in args if arg is not None]
+
+
+def _along(function, args, steps):
+    """The function's results, and their derivative along the arguments' steps. By reverse mode twice: forward mode
+    can't be nested in every way that this may be called."""
+    function, tensors = _of_tensors(function, args)
+    steps = [
+        torch.zeros_like(arg) if step is None else step
+        for arg, step in zip(args, steps, strict=True)
+        if arg is not None
+    ]
+    results, back = torch.func.vjp(function, *tensors)
+    like = results if isinstance(results, tuple) else (results,)
+    along = torch.func.vjp(
+        lambda *cotangents: back(cotangents if isinstance(results, tuple) else cotangents[0]),
+        *map(torch.zeros_like, like),
+    )[1]
+    tangents = along(tuple(steps))
+    return results, tangents if isinstance(results, tuple) else tangents[0]

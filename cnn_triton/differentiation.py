@@ -1,0 +1,99 @@
+"""torch.autograd.Functions over the operators: what they all have. Backward passes are made of differentiable functions
+again, and rules for derivatives along tangents and for batches follow from each one's operator.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+from .kernels.op import Op
+from .ops import batched
+
+__all__ = ["Function", "apply", "asked", "differentiable", "total", "transforming"]
+
+
+class Function(torch.autograd.Function):
+    """A Function that calls the operator `OP`, by the operator's names of arguments. Its result is linear in the first
+    argument, and in each of the first `PARTS` with the others kept; what else it depends on, `tangent` says."""
+
+    OP: Op
+    PARTS = 1
+
+    @classmethod
+    def tangent(cls, inputs, outputs, tangents):
+        """The derivative along `tangents`, one for each of the inputs, or None: Σ of the function with one argument
+        replaced by its tangent."""
+        steps = [(i, tangent) for i, tangent in enumerate(tangents[: cls.PARTS]) if tangent is not None]
+        terms = [apply(cls, *inputs[:i], tangent, *inputs[i + 1 :]) for i, tangent in steps]
+        return terms[0] if len(terms) == 1 else total(*terms)
+
+
+def apply(function: type[Function], *args: Any) -> Any:
+    """The function's results, differentiable."""
+    if transforming():
+        function = _transformable(function)
+    return function.apply(*args)
+
+
+def transforming() -> bool:
+    """Is a transform of torch.func on, or forward-mode differentiation?"""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+@functools.cache
+def _transformable(function):
+    """The function with rules for derivatives along tangents and for batches."""
+    names = list(inspect.signature(function.forward).parameters)
+
+    class Transformable(function):
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            function.setup_context(ctx, inputs, output)
+            ctx.set_materialize_grads(False)  # or PyTorch makes zeros for what has no tangent
+            outputs = output if isinstance(output, tuple) else (output,)
+            ctx.others = [None if isinstance(value, torch.Tensor) else value for value in inputs]
+            ctx.save_for_forward(*(value if isinstance(value, torch.Tensor) else None for value in inputs), *outputs)
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return (None,) * len(names) if all(grad is None for grad in grads) else function.backward(ctx, *grads)
+
+        @staticmethod
+        def jvp(ctx, *tangents):
+            tensors = zip(ctx.saved_tensors, ctx.others, strict=False)
+            inputs = [other if tensor is None else tensor for tensor, other in tensors]
+            return function.tangent(inputs, ctx.saved_tensors[len(names) :], tangents)
+
+        @staticmethod
+        def vmap(info, dims, *args):
+            return batched(function.OP, lambda *args: apply(function, *args), names, info.batch_size, dims, args)
+
+    return Transformable
+
+
+def total(*terms):
+    """The sum of those that are there, or None."""
+    terms = [term for term in terms if term is not None]
+    return functools.reduce(torch.add, terms) if terms else None
+
+
+def asked(args: tuple[Any, ...]) -> bool:
+    """Does anything ask for derivatives, or transform the call?"""
+    leaves = torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+    return leaves or transforming()
+
+
+def differentiable(function: type[Function], forward: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """The function as the layers call it: `forward` alone, its own unless given, where nothing asks for derivatives.
+    torch.compile keeps the call whole and differentiates what it does, which goes for torch.func's transforms too; of
+    a Function it would trace forward and backward, and transforms of those not, or as if they were constant."""
+    plain = forward or function.forward
+
+    def call(*args):
+        return apply(function, *args) if asked(args) else plain(*args)
+
+    return torch.compiler.allow_in_graph(call)

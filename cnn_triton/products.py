@@ -1,0 +1,415 @@
+"""Products and what follows them: convolution, transposed convolution, linear layer.
+
+Convolution, its input gradient and its weight gradient are linear in both arguments, and each one's derivatives
+are the other two:
+
+    y  = conv(x, w)             dx  = input_grad(dy, w)     dw = weight_grad(dy, x)
+    dx = input_grad(dy, w)      ddy = conv(ddx, w)          dw = weight_grad(dy, ddx)
+    dw = weight_grad(dy, x)     ddy = conv(x, ddw)          dx = input_grad(dy, ddw)
+
+The same holds for the linear layer.
+"""
+
+import torch
+
+from .differentiation import Function, apply, total
+from .kernels import activations, epilogue
+from .kernels import conv2d as conv
+from .kernels.linear import LINEAR, LINEAR_INPUT_GRAD, LINEAR_SAVING, LINEAR_WEIGHT_GRAD, images
+from .kernels.op import channels_last
+from .kernels.precision import accumulator
+from .ops import operator
+
+_conv2d, _conv2d_saving = operator(conv.CONV2D), operator(conv.CONV2D_SAVING)
+_conv2d_input_grad, _conv2d_weight_grad = operator(conv.CONV2D_INPUT_GRAD), operator(conv.CONV2D_WEIGHT_GRAD)
+_conv_transpose2d, _conv_transpose2d_saving = map(operator, (conv.CONV_TRANSPOSE2D, conv.CONV_TRANSPOSE2D_SAVING))
+_linear, _linear_saving = operator(LINEAR), operator(LINEAR_SAVING)
+_linear_input_grad, _linear_weight_grad = operator(LINEAR_INPUT_GRAD), operator(LINEAR_WEIGHT_GRAD)
+_activation_grad, _bias_grad = operator(epilogue.ACTIVATION_GRAD), operator(epilogue.BIAS_GRAD)
+
+
+class BiasGrad(Function):
+    """db[k] = Σ over batch and pixels of grad."""
+
+    OP = epilogue.BIAS_GRAD
+
+    @staticmethod
+    def forward(grad):
+        return _bias_grad(grad)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad[:, None, None].expand(ctx.shape)
+
+
+class ActivationGrad(Function):
+    """(act'(·) · grad, its sum over batch and pixels), from what was saved."""
+
+    OP = epilogue.ACTIVATION_GRAD
+
+    @classmethod
+    def tangent(cls, inputs, outputs, tangents):
+        grad, saved, activation = inputs
+        linear = (None, None) if tangents[0] is None else super().tangent(inputs, outputs, tangents)
+        bent = None if tangents[1] is None else _bent(grad, tangents[1], saved, activation)
+        sums = None if bent is None else bent.sum((0, 2, 3))
+        zero = torch.zeros_like(outputs[0]), torch.zeros_like(outputs[1])
+        return tuple(total(*terms) for terms in zip(linear, (bent, sums), zero, strict=True))
+
+    @staticmethod
+    def forward(grad, saved, activation):
+        return _activation_grad(grad, saved, activation)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad, saved, ctx.activation = inputs
+        bends = activations.of(ctx.activation).rule.curve is not None
+        ctx.save_for_backward(grad if bends else None, saved)
+
+    @staticmethod
+    def backward(ctx, grad, grad_bias):
+        dy, saved = ctx.saved_tensors
+        both = total(grad, None if grad_bias is None else grad_bias[:, None, None])
+        first = activations.of(ctx.activation).reference_grad(both, saved)
+        return first, None if dy is None else _bent(dy, both, saved, ctx.activation), None
+
+
+def _bent(grad, step, saved, activation):
+    """What act'(·) · grad changes by, where what is saved makes a step; None where it doesn't."""
+    wide = accumulator(grad.dtype)
+    curve = activations.of(activation).curve(saved.to(wide))
+    return None if curve is None else (grad.to(wide) * step.to(wide) * curve).to(grad.dtype)
+
+
+class Product(Function):
+    """y = act(x), x = scale · product(input, weight) + bias + residual; of a SAVING function (y, x).
+
+    A subclass says what the product's gradients are, and how its columns stand in the weight.
+    """
+
+    PARTS = 2
+    SAVING = False
+    PIXELS = (1, 1)  # bias' shape is (K, *PIXELS) beside the result
+
+    @classmethod
+    def bare(cls, input, weight, rest):
+        """The product alone, differentiable."""
+        raise NotImplementedError
+
+    @classmethod
+    def grads(cls, grad, input, weight, rest, needs):
+        """The product's gradients in input and weight, those that are needed, differentiable."""
+        raise NotImplementedError
+
+    @classmethod
+    def columns(cls, scale, weight, rest):
+        """A vector by column, to be multiplied with the weight."""
+        return scale.view(-1, *(1,) * (weight.dim() - 1))
+
+    @classmethod
+    def by_column(cls, values, rest):
+        """The sum of the weight's elements by column."""
+        return values.sum(tuple(range(1, values.dim())))
+
+    @classmethod
+    def scaled(cls, weight, scale, rest):
+        """The weight whose bare product is the scaled one."""
+        return weight if scale is None else (weight * cls.columns(scale, weight, rest)).to(weight.dtype)
+
+    @classmethod
+    def unscaled(cls, dw, weight, scale, rest):
+        """The gradients of weight and scale, from the scaled weight's."""
+        if scale is None or dw is None:
+            return dw, None
+        wide = accumulator(weight.dtype)
+        ds = cls.by_column(dw.to(wide) * weight.to(wide), rest).to(scale.dtype)
+        return cls.scaled(dw, scale, rest), ds
+
+    @classmethod
+    def step(cls, shape, inputs, rest, tangents):
+        """The tangent of x, of this shape; inputs and tangents: input, weight, bias, scale, residual."""
+        input, weight, _, scale, _ = inputs
+        dx, dw, db, ds, dr = tangents
+        product = total(
+            None if dx is None else cls.bare(dx, weight, rest), None if dw is None else cls.bare(input, dw, rest)
+        )
+        vector = lambda v: v.view(-1, *cls.PIXELS)  # noqa: E731
+        if scale is not None:
+            scaled = None if product is None else product * vector(scale)
+            product = total(scaled, None if ds is None else cls.bare(input, weight, rest) * vector(ds))
+        return total(product, None if db is None else vector(db), dr).expand(shape).to(input.dtype)
+
+    @classmethod
+    def tangent(cls, inputs, outputs, tangents):
+        step = cls.step(outputs[0].shape, inputs[:5], inputs[5:-1], tangents[:5])
+        y = activations.of(inputs[-1]).reference_grad(step, outputs[-1])
+        return (y, step) if cls.SAVING else y
+
+    @classmethod
+    def setup_context(cls, ctx, inputs, output):
+        input, weight, _, scale, _, *ctx.rest, ctx.activation = inputs
+        saved = output[1] if cls.SAVING else output if activations.of(ctx.activation).saves else None
+        ctx.save_for_backward(input, weight, scale, saved)
+        ctx.set_materialize_grads(False)  # or PyTorch fills zeros for x
+
+    @classmethod
+    def backward(cls, ctx, grad, of_x=None):
+        input, weight, scale, saved = ctx.saved_tensors
+        of_input, of_weight, of_bias, of_scale, _ = ctx.needs_input_grad[:5]
+        masked = bias = None
+        if grad is not None:
+            masked, bias = cls.through(grad, saved, ctx.activation, of_bias)
+        if of_x is not None:
+            masked, bias = total(masked, of_x), total(bias, cls.summed(of_x) if of_bias else None)
+        if masked is None:
+            return (None,) * (len(ctx.rest) + 6)
+        scaled = cls.scaled(weight, scale, ctx.rest)
+        dx, dw = cls.grads(masked, input, scaled, ctx.rest, (of_input, of_weight or of_scale))
+        dw, ds = cls.unscaled(dw, weight, scale, ctx.rest)
+        if of_bias and input.shape[1] == 0:  # a convolution has no output then, see geometry.conv_shape
+            bias = weight.new_zeros(weight.shape[0])
+        wanted = zip((dx, dw, bias, ds, masked), ctx.needs_input_grad[:5], strict=True)
+        return *(grad if needed else None for grad, needed in wanted), *(None,) * (len(ctx.rest) + 1)
+
+    @classmethod
+    def through(cls, grad, saved, activation, of_bias):
+        """The gradient before the epilogue and the bias' gradient, for images [N, K, P, Q]."""
+        if saved is not None:
+            return apply(ActivationGrad, grad, saved, activation)
+        return grad, cls.summed(grad) if of_bias else None
+
+    @classmethod
+    def summed(cls, grad):
+        """A gradient's sum by column."""
+        return apply(BiasGrad, grad)
+
+
+class Conv2d(Product):
+    """y = act(scale · conv(x, w) + b + residual)."""
+
+    OP = conv.CONV2D
+
+    @staticmethod
+    def forward(input, weight, bias, scale, residual, stride, padding, dilation, groups, padding_mode, activation):
+        window = (stride, padding, dilation, groups, padding_mode)
+        return _conv2d(input, weight, bias, scale, residual, *window, activation)
+
+    @classmethod
+    def bare(cls, input, weight, rest):
+        return apply(Conv2d, input, weight, None, None, None, *rest, "none")
+
+    @classmethod
+    def grads(cls, grad, input, weight, rest, needs):
+        dx = dw = None
+        if needs[0]:
+            dx = apply(Conv2dInputGrad, grad, weight, input.shape, *rest, channels_last(input))
+        if needs[1]:
+            dw = apply(Conv2dWeightGrad, grad, input, weight.shape, *rest, channels_last(weight))
+        return dx, dw
+
+
+class Conv2dSaving(Conv2d):
+    """(y, x): the convolution and what stands before its activation."""
+
+    OP = conv.CONV2D_SAVING
+    SAVING = True
+
+    @staticmethod
+    def forward(input, weight, bias, scale, residual, stride, padding, dilation, groups, padding_mode, activation):
+        window = (stride, padding, dilation, groups, padding_mode)
+        return _conv2d_saving(input, weight, bias, scale, residual, *window, activation)
+
+
+class ConvTranspose2d(Product):
+    """y = act(scale · transposed conv(x, w) + b + residual)."""
+
+    OP = conv.CONV_TRANSPOSE2D
+
+    @staticmethod
+    def forward(
+        input, weight, bias, scale, residual, output_size, stride, padding, dilation, groups, channels_last, activation
+    ):  # fmt: skip
+        window = (stride, padding, dilation, groups, channels_last)
+        return _conv_transpose2d(input, weight, bias, scale, residual, output_size, *window, activation)
+
+    @classmethod
+    def bare(cls, input, weight, rest):
+        size, *window, last = rest
+        return apply(Conv2dInputGrad, input, weight, size, *window, "zeros", last)
+
+    @classmethod
+    def grads(cls, grad, input, weight, rest, needs):
+        window, dx, dw = (*rest[1:-1], "zeros"), None, None
+        if needs[0]:
+            dx = Conv2d.bare(grad, weight, window)
+        if needs[1]:
+            dw = apply(Conv2dWeightGrad, input, grad, weight.shape, *window, channels_last(weight))
+        return dx, dw
+
+    @classmethod
+    def columns(cls, scale, weight, rest):
+        each = scale.view(rest[4], 1, -1).expand(-1, weight.shape[0] // rest[4], -1)
+        return each.reshape(weight.shape[0], -1, 1, 1)
+
+    @classmethod
+    def by_column(cls, values, rest):
+        return values.view(rest[4], -1, *values.shape[1:]).sum((1, 3, 4)).reshape(-1)
+
+
+class ConvTranspose2dSaving(ConvTranspose2d):
+    """(y, x): the transposed convolution and what stands before its activation."""
+
+    OP = conv.CONV_TRANSPOSE2D_SAVING
+    SAVING = True
+
+    @staticmethod
+    def forward(
+        input, weight, bias, scale, residual, output_size, stride, padding, dilation, groups, channels_last, activation
+    ):  # fmt: skip
+        window = (stride, padding, dilation, groups, channels_last)
+        return _conv_transpose2d_saving(input, weight, bias, scale, residual, output_size, *window, activation)
+
+
+class Conv2dInputGrad(Function):
+    """dx = input_grad(dy, w)."""
+
+    OP = conv.CONV2D_INPUT_GRAD
+    PARTS = 2
+
+    @staticmethod
+    def forward(grad, weight, input_size, stride, padding, dilation, groups, padding_mode, channels_last):
+        window = (stride, padding, dilation, groups, padding_mode)
+        return _conv2d_input_grad(grad, weight, input_size, *window, channels_last)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad, weight, _, *ctx.window, _ = inputs
+        ctx.save_for_backward(grad, weight)
+
+    @staticmethod
+    def backward(ctx, grad_input):
+        grad, weight = ctx.saved_tensors
+        ddy = dw = None
+        if ctx.needs_input_grad[0]:
+            ddy = Conv2d.bare(grad_input, weight, ctx.window)
+        if ctx.needs_input_grad[1]:
+            dw = apply(Conv2dWeightGrad, grad, grad_input, weight.shape, *ctx.window, channels_last(weight))
+        return ddy, dw, *(None,) * 7
+
+
+class Conv2dWeightGrad(Function):
+    """dw = weight_grad(dy, x)."""
+
+    OP = conv.CONV2D_WEIGHT_GRAD
+    PARTS = 2
+
+    @staticmethod
+    def forward(grad, input, weight_size, stride, padding, dilation, groups, padding_mode, channels_last):
+        window = (stride, padding, dilation, groups, padding_mode)
+        return _conv2d_weight_grad(grad, input, weight_size, *window, channels_last)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad, input, _, *ctx.window, _ = inputs
+        ctx.save_for_backward(grad, input)
+
+    @staticmethod
+    def backward(ctx, grad_weight):
+        grad, input = ctx.saved_tensors
+        ddy = dx = None
+        if ctx.needs_input_grad[0]:
+            ddy = Conv2d.bare(input, grad_weight, ctx.window)
+        if ctx.needs_input_grad[1]:
+            dx = apply(Conv2dInputGrad, grad, grad_weight, input.shape, *ctx.window, channels_last(input))
+        return ddy, dx, *(None,) * 7
+
+
+class Linear(Product):
+    """y = act(scale · x · wᵀ + b + residual), for rows x."""
+
+    OP = LINEAR
+    PIXELS = ()
+
+    @staticmethod
+    def forward(input, weight, bias, scale, residual, groups, activation):
+        return _linear(input, weight, bias, scale, residual, groups, activation)
+
+    @classmethod
+    def bare(cls, input, weight, rest):
+        return apply(Linear, input, weight, None, None, None, *rest, "none")
+
+    @classmethod
+    def grads(cls, grad, input, weight, rest, needs):
+        dx = apply(LinearInputGrad, grad, weight, *rest) if needs[0] else None
+        return dx, apply(LinearWeightGrad, grad, input, *rest) if needs[1] else None
+
+    @classmethod
+    def through(cls, grad, saved, activation, of_bias):
+        saved = None if saved is None else images(saved)
+        masked, bias = super().through(images(grad), saved, activation, of_bias)
+        return masked[:, :, 0, 0], bias
+
+    @classmethod
+    def summed(cls, grad):
+        return super().summed(grad if grad.dim() == 4 else images(grad))
+
+
+class LinearSaving(Linear):
+    """(y, x): the linear layer and what stands before its activation."""
+
+    OP = LINEAR_SAVING
+    SAVING = True
+
+    @staticmethod
+    def forward(input, weight, bias, scale, residual, groups, activation):
+        return _linear_saving(input, weight, bias, scale, residual, groups, activation)
+
+
+class LinearInputGrad(Function):
+    """dx = dy · w."""
+
+    OP = LINEAR_INPUT_GRAD
+    PARTS = 2
+
+    @staticmethod
+    def forward(grad, weight, groups):
+        return _linear_input_grad(grad, weight, groups)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *saved, ctx.groups = inputs
+        ctx.save_for_backward(*saved)
+
+    @staticmethod
+    def backward(ctx, grad_input):
+        grad, weight = ctx.saved_tensors
+        ddy = Linear.bare(grad_input, weight, (ctx.groups,)) if ctx.needs_input_grad[0] else None
+        dw = apply(LinearWeightGrad, grad, grad_input, ctx.groups) if ctx.needs_input_grad[1] else None
+        return ddy, dw, None
+
+
+class LinearWeightGrad(Function):
+    """dw = dyᵀ · x."""
+
+    OP = LINEAR_WEIGHT_GRAD
+    PARTS = 2
+
+    @staticmethod
+    def forward(grad, input, groups):
+        return _linear_weight_grad(grad, input, groups)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *saved, ctx.groups = inputs
+        ctx.save_for_backward(*saved)
+
+    @staticmethod
+    def backward(ctx, grad_weight):
+        grad, input = ctx.saved_tensors
+        ddy = Linear.bare(input, grad_weight, (ctx.groups,)) if ctx.needs_input_grad[0] else None
+        dx = apply(LinearInputGrad, grad, grad_weight, ctx.groups) if ctx.needs_input_grad[1] else None
+        return ddy, dx, None
