@@ -175,7 +175,7 @@ class ConvBatchNorm2d(torch.nn.Sequential):
         plain = isinstance(conv, Conv2d) and type(conv)._function is functional.conv2d
         plain = plain and type(conv).forward is Conv2d.forward and type(norm) is torch.nn.BatchNorm2d
         if not plain or any(hooked(layer) or "forward" in vars(layer) for layer in self):
-            x = super().forward(input)
+            x: torch.Tensor = super().forward(input)  # type: ignore[no-untyped-call]
             return activations.of(activations.spell(self.activation)).reference(x)  # type: ignore[no-any-return]
         norm._check_input_dim(input)
         window = (conv.stride, conv.padding, conv.dilation, conv.groups)
