@@ -333,7 +333,11 @@ def conv2d_batch_norm(
         assert running_var is not None
         scale, shift = norm_scale(bias, running_mean, running_var, norm_weight, norm_bias, eps)
         return _conv(2, F.conv2d, input, weight, shift, *window, activation, scale, None)
-    spelled = activations.spell(activation)
+    spelled, eps, momentum = (
+        activations.spell(activation),
+        geometry.real("eps", eps),
+        geometry.real("momentum", momentum),
+    )
     input, weight, bias = _low(input, weight, bias)
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, norm_weight=norm_weight, norm_bias=norm_bias)
@@ -345,9 +349,11 @@ def conv2d_batch_norm(
     if count == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
     with torch.no_grad():
-        for running, new in ((running_mean, mean), (running_var, var * count / (count - 1))):
-            if running is not None:
-                running.copy_((1 - momentum) * running + momentum * new.to(running.dtype))
+        if running_mean is not None:
+            running_mean.copy_((1 - momentum) * running_mean + momentum * mean.to(running_mean.dtype))
+        if running_var is not None:
+            unbiased = (var * count / (count - 1)).to(running_var.dtype)
+            running_var.copy_((1 - momentum) * running_var + momentum * unbiased)
     return autograd.batch_norm(x, mean, var, norm_weight, norm_bias, eps, spelled)  # type: ignore[no-any-return]
 
 

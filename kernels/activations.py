@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .geometry import real
 from .lang import device_function, tl
 
 
@@ -266,7 +267,7 @@ def spell(activation: Any) -> str:
     if activation is None:
         return "none"
     word, *numbers = activation if isinstance(activation, tuple | list) and activation else (activation,)
-    if not isinstance(word, str) or not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
+    if not isinstance(word, str):
         raise TypeError(f"activation must be None, a word, or a word and numbers, but got {activation!r}")
     if word == "relu6" and not numbers:
         word, numbers = "hardtanh", [0.0, 6.0]
@@ -277,8 +278,7 @@ def spell(activation: Any) -> str:
     usual = DEFAULTS.get(word, ())
     if numbers and len(numbers) != len(usual):
         raise ValueError(f"activation {word!r} takes {len(usual)} numbers, but got {len(numbers)}")
-    # A set, because torch.compile, which may let a number vary, fixes and guards what is in one.
-    numbers = [next(iter({float(number)})) for number in numbers or usual]
+    numbers = [real(f"activation {word!r}: each number", number) for number in numbers or usual]
     if any(number != number for number in numbers) or (word == "leaky_relu" and not 0 <= numbers[0] < math.inf):
         raise ValueError(f"activation {word!r} takes {'a slope of 0 or more' if usual[1:] == () else 'two bounds'}, "
                          f"but got {tuple(numbers)}")  # fmt: skip

@@ -119,6 +119,14 @@ def integer(argument: str, value: Any) -> int:
     return value  # type: ignore[no-any-return]
 
 
+def real(argument: str, value: Any) -> float:
+    """The number itself. Errors: TypeError."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{argument} must be a number, but got {value!r}")
+    # torch.compile may let a number vary, which no operator takes; it fixes and guards what is in a set.
+    return next(iter({float(value)}))
+
+
 def flag(argument: str, value: Any) -> bool:
     """The truth value itself. Errors: TypeError."""
     if not isinstance(value, bool):
