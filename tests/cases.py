@@ -105,22 +105,17 @@ TRANSPOSED = {
 # Of the pooling that follows a convolution and ReLU, by the convolution's label.
 BLOCKS = {
     "1x1": (2, 2),
-    "3x3": (2, 2),
     "5x5 same": (1, 3),
-    "4x2 same": (3, 2),
     "stride 2": (2, 1),
-    "stride (3, 1)": (2, 2),
     "dilation": (3, 3),
     "groups": (2, 3),
-    "depthwise": (3, 2),
     "first layer": (9, 28),
     "33 channels": (2, 2),
-    "64 channels": (3, 3),
-    "padding over image": (4, 5),
     "no image": (2, 2),
     "reflect": (2, 2),
-    "circular": (2, 2),
 }
+# The convolutions that an epilogue of everything follows, and whose moments are taken.
+FOLLOWED = ("1x1", "stride 2", "groups", "33 channels", "no image", "no channel", "reflect")
 # Every activation, some with numbers that aren't their usual ones.
 ACTIVATIONS = ("none", "relu", "leaky_relu 0.1", "hardtanh -0.3 0.7", "clamp -0.4 0.9", "clamp 0.1 inf", "sigmoid",
                "tanh", "silu", "gelu", "gelu_tanh")  # fmt: skip
@@ -193,36 +188,55 @@ def draw(shape: Any, dtype: torch.dtype, form: str) -> torch.Tensor:
     return x
 
 
-def _conv(layer: Conv) -> dict[Op, Any]:
+def _window(layer: Conv) -> tuple[Any, ...]:
+    """Stride, pads, dilation, groups and padding mode, as operators take them."""
     window = geometry.conv_window(layer.size, layer.stride, layer.padding, layer.dilation, layer.padding_mode)
-    args = (window.stride, window.pads, window.dilation, layer.groups, layer.padding_mode)
+    return (*window[1:4], layer.groups, layer.padding_mode)
+
+
+def _sizes(layer: Conv) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the weight and the output."""
+    window = geometry.conv_window(layer.size, layer.stride, layer.padding, layer.dilation, layer.padding_mode)
     weight = (layer.k, layer.input[1] // layer.groups, *layer.size)
-    output = geometry.conv_shape(layer.input, weight, None, window, layer.groups)
+    return weight, geometry.conv_shape(layer.input, weight, None, window, layer.groups)
 
-    def forward(activation, *beside):
-        def make(dtype, form):
-            more = beside_product(layer.k, output, dtype, form, beside)
-            return (draw(layer.input, dtype, form), draw(weight, dtype, form), *more, *args, activation)
 
-        return make
+def _forward(layer: Conv, activation: str, *beside: str) -> Any:
+    weight, output = _sizes(layer)
+
+    def make(dtype, form):
+        more = beside_product(layer.k, output, dtype, form, beside)
+        return (draw(layer.input, dtype, form), draw(weight, dtype, form), *more, *_window(layer), activation)
+
+    return make
+
+
+def _conv(layer: Conv) -> dict[Op, Any]:
+    args, (weight, output) = _window(layer), _sizes(layer)
 
     def input_grad(dtype, form):
         return (draw(output, dtype, form), draw(weight, dtype, form), layer.input, *args, form == "channels_last")
-
-    def moments(dtype, form):
-        return (draw(layer.input, dtype, form), draw(weight, dtype, form), draw((layer.k,), dtype, form), *args)
 
     def weight_grad(dtype, form):
         grad = draw(output, dtype, form)
         return (grad, draw(layer.input, dtype, form), weight, *args, form == "channels_last")
 
     return {
-        (conv2d.CONV2D, ""): forward("none"),
-        (conv2d.CONV2D, ", bias, ReLU"): forward("relu", "bias"),
-        (conv2d.CONV2D, ", all"): forward("leaky_relu 0.1", "bias", "scale", "residual"),
-        (conv2d.CONV2D_SAVING, ""): forward("gelu", "bias", "residual"),
+        (conv2d.CONV2D, ""): _forward(layer, "none"),
+        (conv2d.CONV2D, ", bias, ReLU"): _forward(layer, "relu", "bias"),
         (conv2d.CONV2D_INPUT_GRAD, ""): input_grad,
         (conv2d.CONV2D_WEIGHT_GRAD, ""): weight_grad,
+    }
+
+
+def _followed(layer: Conv) -> dict[Op, Any]:
+    def moments(dtype, form):
+        input, weight, bias, *_ = _forward(layer, "none", "bias")(dtype, form)
+        return (input, weight, bias, *_window(layer))
+
+    return {
+        (conv2d.CONV2D, ", all"): _forward(layer, "leaky_relu 0.1", "bias", "scale", "residual"),
+        (conv2d.CONV2D_SAVING, ""): _forward(layer, "gelu", "bias", "residual"),
         (batch_norm.CONV2D_MOMENTS, ""): moments,
     }
 
@@ -236,10 +250,7 @@ def beside_product(columns: int, output: Any, dtype: torch.dtype, form: str, wan
 def _block(named: tuple[Conv, tuple[int, int]]) -> dict[Op, Any]:
     """A convolution that is pooled, and the way back."""
     layer, pool = named
-    window = geometry.conv_window(layer.size, layer.stride, layer.padding, layer.dilation, layer.padding_mode)
-    args = (window.stride, window.pads, window.dilation, layer.groups, layer.padding_mode)
-    weight = (layer.k, layer.input[1] // layer.groups, *layer.size)
-    output = geometry.conv_shape(layer.input, weight, None, window, layer.groups)
+    args, (weight, output) = _window(layer), _sizes(layer)
     cases = {}
     for average, name in ((False, ", maximum"), (True, ", average")):
 
@@ -409,6 +420,7 @@ CASES = [
     Case(op, label + more, make)
     for table, derive in (
         (CONVS, _conv),
+        ({label: CONVS[label] for label in FOLLOWED}, _followed),
         ({label: (CONVS[label], pool) for label, pool in BLOCKS.items()}, _block),
         (TRANSPOSED, _transposed),
         (POOLS, _pool),
