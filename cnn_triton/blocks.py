@@ -51,7 +51,7 @@ class Conv2dPool(Function):
         of_input, of_weight, _, of_scale = ctx.needs_input_grad[:4]
         scaled, how = Conv2d.scaled(weight, scale, ctx.window), (*ctx.window, ctx.pool, ctx.average)
         dx, dw, bias = apply(
-            Conv2dPoolGrad, grad, code, input, scaled, *how, of_input, of_weight or of_scale, None
+            Conv2dPoolGrad, grad, code, input, scaled, *how, of_input, of_weight or of_scale, None, scale is not None
         )  # fmt: skip
         dw, ds = Conv2d.unscaled(dw, weight, scale, ctx.window) if of_weight or of_scale else (None, None)
         wanted = zip((dx, dw, bias, ds), ctx.needs_input_grad[:4], strict=True)
@@ -65,47 +65,47 @@ class Conv2dPoolGrad(Function):
 
     @classmethod
     def tangent(cls, inputs, outputs, tangents):
-        grad, code, input, weight, *how, of_input, of_weight, written = inputs
+        grad, code, input, weight, *how, of_input, of_weight, written, wide = inputs
         dg, _, dx, dw = tangents[:4]
         parts = [None] * 3
         if dg is not None:
             parts = apply(cls, dg, *inputs[1:])
         # dx is linear in the weight, dw in the input: the gradient kernels with those replaced
         if dw is not None and of_input:
-            crossed = apply(cls, grad, code, input, dw, *how, True, False, written)[0]
+            crossed = apply(cls, grad, code, input, dw, *how, True, False, written, wide)[0]
             parts = [total(parts[0], crossed), *parts[1:]]
         if dx is not None and of_weight:
-            crossed = apply(cls, grad, code, dx, weight, *how, False, True, written)[1]
+            crossed = apply(cls, grad, code, dx, weight, *how, False, True, written, wide)[1]
             parts = [parts[0], total(parts[1], crossed), parts[2]]
         return tuple(torch.zeros_like(out) if part is None else part for part, out in zip(parts, outputs, strict=True))
 
     @staticmethod
     def forward(
         grad, code, input, weight, stride, padding, dilation, groups, padding_mode, pool, average, of_input, of_weight,
-        written,
+        written, wide,
     ):  # fmt: skip
         how = (stride, padding, dilation, groups, padding_mode, pool, average)
-        return _conv2d_pool_grad(grad, code, input, weight, *how, of_input, of_weight, written)
+        return _conv2d_pool_grad(grad, code, input, weight, *how, of_input, of_weight, written, wide)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        grad, code, input, weight, *ctx.window, ctx.pool, ctx.average, ctx.of_input, ctx.of_weight, _ = inputs
+        grad, code, input, weight, *ctx.window, ctx.pool, ctx.average, ctx.of_input, ctx.of_weight, _, _ = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grad, code, input, weight)
 
     @staticmethod
     def backward(ctx, gx, gw, gb):
         grad, code, input, weight = ctx.saved_tensors
-        gx, gw = gx if ctx.of_input else None, gw if ctx.of_weight else None
+        gx, gw = gx if ctx.of_input else None, gw.to(weight.dtype) if ctx.of_weight and gw is not None else None
         if gx is None and gw is None and gb is None:
-            return (None,) * 14
+            return (None,) * 15
         size = pools.full_size(input, weight, *ctx.window)
         step = Conv2d.step(size, (input, weight, None, None, None), ctx.window, (gx, gw, gb, None, None))
         dg = apply(ReluPool2dAtOpen, step, code, ctx.pool, ctx.average)
         full, _ = apply(ReluPool2dInputGrad, grad, code, size, ctx.pool, ctx.average, channels_last(grad))
         dx = None if gw is None else Conv2d.grads(full, input, gw, ctx.window, (True, False))[0]
         dw = None if gx is None else Conv2d.grads(full, gx, weight, ctx.window, (False, True))[1]
-        return dg, None, dx, dw, *(None,) * 10
+        return dg, None, dx, dw, *(None,) * 11
 
 
 class ReluPool2dInputGrad(Function):
@@ -119,7 +119,8 @@ class ReluPool2dInputGrad(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, code, ctx.size, *ctx.pool, _ = inputs
+        grad, code, ctx.size, *ctx.pool, _ = inputs
+        ctx.dtype = grad.dtype
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(code)
 
@@ -128,7 +129,7 @@ class ReluPool2dInputGrad(Function):
         if grad is None and grad_bias is None:
             return (None,) * 6
         (code,) = ctx.saved_tensors
-        step = total(grad, None if grad_bias is None else grad_bias[:, None, None]).expand(ctx.size)
+        step = total(grad, None if grad_bias is None else grad_bias.to(ctx.dtype)[:, None, None]).expand(ctx.size)
         return apply(ReluPool2dAtOpen, step, code, *ctx.pool), *(None,) * 5
 
 

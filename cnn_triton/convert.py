@@ -295,7 +295,7 @@ def _replace(calls: list[tuple[fx.Node, fused.Link]]) -> None:
     """One call of `fused.chain` in place of these."""
     (first, _), (last, _) = calls[0], calls[-1]
     graph = first.graph
-    with graph.inserting_before(last):
+    with graph.inserting_before(first):  # not later: what comes between may change the input in place
         links = [link if isinstance(link, tuple) else graph.get_attr(str(node.target)) for node, link in calls]
         call = graph.call_function(fused.chain, (first.args[0], *links))
     last.replace_all_uses_with(call)

@@ -322,6 +322,7 @@ def conv2d_batch_norm(
     errors: as in `conv2d`; ValueError for one value per channel in training, RuntimeError for missing statistics
     """
     window = (stride, padding, dilation, groups, padding_mode)
+    check_optional(running_mean=running_mean, running_var=running_var)
     if (running_mean is None or running_var is None) and not training:
         raise RuntimeError("running_mean and running_var must be tensors unless training is True, but got None")
     if _on_aten(input):
@@ -331,6 +332,7 @@ def conv2d_batch_norm(
     if not training:
         assert running_mean is not None
         assert running_var is not None
+        _image("input", input, 2, batched=True)
         scale, shift = norm_scale(bias, running_mean, running_var, norm_weight, norm_bias, eps)
         return _conv(2, F.conv2d, input, weight, shift, *window, activation, scale, None)
     spelled, eps, momentum = (
@@ -346,15 +348,18 @@ def conv2d_batch_norm(
     how = (*sizes[1:4], geometry.integer("groups", groups), padding_mode)
     x, mean, var = autograd.conv2d_moments(images, kernel, bias, *how)
     count = x.shape[0] * x.shape[2] * x.shape[3]
+    for name, vector in (("running_mean", running_mean), ("running_var", running_var)):
+        if vector is not None:
+            geometry.same_shape(name, vector.shape, mean.shape)
     if count == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
-    with torch.no_grad():
-        if running_mean is not None:
-            running_mean.copy_((1 - momentum) * running_mean + momentum * mean.to(running_mean.dtype))
-        if running_var is not None:
-            unbiased = (var * count / (count - 1)).to(running_var.dtype)
-            running_var.copy_((1 - momentum) * running_var + momentum * unbiased)
-    return autograd.batch_norm(x, mean, var, norm_weight, norm_bias, eps, spelled)  # type: ignore[no-any-return]
+    y: torch.Tensor = autograd.batch_norm(x, mean, var, norm_weight, norm_bias, eps, spelled)
+    if count:
+        for running, new in ((running_mean, mean), (running_var, var * count / (count - 1))):
+            if running is not None:  # as PyTorch's own operator, which counts no change of it in place
+                kept = running.data
+                kept.copy_((1 - momentum) * kept.to(new.dtype) + momentum * new)
+    return y
 
 
 def norm_scale(

@@ -12,7 +12,7 @@ import torch
 from . import functional, nn
 from .dispatch import runs_kernels
 from .kernels import activations, geometry
-from .modules import by_batch, hooked, statistics
+from .modules import by_batch, counted, hooked, statistics
 
 __all__ = ["Link", "chain", "follows", "gelu", "is_conv", "is_linear", "pool", "unfit", "watched", "words"]
 
@@ -31,7 +31,7 @@ _PLAIN = (
 
 
 _WORDS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
-    torch.nn.BatchNorm2d: lambda m: ("batch_norm", m),
+    torch.nn.BatchNorm2d: lambda m: ("batch_norm", m) if (m.running_mean is None) == (m.running_var is None) else (),
     torch.nn.ReLU: lambda m: ("relu",),
     torch.nn.ReLU6: lambda m: ("hardtanh", m.min_val, m.max_val),
     torch.nn.LeakyReLU: lambda m: ("leaky_relu", m.negative_slope),
@@ -81,7 +81,7 @@ def words(link: Link) -> tuple[Any, ...]:
     """A link's words; none if it is no layer that we know."""
     if isinstance(link, tuple):
         return link
-    if "forward" in vars(link):
+    if not isinstance(link, torch.nn.Module) or "forward" in vars(link):
         return ()
     if is_conv(link) or is_linear(link):
         return "conv2d" if is_conv(link) else "linear", link
@@ -143,7 +143,7 @@ def chain(input: torch.Tensor, *links: Link) -> torch.Tensor:
     if len(steps) > 1:
         input = _kernel(input, steps)
     for link in links[len(steps) if len(steps) > 1 else 0 :]:
-        input = link(input) if isinstance(link, torch.nn.Module) else _alone(input, link)
+        input = _alone(input, link) if isinstance(link, tuple) else link(input)
     return input
 
 
@@ -177,4 +177,6 @@ def _kernel(input: torch.Tensor, steps: Sequence[tuple[Any, ...]]) -> torch.Tens
     how["activation"] = activation
     if norm is None:
         return functional.conv2d(input, layer.weight, layer.bias, *window, **how)
-    return functional.conv2d_batch_norm(input, layer.weight, layer.bias, *window, **how | statistics(norm))
+    y = functional.conv2d_batch_norm(input, layer.weight, layer.bias, *window, **how | statistics(norm))
+    counted(norm)
+    return y

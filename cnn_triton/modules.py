@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.nn.modules.module import _has_any_global_hook
 
-__all__ = ["by_batch", "hooked", "statistics"]
+__all__ = ["by_batch", "counted", "hooked", "statistics"]
 
 
 def hooked(module: torch.nn.Module) -> bool:
@@ -20,15 +20,23 @@ def by_batch(norm: torch.nn.BatchNorm2d) -> bool:
 
 
 def statistics(norm: torch.nn.BatchNorm2d) -> dict[str, Any]:
-    """What torch.nn.BatchNorm2d.forward calls its function with, by `functional.conv2d_batch_norm`'s names; the batch
-    is counted."""
+    """What torch.nn.BatchNorm2d.forward calls its function with, by `functional.conv2d_batch_norm`'s names, for a batch
+    that is still to be `counted`."""
     momentum, tracked = norm.momentum or 0.0, not norm.training or norm.track_running_stats
-    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:
-            momentum = 1.0 / float(norm.num_batches_tracked)
+    if norm.momentum is None and _counts(norm):
+        momentum = 1.0 / (float(norm.num_batches_tracked) + 1)
     return {
         "running_mean": norm.running_mean if tracked else None, "running_var": norm.running_var if tracked else None,
         "norm_weight": norm.weight, "norm_bias": norm.bias, "training": by_batch(norm), "momentum": momentum,
         "eps": norm.eps,
     }  # fmt: skip
+
+
+def counted(norm: torch.nn.BatchNorm2d) -> None:
+    """Counts a batch that the normalisation has seen."""
+    if _counts(norm):
+        norm.num_batches_tracked.add_(1)
+
+
+def _counts(norm: torch.nn.BatchNorm2d) -> bool:
+    return norm.training and norm.track_running_stats and norm.num_batches_tracked is not None

@@ -7,7 +7,7 @@ import torch
 
 from . import functional
 from .kernels import activations, geometry
-from .modules import hooked, statistics
+from .modules import counted, hooked, statistics
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -140,12 +140,12 @@ class ConvAct2d(Conv2d):
         return f"{super().extra_repr()}, activation={self.activation!r}"  # type: ignore[no-untyped-call]
 
 
-class ConvBatchNorm2d(torch.nn.Sequential):
+class ConvBatchNorm2d(torch.nn.Module):
     """Convolution, batch normalisation and, if wanted, any activation: one kernel in eval mode; in training the
     convolution's kernel sums the statistics, and a second one normalises.
 
     Equivalent to: torch.nn.Sequential(torch.nn.Conv2d(...), torch.nn.BatchNorm2d(out_channels, eps, momentum, affine,
-    track_running_stats)) and the activation, its state_dict, modes and hooks of the two layers too. The constructor is
+    track_running_stats)) and the activation; its state_dict too, and the layers [0] and [1]. The constructor is
     torch.nn.Conv2d's, with eps and what follows it, and `activation` as `functional.conv2d` takes it, by keyword.
     errors: TypeError, ValueError for what is no activation; otherwise see `functional.conv2d_batch_norm`
     """
@@ -164,23 +164,30 @@ class ConvBatchNorm2d(torch.nn.Sequential):
         conv = Conv2d(*args, **kwargs)
         made: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
         norm = torch.nn.BatchNorm2d(conv.out_channels, eps, momentum, affine, track_running_stats, **made)
-        super().__init__(conv, norm)
+        super().__init__()
+        self.add_module("0", conv)
+        self.add_module("1", norm)
         self.activation = activation
+
+    def __getitem__(self, index: int) -> torch.nn.Module:
+        """The convolution, or the normalisation."""
+        return tuple(self.children())[index]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to (N, K, P, Q); see `functional.conv2d_batch_norm`."""
         conv: Any
         norm: Any
-        conv, norm = self
+        conv, norm = self.children()
         plain = isinstance(conv, Conv2d) and type(conv)._function is functional.conv2d
         plain = plain and type(conv).forward is Conv2d.forward and type(norm) is torch.nn.BatchNorm2d
-        if not plain or any(hooked(layer) or "forward" in vars(layer) for layer in self):
-            x: torch.Tensor = super().forward(input)  # type: ignore[no-untyped-call]
-            return activations.of(activations.spell(self.activation)).reference(x)  # type: ignore[no-any-return]
+        if not plain or any(hooked(layer) or "forward" in vars(layer) for layer in (conv, norm)):
+            return activations.of(activations.spell(self.activation)).reference(norm(conv(input)))  # type: ignore[no-any-return]
         norm._check_input_dim(input)
         window = (conv.stride, conv.padding, conv.dilation, conv.groups)
         how = {"padding_mode": conv.padding_mode, "activation": self.activation, **statistics(norm)}
-        return functional.conv2d_batch_norm(input, conv.weight, conv.bias, *window, **how)
+        y = functional.conv2d_batch_norm(input, conv.weight, conv.bias, *window, **how)
+        counted(norm)
+        return y
 
     def extra_repr(self) -> str:
         """The activation, beside the layers."""

@@ -39,11 +39,11 @@ class BiasGrad(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.shape = inputs[0].shape
+        ctx.shape, ctx.dtype = inputs[0].shape, inputs[0].dtype
 
     @staticmethod
     def backward(ctx, grad):
-        return grad[:, None, None].expand(ctx.shape)
+        return grad.to(ctx.dtype)[:, None, None].expand(ctx.shape)
 
 
 class ActivationGrad(Function):
@@ -56,7 +56,7 @@ class ActivationGrad(Function):
         grad, saved, activation = inputs
         linear = (None, None) if tangents[0] is None else super().tangent(inputs, outputs, tangents)
         bent = None if tangents[1] is None else _bent(grad, tangents[1], saved, activation)
-        sums = None if bent is None else bent.sum((0, 2, 3))
+        sums = None if bent is None else bent.sum((0, 2, 3), dtype=outputs[1].dtype)
         zero = torch.zeros_like(outputs[0]), torch.zeros_like(outputs[1])
         return tuple(total(*terms) for terms in zip(linear, (bent, sums), zero, strict=True))
 
@@ -73,7 +73,7 @@ class ActivationGrad(Function):
     @staticmethod
     def backward(ctx, grad, grad_bias):
         dy, saved = ctx.saved_tensors
-        both = total(grad, None if grad_bias is None else grad_bias[:, None, None])
+        both = total(grad, None if grad_bias is None else grad_bias.to(saved.dtype)[:, None, None])
         first = activations.of(ctx.activation).reference_grad(both, saved)
         return first, None if dy is None else _bent(dy, both, saved, ctx.activation), None
 
@@ -101,8 +101,9 @@ class Product(Function):
         raise NotImplementedError
 
     @classmethod
-    def grads(cls, grad, input, weight, rest, needs):
-        """The product's gradients in input and weight, those that are needed, differentiable."""
+    def grads(cls, grad, input, weight, rest, needs, wide=False):
+        """The product's gradients in input and weight, those that are needed, differentiable; the weight's as precise
+        as its sums, if `wide`."""
         raise NotImplementedError
 
     @classmethod
@@ -122,12 +123,12 @@ class Product(Function):
 
     @classmethod
     def unscaled(cls, dw, weight, scale, rest):
-        """The gradients of weight and scale, from the scaled weight's."""
+        """The gradients of weight and scale, from the scaled weight's, which is `wide`: divided by the scale, it may be
+        larger than the weight's own dtype holds."""
         if scale is None or dw is None:
             return dw, None
-        wide = accumulator(weight.dtype)
-        ds = cls.by_column(dw.to(wide) * weight.to(wide), rest).to(scale.dtype)
-        return cls.scaled(dw, scale, rest), ds
+        ds = cls.by_column(dw * weight.to(dw.dtype), rest).to(scale.dtype)
+        return (dw * cls.columns(scale, weight, rest)).to(weight.dtype), ds
 
     @classmethod
     def step(cls, shape, inputs, rest, tangents):
@@ -168,9 +169,12 @@ class Product(Function):
         if masked is None:
             return (None,) * (len(ctx.rest) + 6)
         scaled = cls.scaled(weight, scale, ctx.rest)
-        dx, dw = cls.grads(masked, input, scaled, ctx.rest, (of_input, of_weight or of_scale))
+        needs = (of_input, of_weight or of_scale)
+        dx, dw = cls.grads(masked, input, scaled, ctx.rest, needs, scale is not None)
         dw, ds = cls.unscaled(dw, weight, scale, ctx.rest)
-        if of_bias and input.shape[1] == 0:  # a convolution has no output then, see geometry.conv_shape
+        if (
+            of_bias and input.dim() == 4 and input.shape[1] == 0
+        ):  # a convolution has no output then, see geometry.conv_shape
             bias = weight.new_zeros(weight.shape[0])
         wanted = zip((dx, dw, bias, ds, masked), ctx.needs_input_grad[:5], strict=True)
         return *(grad if needed else None for grad, needed in wanted), *(None,) * (len(ctx.rest) + 1)
@@ -203,12 +207,12 @@ class Conv2d(Product):
         return apply(Conv2d, input, weight, None, None, None, *rest, "none")
 
     @classmethod
-    def grads(cls, grad, input, weight, rest, needs):
+    def grads(cls, grad, input, weight, rest, needs, wide=False):
         dx = dw = None
         if needs[0]:
             dx = apply(Conv2dInputGrad, grad, weight, input.shape, *rest, channels_last(input))
         if needs[1]:
-            dw = apply(Conv2dWeightGrad, grad, input, weight.shape, *rest, channels_last(weight))
+            dw = apply(Conv2dWeightGrad, grad, input, weight.shape, *rest, channels_last(weight), wide)
         return dx, dw
 
 
@@ -242,12 +246,12 @@ class ConvTranspose2d(Product):
         return apply(Conv2dInputGrad, input, weight, size, *window, "zeros", last)
 
     @classmethod
-    def grads(cls, grad, input, weight, rest, needs):
+    def grads(cls, grad, input, weight, rest, needs, wide=False):
         window, dx, dw = (*rest[1:-1], "zeros"), None, None
         if needs[0]:
             dx = Conv2d.bare(grad, weight, window)
         if needs[1]:
-            dw = apply(Conv2dWeightGrad, input, grad, weight.shape, *window, channels_last(weight))
+            dw = apply(Conv2dWeightGrad, input, grad, weight.shape, *window, channels_last(weight), wide)
         return dx, dw
 
     @classmethod
@@ -297,7 +301,7 @@ class Conv2dInputGrad(Function):
         if ctx.needs_input_grad[0]:
             ddy = Conv2d.bare(grad_input, weight, ctx.window)
         if ctx.needs_input_grad[1]:
-            dw = apply(Conv2dWeightGrad, grad, grad_input, weight.shape, *ctx.window, channels_last(weight))
+            dw = apply(Conv2dWeightGrad, grad, grad_input, weight.shape, *ctx.window, channels_last(weight), False)
         return ddy, dw, *(None,) * 7
 
 
@@ -308,24 +312,24 @@ class Conv2dWeightGrad(Function):
     PARTS = 2
 
     @staticmethod
-    def forward(grad, input, weight_size, stride, padding, dilation, groups, padding_mode, channels_last):
+    def forward(grad, input, weight_size, stride, padding, dilation, groups, padding_mode, channels_last, wide):
         window = (stride, padding, dilation, groups, padding_mode)
-        return _conv2d_weight_grad(grad, input, weight_size, *window, channels_last)
+        return _conv2d_weight_grad(grad, input, weight_size, *window, channels_last, wide)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        grad, input, _, *ctx.window, _ = inputs
+        grad, input, _, *ctx.window, _, _ = inputs
         ctx.save_for_backward(grad, input)
 
     @staticmethod
     def backward(ctx, grad_weight):
         grad, input = ctx.saved_tensors
-        ddy = dx = None
+        ddy, dx, grad_weight = None, None, grad_weight.to(grad.dtype)
         if ctx.needs_input_grad[0]:
             ddy = Conv2d.bare(input, grad_weight, ctx.window)
         if ctx.needs_input_grad[1]:
             dx = apply(Conv2dInputGrad, grad, grad_weight, input.shape, *ctx.window, channels_last(input))
-        return ddy, dx, *(None,) * 7
+        return ddy, dx, *(None,) * 8
 
 
 class Linear(Product):
@@ -343,9 +347,9 @@ class Linear(Product):
         return apply(Linear, input, weight, None, None, None, *rest, "none")
 
     @classmethod
-    def grads(cls, grad, input, weight, rest, needs):
+    def grads(cls, grad, input, weight, rest, needs, wide=False):
         dx = apply(LinearInputGrad, grad, weight, *rest) if needs[0] else None
-        return dx, apply(LinearWeightGrad, grad, input, *rest) if needs[1] else None
+        return dx, apply(LinearWeightGrad, grad, input, *rest, wide) if needs[1] else None
 
     @classmethod
     def through(cls, grad, saved, activation, of_bias):
@@ -388,7 +392,7 @@ class LinearInputGrad(Function):
     def backward(ctx, grad_input):
         grad, weight = ctx.saved_tensors
         ddy = Linear.bare(grad_input, weight, (ctx.groups,)) if ctx.needs_input_grad[0] else None
-        dw = apply(LinearWeightGrad, grad, grad_input, ctx.groups) if ctx.needs_input_grad[1] else None
+        dw = apply(LinearWeightGrad, grad, grad_input, ctx.groups, False) if ctx.needs_input_grad[1] else None
         return ddy, dw, None
 
 
@@ -399,17 +403,18 @@ class LinearWeightGrad(Function):
     PARTS = 2
 
     @staticmethod
-    def forward(grad, input, groups):
-        return _linear_weight_grad(grad, input, groups)
+    def forward(grad, input, groups, wide):
+        return _linear_weight_grad(grad, input, groups, wide)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *saved, ctx.groups = inputs
+        *saved, ctx.groups, _ = inputs
         ctx.save_for_backward(*saved)
 
     @staticmethod
     def backward(ctx, grad_weight):
         grad, input = ctx.saved_tensors
+        grad_weight = grad_weight.to(grad.dtype)
         ddy = Linear.bare(input, grad_weight, (ctx.groups,)) if ctx.needs_input_grad[0] else None
         dx = apply(LinearInputGrad, grad, grad_weight, ctx.groups) if ctx.needs_input_grad[1] else None
-        return ddy, dx, None
+        return ddy, dx, None, None

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from .geometry import real
 from .lang import device_function, tl
+from .precision import accumulator
 
 
 @device_function
@@ -168,6 +169,13 @@ def _gelu_tanh_curve(x):
     return (1 - t * t) * (slope + 0.5 * x * (bend - 2 * t * slope * slope))
 
 
+def _silu_reference_grad(grad, x):
+    """Not aten's, which has no derivative of its own."""
+    wide = accumulator(x.dtype)
+    s = torch.sigmoid(x.to(wide))
+    return (grad.to(wide) * s * (1 + x.to(wide) * (1 - s))).to(grad.dtype)
+
+
 _aten = torch.ops.aten
 
 
@@ -208,7 +216,7 @@ ACTIVATIONS = {
     ),
     "sigmoid": Activation(sigmoid, sigmoid_grad, "output", torch.sigmoid, _aten.sigmoid_backward, lambda y: 1 - 2 * y),
     "tanh": Activation(tanh, tanh_grad, "output", torch.tanh, _aten.tanh_backward, lambda y: -2 * y),
-    "silu": Activation(silu, silu_grad, "input", F.silu, _aten.silu_backward, _silu_curve),
+    "silu": Activation(silu, silu_grad, "input", F.silu, _silu_reference_grad, _silu_curve),
     "gelu": Activation(gelu, gelu_grad, "input", F.gelu, _aten.gelu_backward, _gelu_curve),
     "gelu_tanh": Activation(
         gelu_tanh, gelu_tanh_grad, "input", partial(F.gelu, approximate="tanh"),
@@ -269,7 +277,9 @@ def spell(activation: Any) -> str:
     word, *numbers = activation if isinstance(activation, tuple | list) and activation else (activation,)
     if not isinstance(word, str):
         raise TypeError(f"activation must be None, a word, or a word and numbers, but got {activation!r}")
-    if word == "relu6" and not numbers:
+    if word == "relu6":
+        if numbers:
+            raise ValueError(f"activation 'relu6' takes 0 numbers, but got {len(numbers)}")
         word, numbers = "hardtanh", [0.0, 6.0]
     if word not in ACTIVATIONS:
         near = difflib.get_close_matches(word, [*ACTIVATIONS, "relu6"], 1)

@@ -150,7 +150,7 @@ def norm_grad_kernel(
     g = masked(g, x, weight, bias, k, has, FORWARD, BACKWARD, NUMBERS, SAVES, ACC)
     total = tl.load(sums + k, mask=has, other=0.0)[None, :]
     product = tl.load(sums + channels + k, mask=has, other=0.0)[None, :]
-    count = (size[0].to(tl.int64) * size[1] * size[2]).to(ACC)
+    count = tl.cast(tl.cast(size[0], tl.int64) * size[1] * size[2], ACC)
     g = affine((g - (total + x * product) / count) * s[None, :], weight, None, k, has, ACC)
     tl.store(dz + offsets(at, k, dz_strides), g.to(dz.dtype.element_ty), mask=exists)
 

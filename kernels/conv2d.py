@@ -297,15 +297,18 @@ def transpose_aten(
     return completed(y, bias, scale, residual, activation)
 
 
-def weight_grad_fake(grad, input, weight_size, stride, padding, dilation, groups, padding_mode, channels_last):
+def weight_grad_fake(
+    grad, input, weight_size, stride, padding, dilation, groups, padding_mode, channels_last, wide=False
+):
     check_tensors(grad=grad, input=input)
     window = window_of(weight_size, stride, padding, dilation, padding_mode)
     geometry.same_shape("grad", grad.shape, geometry.conv_shape(input.shape, weight_size, None, window, groups))
-    return new(weight_size, grad, channels_last)
+    return new(weight_size, grad, channels_last, accumulator(grad.dtype) if wide else None)
 
 
 def weight_grad_launch(
-    dw, grad, input, weight_size, stride, padding, dilation, groups, padding_mode, channels_last, pooled=None
+    dw, grad, input, weight_size, stride, padding, dilation, groups, padding_mode, channels_last, wide=False,
+    pooled=None,
 ):  # fmt: skip
     matrix = dw if dw.is_contiguous(memory_format=torch.channels_last) else new(weight_size, dw, True)
     window = window_of(weight_size, stride, padding, dilation, padding_mode)
@@ -314,7 +317,9 @@ def weight_grad_launch(
         dw.copy_(matrix)
 
 
-def weight_grad_aten(grad, input, weight_size, stride, padding, dilation, groups, padding_mode, channels_last):
+def weight_grad_aten(
+    grad, input, weight_size, stride, padding, dilation, groups, padding_mode, channels_last, wide=False
+):
     padded = _pad(input, padding, padding_mode)
     return torch.nn.grad.conv2d_weight(padded, weight_size, grad, stride, 0, dilation, groups)
 
@@ -376,7 +381,8 @@ CONV_TRANSPOSE2D_SAVING = saving(CONV_TRANSPOSE2D)
 
 CONV2D_WEIGHT_GRAD = Op(
     name="conv2d_weight_grad",
-    schema=f"(Tensor grad, Tensor input, SymInt[4] weight_size, {WINDOW}, bool channels_last) -> Tensor",
+    schema=f"(Tensor grad, Tensor input, SymInt[4] weight_size, {WINDOW}, bool channels_last, "
+    "bool wide=False) -> Tensor",
     fake=weight_grad_fake,
     launcher=weight_grad_launch,
     aten=weight_grad_aten,

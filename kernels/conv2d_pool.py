@@ -27,7 +27,7 @@ from . import conv2d, geometry, tiles
 from .conv2d import compiler_options, conv2d_aten, fetches, images_of, matrix, window_of
 from .conv2d_box import conv_pool_box_kernel
 from .conv2d_gather import conv_pool_kernel
-from .epilogue import Epilogue, check_epilogue
+from .epilogue import Epilogue, bias_grad_fake, check_epilogue
 from .op import Fold, Op, channels_last, check_tensors, index_type, launch, nbytes, new, tl_type
 from .pool_geometry import check_images
 from .precision import accumulator, conv_dot
@@ -110,22 +110,21 @@ def conv2d_pool_aten(input, weight, bias, scale, stride, padding, dilation, grou
 
 def grad_fake(
     grad, code, input, weight, stride, padding, dilation, groups, padding_mode, pool, average, of_input, of_weight,
-    written,
+    written, wide=False,
 ):  # fmt: skip
     check_tensors(grad=grad, input=input, weight=weight)
     shape = full_size(input, weight, stride, padding, dilation, groups, padding_mode)
     geometry.same_shape("grad", grad.shape, (*shape[:2], *(size // k for size, k in zip(shape[2:], pool, strict=True))))
     geometry.same_shape("code", code.shape[1:], grad.shape)
-    dx, dw = (
-        new((size[0] * wanted, *size[1:]), like, channels_last(like))
-        for size, wanted, like in ((input.shape, of_input, input), (weight.shape, of_weight, weight))
-    )
-    return dx, dw, grad.new_empty(grad.shape[1])
+    kind = accumulator(weight.dtype) if wide else weight.dtype
+    dx = new((input.shape[0] * of_input, *input.shape[1:]), input, channels_last(input))
+    dw = new((weight.shape[0] * of_weight, *weight.shape[1:]), weight, channels_last(weight), kind)
+    return dx, dw, bias_grad_fake(grad)
 
 
 def grad_launch(
     results, grad, code, input, weight, stride, padding, dilation, groups, padding_mode, pool, average, of_input,
-    of_weight, written,
+    of_weight, written, wide=False,
 ):  # fmt: skip
     dx, dw, bias = results
     how = (stride, padding, dilation, groups, padding_mode)
@@ -142,12 +141,12 @@ def grad_launch(
     if of_input:
         conv2d.input_grad_launch(dx, grad, weight, input.shape, *how, channels_last(input), pooled)
     if of_weight:
-        conv2d.weight_grad_launch(dw, grad, input, weight.shape, *how, channels_last(weight), pooled)
+        conv2d.weight_grad_launch(dw, grad, input, weight.shape, *how, channels_last(weight), wide, pooled)
 
 
 def grad_aten(
     grad, code, input, weight, stride, padding, dilation, groups, padding_mode, pool, average, of_input, of_weight,
-    written,
+    written, wide=False,
 ):  # fmt: skip
     how = (stride, padding, dilation, groups, padding_mode)
     full, bias = input_grad_aten(grad, code, full_size(input, weight, *how), pool, average, False)
@@ -181,7 +180,7 @@ CONV2D_POOL = Op(
 CONV2D_POOL_GRAD = Op(
     name="conv2d_pool_grad",
     schema=f"(Tensor grad, Tensor code, Tensor input, Tensor weight, {conv2d.WINDOW}, {_POOL}, bool of_input, "
-    "bool of_weight, bool? written) -> (Tensor, Tensor, Tensor)",
+    "bool of_weight, bool? written, bool wide=False) -> (Tensor, Tensor, Tensor)",
     fake=grad_fake,
     launcher=grad_launch,
     aten=grad_aten,

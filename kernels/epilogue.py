@@ -3,7 +3,8 @@
     x = scale · product + bias + residual     in the matrix kernels, on the sums in registers
     y = act(x)
     g = act'(x) · dy         one pass over dy and what was saved, y or x (activations.py), which also yields
-    db[k] = Σ_pixel g        in two stages: partial sums per program, then their sum in a fixed order
+    db[k] = Σ_pixel g        in two stages: partial sums per program, then their sum in a fixed order; as precise as
+                             sums are, since a bias may be
 
 The mask is not applied inside the gradient kernels: there it would send an operand of a matrix instruction through
 registers, and twice, once for each gradient.
@@ -166,7 +167,7 @@ def _launch(bias: torch.Tensor, masked: torch.Tensor, grad: torch.Tensor, saved:
 
 def bias_grad_fake(grad):
     check_tensors(grad=grad)
-    return grad.new_empty(grad.shape[1])
+    return grad.new_empty(grad.shape[1], dtype=accumulator(grad.dtype))
 
 
 def bias_grad_launch(bias, grad):
@@ -174,7 +175,7 @@ def bias_grad_launch(bias, grad):
 
 
 def bias_grad_aten(grad):
-    return grad.sum((0, 2, 3))
+    return grad.sum((0, 2, 3), dtype=accumulator(grad.dtype))
 
 
 def activation_grad_fake(grad, saved, activation):
@@ -250,7 +251,7 @@ BIAS_GRAD = Op(
     launcher=bias_grad_launch,
     aten=bias_grad_aten,
     flops=lambda grad: grad.numel(),
-    bytes=lambda grad: nbytes(grad) + grad.shape[1] * grad.element_size(),
+    bytes=lambda grad: nbytes(grad, bias_grad_fake(grad)),
     folds=(Fold({"grad": 1}, (0,)),),
 )
 
@@ -261,6 +262,6 @@ ACTIVATION_GRAD = Op(
     launcher=activation_grad_launch,
     aten=activation_grad_aten,
     flops=lambda grad, saved, activation: 2 * grad.numel(),
-    bytes=lambda grad, saved, activation: 2 * nbytes(grad) + nbytes(saved) + grad.shape[1] * grad.element_size(),
+    bytes=lambda grad, saved, activation: nbytes(grad, saved, *activation_grad_fake(grad, saved, activation)),
     folds=(Fold({"grad": 1, "saved": 1}, (1, 0)),),
 )

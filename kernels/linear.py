@@ -13,7 +13,7 @@ from .conv2d import product, weight_product
 from .epilogue import Epilogue, check_epilogue, completed, saving
 from .geometry import Window, same_shape
 from .op import Fold, Op, check_tensors, nbytes, new
-from .precision import matmul_dot
+from .precision import accumulator, matmul_dot
 
 _UNIT = Window((1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
 
@@ -80,18 +80,18 @@ def input_grad_aten(grad, weight, groups):
     return _side_by_side(_grouped(grad, groups) @ _layers(weight, groups))
 
 
-def weight_grad_fake(grad, input, groups):
+def weight_grad_fake(grad, input, groups, wide=False):
     check_tensors(grad=grad, input=input)
     same_shape("grad", grad.shape, (input.shape[0], grad.shape[1]))
-    return new((grad.shape[1], input.shape[1] // groups), grad)
+    return new((grad.shape[1], input.shape[1] // groups), grad, dtype=accumulator(grad.dtype) if wide else None)
 
 
-def weight_grad_launch(dw, grad, input, groups):
+def weight_grad_launch(dw, grad, input, groups, wide=False):
     weight_product(images(grad), images(input), images(dw), _UNIT, groups, matmul_dot(grad.dtype))
     return dw
 
 
-def weight_grad_aten(grad, input, groups):
+def weight_grad_aten(grad, input, groups, wide=False):
     return (_grouped(grad, groups).mT @ _grouped(input, groups)).flatten(0, 1)
 
 
@@ -126,11 +126,11 @@ LINEAR_INPUT_GRAD = Op(
 
 LINEAR_WEIGHT_GRAD = Op(
     name="linear_weight_grad",
-    schema="(Tensor grad, Tensor input, int groups) -> Tensor",
+    schema="(Tensor grad, Tensor input, int groups, bool wide=False) -> Tensor",
     fake=weight_grad_fake,
     launcher=weight_grad_launch,
     aten=weight_grad_aten,
-    flops=lambda grad, input, groups: 2 * grad.numel() * (input.shape[1] // groups),
+    flops=lambda grad, input, groups, *_: 2 * grad.numel() * (input.shape[1] // groups),
     bytes=lambda *args: nbytes(*args[:2], weight_grad_fake(*args)),
     folds=(Fold({"grad": 1, "input": 1, "groups": 0}, (0,)),),
     product=True,

@@ -21,10 +21,11 @@ import torch
 
 from . import geometry
 from .device import offsets, pixel, strip, sum_rows
-from .epilogue import sum_pixels
+from .epilogue import bias_grad_fake, sum_pixels
 from .lang import device_function, tl, triton
 from .max_pool2d import winner_dtype
 from .op import Fold, Op, channels_last, check_tensors, index_type, nbytes, new, nhwc
+from .precision import accumulator
 from .stream import stream
 
 # How a pooling is done: the maximum, held in two numbers or, of 16 bits, in one; the average.
@@ -223,7 +224,7 @@ def spread(bias, dx, grad, code, pool, average):
 
 def input_grad_fake(grad, code, input_size, pool, average, channels_last):
     _check(grad, code, input_size, pool)
-    return new(input_size, grad, channels_last), grad.new_empty(grad.shape[1])
+    return new(input_size, grad, channels_last), bias_grad_fake(grad)
 
 
 def input_grad_launch(results, grad, code, input_size, pool, average, channels_last):
@@ -242,7 +243,7 @@ def input_grad_aten(grad, code, input_size, pool, average, channels_last):
     n, c, h, w = input_size
     whole = taps.unflatten(0, tuple(pool)).permute(2, 3, 4, 0, 5, 1).reshape(n, c, *_whole(grad.shape, pool))
     dx = torch.nn.functional.pad(whole, (0, w - whole.shape[3], 0, h - whole.shape[2]))
-    return dx, taps.sum((0, 1, 3, 4))
+    return dx, taps.sum((0, 1, 3, 4), dtype=accumulator(grad.dtype))
 
 
 def at_open_fake(input, code, pool, average):

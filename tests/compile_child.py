@@ -72,6 +72,7 @@ def call(what, dtype, channels):
         "relu_pool2d_input_grad": lambda: (relu_pool.RELU_POOL2D_INPUT_GRAD, (*pooled, y.shape, *halves, True)),
         "relu_pool2d_at_open": lambda: (relu_pool.RELU_POOL2D_AT_OPEN, (y, code, *halves)),
         "batch_norm": lambda: (batch_norm.BATCH_NORM, (y, *vectors, 1e-5, "relu")),
+        "batch_norm_grad one image": lambda: (batch_norm.BATCH_NORM_GRAD, (y[:1], y[:1], *vectors, 1e-5, "gelu")),
         "batch_norm_grad": lambda: (batch_norm.BATCH_NORM_GRAD, (y, y, *vectors, 1e-5, "relu")),
         "conv_transpose2d": lambda: (conv2d.CONV_TRANSPOSE2D, (x, back, b, b, y, *transposed, "relu")),
         "conv_transpose2d_saving": lambda: (conv2d.CONV_TRANSPOSE2D_SAVING, (x, back, b, b, y, *transposed, "silu")),

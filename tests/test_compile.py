@@ -111,7 +111,12 @@ def test_variants(chip):
     """Without a bias, with a padding mode, with adaptive windows: other code."""
     names = ["conv2d without bias", "linear without bias", *(f"{name} reflect" for name in MATRIX)]
     names += [f"{op.name} adaptive" for op in OPS if op.name.startswith(("max_pool", "avg_pool"))]
-    names += ["conv2d_pool average", "conv2d_pool_grad average", "conv2d_pool_grad written"]
+    names += [
+        "batch_norm_grad one image",
+        "conv2d_pool average",
+        "conv2d_pool_grad average",
+        "conv2d_pool_grad written",
+    ]
     names += [f"{what} {name}" for what in ("conv2d", "activation_grad") for name in ACTIVATIONS if name != "none"]
     check(chip, as_picked(names))
 

@@ -1030,3 +1030,62 @@ def test_a_layer_alone(device):
 def test_bad_input(call):
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, but got list"):
         call([torch.nn.ReLU()])
+
+
+class Between(torch.nn.Module):
+    """Changes the convolution's input before the activation follows."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act = torch.nn.Conv2d(1, 1, 3, padding=1), torch.nn.ReLU()
+
+    def forward(self, x):
+        y = self.conv(x)
+        x = F.relu(x, inplace=True)
+        return self.act(y) + x
+
+
+def test_input_changes_in_place(device):
+    """The convolution reads what it read before: it is called where it was."""
+    model, x = Between().to(device).double(), image(device)
+    with torch.no_grad():
+        right = model(x.clone())
+        assert outcome(cnn_triton.convert(model), "conv")[0] == "fused"
+        torch.testing.assert_close(model(x.clone()), right)
+
+
+def test_running_statistics(device):
+    """An empty batch leaves them alone; their change is none that autograd counts, as PyTorch's is none."""
+    model, twin = (
+        torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.ReLU()) for _ in "ab"
+    )
+    twin.load_state_dict(model.state_dict())
+    cnn_triton.convert(model)
+    for each in (model, twin):
+        each.to(device)
+        y = each.eval()(image(device).float())
+        each.train()(image(device).float())
+        y.sum().backward()
+    kept = model[1].running_mean.clone()
+    model(torch.randn(0, 1, 5, 5, device=device))
+    assert torch.equal(model[1].running_mean, kept)
+    assert model[1].num_batches_tracked == 2
+    with pytest.raises(RuntimeError, match="channels"):
+        model(torch.randn(2, 3, 5, 5, device=device))
+    assert model[1].num_batches_tracked == 2
+
+
+def test_wide_gradients(device):
+    """Of float16 convolutions with a float32 normalisation after them: no overflow where the scale is small."""
+    norm = torch.nn.BatchNorm2d(4)
+    norm.running_var.fill_(400)
+    model = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1), norm, torch.nn.ReLU()).eval().to(device)
+    twin = copy.deepcopy(model)
+    cnn_triton.convert(model)
+    x, grads = torch.rand(2, 4, 16, 16, device=device) * 10, []
+    for each in (model, twin):
+        with torch.autocast(device.type, torch.float16):
+            y = each(x)
+        grads.append(torch.autograd.grad(y, list(each.parameters()), torch.full_like(y, 30)))
+    for mine, right in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, right, rtol=2e-2, atol=2e-3 * right.abs().max().item())

@@ -96,6 +96,14 @@ def of_convolutions():
                 x, w, None, *rest, norm_weight=s, norm_bias=t, training=True, activation="relu", padding_mode=mode
             )
             each = (*shapes[:2], *(shapes[2],) * 2)
+            if label == "groups":  # its second derivatives are the longest way through the formulas
+                silu = lambda x, w, s, t, *rest, mode=mode: functional.conv2d_batch_norm(  # noqa: E731
+                    x, w, None, *rest, norm_weight=s, norm_bias=t, training=True, activation="silu", padding_mode=mode
+                )
+                yield (
+                    f"conv2d_batch_norm {label}, silu",
+                    Pair(silu, batch_norm_of(layer), each, rest, F.silu, None, True),
+                )
             pair = Pair(ours, batch_norm_of(layer), each, rest, torch.relu, relu_masked, True)
             yield f"conv2d_batch_norm {label}", pair
 
