@@ -141,6 +141,8 @@ def valid(tile: Tile, itemsize: int, chip: str, boxes: bool, beside: str = "") -
     at = CHIPS[chip]
     loads = min(tile.m, tile.n) * tile.k * itemsize // (tile.warps * at.lanes)
     most = min(at.sums, BESIDE[beside][boxes])
+    if beside and at.boxes and not boxes:
+        most = min(most, 32)  # what gathers for the matrix instructions of these chips takes more registers
     held = _sums(tile, itemsize, chip) <= most
     return held and _shared(tile, itemsize, chip, boxes) <= at.shared and (boxes or loads >= 16)
 
@@ -186,10 +188,12 @@ def estimate(candidate: Candidate, programs: int, steps: float) -> float:
     return time
 
 
-def _tile(way: str, kind: str, chip: str, m: int, n: int, k: int, warps: int, stages: int) -> Tile:
-    """A tile of one of the ways that operands come. Where threads gather operands of matrix instructions, NVIDIA's
-    compiler would rather spill a few registers than hold a program less, unless it is told how many it may take."""
-    room = 255 if CHIPS[chip].lanes == 32 and "boxes" not in way and kind in ("half", "tf32") else 0
+def _tile(way: str, kind: str, chip: str, m: int, n: int, k: int, warps: int, stages: int, beside: str = "") -> Tile:
+    """A tile of one of the ways that operands come. Where threads gather operands of matrix instructions, or hold more
+    than their sums, NVIDIA's compiler would rather spill a few registers than hold a program less, unless it is told
+    how many it may take."""
+    crowded = "boxes" not in way or beside
+    room = 255 if CHIPS[chip].lanes == 32 and crowded and kind in ("half", "tf32") else 0
     return Tile(m, n, k, warps, stages, way == "packed", registers=room)
 
 
@@ -203,7 +207,7 @@ def candidates(kind: str, chip: str, way: str, k: int, beside: str = "") -> tupl
     boxes = "boxes" in way
     for m, n, warps in _SHAPES[way][kind]:
         for stages in range(2, 5):
-            tile = _tile(way, kind, chip, m, n, k, warps, stages)
+            tile = _tile(way, kind, chip, m, n, k, warps, stages, beside)
             if not valid(tile, itemsize, chip, boxes, beside):
                 continue
             held = resident(tile, itemsize, chip, boxes, beside)
@@ -353,7 +357,7 @@ def serving(problem: Product | WeightGrad, kind: str, chip: str) -> Iterator[Til
         for m, n, warps in _SHAPES[way][kind]:
             box, count = box_of(m if product else k, images) if boxes else (None, -(-pixels // k))
             for stages in range(2, 5):
-                tile = _tile(way, kind, chip, m, n, k, warps, stages)._replace(box=box)
+                tile = _tile(way, kind, chip, m, n, k, warps, stages, beside)._replace(box=box)
                 if not valid(tile, _BYTES[kind], chip, boxes, beside):
                     continue
                 if isinstance(problem, WeightGrad):
