@@ -288,7 +288,7 @@ def spell(activation: Any) -> str:
     usual = DEFAULTS.get(word, ())
     if numbers and len(numbers) != len(usual):
         raise ValueError(f"activation {word!r} takes {len(usual)} numbers, but got {len(numbers)}")
-    numbers = [real(f"activation {word!r}: each number", number) for number in numbers or usual]
+    numbers = [real(f"each number of activation {word!r}", number) for number in numbers or usual]
     if any(number != number for number in numbers) or (word == "leaky_relu" and not 0 <= numbers[0] < math.inf):
         raise ValueError(f"activation {word!r} takes {'a slope of 0 or more' if usual[1:] == () else 'two bounds'}, "
                          f"but got {tuple(numbers)}")  # fmt: skip

@@ -169,7 +169,7 @@ def test_residual(device):
 def test_bad_activation(make):
     with pytest.raises(ValueError, match="activation must be one of"):
         make("mish")
-    with pytest.raises(TypeError, match="a word and numbers"):
+    with pytest.raises(TypeError, match="must be a number"):
         make(("leaky_relu", "0.1"))
 
 
