@@ -353,13 +353,13 @@ def conv2d_batch_norm(
             geometry.same_shape(name, vector.shape, mean.shape)
     if count == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
-    y: torch.Tensor = autograd.batch_norm(x, mean, var, norm_weight, norm_bias, eps, spelled)
+    result: torch.Tensor = autograd.batch_norm(x, mean, var, norm_weight, norm_bias, eps, spelled)
     if count:
         for running, new in ((running_mean, mean), (running_var, var * count / (count - 1))):
             if running is not None:  # as PyTorch's own operator, which counts no change of it in place
                 kept = running.data
                 kept.copy_((1 - momentum) * kept.to(new.dtype) + momentum * new)
-    return y
+    return result
 
 
 def norm_scale(

@@ -23,8 +23,8 @@ def statistics(norm: torch.nn.BatchNorm2d) -> dict[str, Any]:
     """What torch.nn.BatchNorm2d.forward calls its function with, by `functional.conv2d_batch_norm`'s names, for a batch
     that is still to be `counted`."""
     momentum, tracked = norm.momentum or 0.0, not norm.training or norm.track_running_stats
-    if norm.momentum is None and _counts(norm):
-        momentum = 1.0 / (float(norm.num_batches_tracked) + 1)
+    if norm.momentum is None and (count := _count(norm)) is not None:
+        momentum = 1.0 / (float(count) + 1)
     return {
         "running_mean": norm.running_mean if tracked else None, "running_var": norm.running_var if tracked else None,
         "norm_weight": norm.weight, "norm_bias": norm.bias, "training": by_batch(norm), "momentum": momentum,
@@ -34,9 +34,10 @@ def statistics(norm: torch.nn.BatchNorm2d) -> dict[str, Any]:
 
 def counted(norm: torch.nn.BatchNorm2d) -> None:
     """Counts a batch that the normalisation has seen."""
-    if _counts(norm):
-        norm.num_batches_tracked.add_(1)
+    if (count := _count(norm)) is not None:
+        count.add_(1)
 
 
-def _counts(norm: torch.nn.BatchNorm2d) -> bool:
-    return norm.training and norm.track_running_stats and norm.num_batches_tracked is not None
+def _count(norm: torch.nn.BatchNorm2d) -> torch.Tensor | None:
+    """The number of batches, if it is kept and these are batches to be counted."""
+    return norm.num_batches_tracked if norm.training and norm.track_running_stats else None
