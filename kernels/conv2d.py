@@ -123,7 +123,7 @@ def product(
         tiles.Product(
             (n, *phase), columns, channels, window.taps, math.prod(steps),
             groups, boxed, whole=not (transposed or window.is_point),
-            beside="epilogue" if moments or epilogue.large else "",
+            beside="epilogue" if moments or epilogue.crowded else "",
         ),
         tiles.arithmetic(x.dtype, dot), chip,
     )  # fmt: skip

@@ -45,9 +45,10 @@ class Epilogue(NamedTuple):
         return bias, scale, residual, self.before, moments, 0 if moments is None else moments.shape[2]
 
     @property
-    def large(self) -> bool:
-        """Does it load or store what is as large as the result?"""
-        return self.residual is not None or self.before is not None
+    def crowded(self) -> bool:
+        """Does it take registers for each result: to load or store what is as large, or for a smooth activation?"""
+        smooth = activations.of(self.activation).rule.curve is not None
+        return smooth or self.residual is not None or self.before is not None
 
     @property
     def constants(self) -> dict[str, Any]:

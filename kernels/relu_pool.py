@@ -159,9 +159,9 @@ def at_open_kernel(
     to = offsets(pixels, c, code_strides)
     acc = tl.zeros([PIXELS, CHANNELS], ACC)
     for t in range(POOL[0] * POOL[1]):
-        mask = is_open(code, to, t, exists, POOL) & exists
+        opens = is_open(code, to, t, exists, POOL)
         at = (n, p * POOL[0] + t // POOL[1], q * POOL[1] + t % POOL[1])
-        acc += tl.load(x + offsets(at, c, x_strides), mask=mask, other=0.0).to(ACC)
+        acc += tl.where(opens, tl.load(x + offsets(at, c, x_strides), mask=exists, other=0.0).to(ACC), 0.0)
     if POOL[2] == AVERAGE:
         acc = acc / (POOL[0] * POOL[1])
     tl.store(y + offsets(pixels, c, y_strides), acc.to(y.dtype.element_ty), mask=exists)

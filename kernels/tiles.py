@@ -67,7 +67,7 @@ _SHAPES: dict[str, dict[str, tuple[tuple[int, int, int], ...]]] = {
     "weight boxes": dict.fromkeys(("half", "tf32"), ((128, 128, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4))),
 }
 # What a thread may hold beside its sums, and how many sums then, at most, gathered and in boxes (but see Chip.sums):
-# tensors that an epilogue loads or stores; what is pooled, in a number or two for each sum.
+# what an epilogue loads, stores or computes; what is pooled, in a number or two for each sum.
 BESIDE = {"": (1 << 10, 1 << 10), "epilogue": (1 << 10, 64), "number": (32, 64), "two numbers": (16, 32)}
 _GATHER = 2  # clocks in which a warp gathers 16 bytes a thread: eight instructions, at four warps a clock
 _PACK_UP_TO = 32  # channels: a tap a step would leave half of a step empty
