@@ -20,7 +20,7 @@ import torch
 
 from . import activations, geometry, tiles
 from .conv2d import WINDOW, conv2d_aten, conv2d_fake, product, window_of
-from .device import offsets, pixel, strip, sum_rows
+from .device import offsets, part_of, step_of, strip, sum_rows
 from .epilogue import Epilogue, sum_pixels
 from .lang import device_function, tl, triton
 from .op import Fold, Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type
@@ -68,10 +68,10 @@ def join(count, mean, m, counts, means, ms):
 
 
 @device_function
-def normal(z, mean, var, k, has, EPS: tl.constexpr, ACC: tl.constexpr):
-    """(ẑ, s) of values z of channels k. [pixels, channels], [channels]"""
-    s = 1.0 / tl.sqrt(tl.load(var + k, mask=has, other=0.0).to(ACC) + EPS)
-    return (z - tl.load(mean + k, mask=has, other=0.0).to(ACC)[None, :]) * s[None, :], s
+def normal(z, vectors, k, has, EPS: tl.constexpr, ACC: tl.constexpr):
+    """(ẑ, s) of values z of channels k, by vectors = (mean, var, weight, bias). [pixels, channels], [channels]"""
+    s = 1.0 / tl.sqrt(tl.load(vectors[1] + k, mask=has, other=0.0).to(ACC) + EPS)
+    return (z - tl.load(vectors[0] + k, mask=has, other=0.0).to(ACC)[None, :]) * s[None, :], s
 
 
 @device_function
@@ -86,48 +86,44 @@ def affine(z, weight, bias, k, has, ACC: tl.constexpr):
 
 @device_function
 def masked(
-    g, z, weight, bias, k, has, FORWARD: tl.constexpr, BACKWARD: tl.constexpr, NUMBERS: tl.constexpr,
+    g, z, vectors, k, has, FORWARD: tl.constexpr, BACKWARD: tl.constexpr, NUMBERS: tl.constexpr,
     SAVES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """act'(·)·g, where the activation's input is computed again."""
-    x = affine(z, weight, bias, k, has, ACC)
+    x = affine(z, vectors[2], vectors[3], k, has, ACC)
     return BACKWARD(g, FORWARD(x, NUMBERS) if SAVES == "output" else x, NUMBERS)
 
 
 @triton.jit
 def norm_kernel(
-    z, mean, var, weight, bias, y, z_strides, y_strides, size, channels,
+    z, vectors, y, z_strides, y_strides, size, channels,
     FORWARD: tl.constexpr, NUMBERS: tl.constexpr, EPS: tl.constexpr,
     ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """y = act(ẑ·weight + bias)."""
     at, k, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
     has = k < channels
-    x, _ = normal(tl.load(z + offsets(at, k, z_strides), mask=exists, other=0.0).to(ACC), mean, var, k, has, EPS, ACC)
-    x = FORWARD(affine(x, weight, bias, k, has, ACC), NUMBERS)
+    x, _ = normal(tl.load(z + offsets(at, k, z_strides), mask=exists, other=0.0).to(ACC), vectors, k, has, EPS, ACC)
+    x = FORWARD(affine(x, vectors[2], vectors[3], k, has, ACC), NUMBERS)
     tl.store(y + offsets(at, k, y_strides), x.to(y.dtype.element_ty), mask=exists)
 
 
 @triton.jit
 def norm_sums_kernel(
-    grad, z, mean, var, weight, bias, grad_strides, z_strides, parts, size, channels, chunk,
+    grad, z, vectors, grad_strides, z_strides, parts, size, channels, chunk,
     FORWARD: tl.constexpr, BACKWARD: tl.constexpr, NUMBERS: tl.constexpr, SAVES: tl.constexpr, EPS: tl.constexpr,
     ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """parts[program] = (Σ g, Σ g·ẑ) over the program's pixels."""
-    across = tl.cdiv(channels, CHANNELS)
-    part = tl.program_id(0) // across
-    k = (tl.program_id(0) % across * CHANNELS + tl.arange(0, CHANNELS)).to(INDEX)
-    has = k < channels
+    part, k, has = part_of(channels, INDEX, CHANNELS)
     sums = tl.zeros([PIXELS, CHANNELS], ACC)
     products = tl.zeros([PIXELS, CHANNELS], ACC)
     for step in range(part * chunk, (part + 1) * chunk):
-        at = pixel(tl.cast(step, INDEX) * PIXELS + tl.arange(0, PIXELS), size[1], size[2])
-        mask = (at[0] < size[0])[:, None] & has[None, :]
+        at, mask = step_of(step, size, has, INDEX, PIXELS)
         g = tl.load(grad + offsets(at, k, grad_strides), mask=mask, other=0.0).to(ACC)
         x = tl.load(z + offsets(at, k, z_strides), mask=mask, other=0.0).to(ACC)
-        x, _ = normal(x, mean, var, k, has, EPS, ACC)
-        g = tl.where(mask, masked(g, x, weight, bias, k, has, FORWARD, BACKWARD, NUMBERS, SAVES, ACC), 0.0)
+        x, _ = normal(x, vectors, k, has, EPS, ACC)
+        g = tl.where(mask, masked(g, x, vectors, k, has, FORWARD, BACKWARD, NUMBERS, SAVES, ACC), 0.0)
         sums += g
         products += tl.where(mask, g * x, 0.0)
     to = parts + part.to(INDEX) * 2 * channels + k
@@ -137,7 +133,7 @@ def norm_sums_kernel(
 
 @triton.jit
 def norm_grad_kernel(
-    grad, z, mean, var, weight, bias, sums, dz, grad_strides, z_strides, dz_strides, size, channels,
+    grad, z, vectors, sums, dz, grad_strides, z_strides, dz_strides, size, channels,
     FORWARD: tl.constexpr, BACKWARD: tl.constexpr, NUMBERS: tl.constexpr, SAVES: tl.constexpr, EPS: tl.constexpr,
     ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -145,13 +141,13 @@ def norm_grad_kernel(
     at, k, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
     has = k < channels
     x = tl.load(z + offsets(at, k, z_strides), mask=exists, other=0.0).to(ACC)
-    x, s = normal(x, mean, var, k, has, EPS, ACC)
+    x, s = normal(x, vectors, k, has, EPS, ACC)
     g = tl.load(grad + offsets(at, k, grad_strides), mask=exists, other=0.0).to(ACC)
-    g = masked(g, x, weight, bias, k, has, FORWARD, BACKWARD, NUMBERS, SAVES, ACC)
+    g = masked(g, x, vectors, k, has, FORWARD, BACKWARD, NUMBERS, SAVES, ACC)
     total = tl.load(sums + k, mask=has, other=0.0)[None, :]
     product = tl.load(sums + channels + k, mask=has, other=0.0)[None, :]
     count = tl.cast(tl.cast(size[0], tl.int64) * size[1] * size[2], ACC)
-    g = affine((g - (total + x * product) / count) * s[None, :], weight, None, k, has, ACC)
+    g = affine((g - (total + x * product) / count) * s[None, :], vectors[2], None, k, has, ACC)
     tl.store(dz + offsets(at, k, dz_strides), g.to(dz.dtype.element_ty), mask=exists)
 
 
@@ -214,7 +210,7 @@ def _vectors(*vectors):
 def norm_launch(y, input, mean, var, weight, bias, eps, activation):
     act = activations.of(activation)
     stream(
-        norm_kernel, y, input, *_vectors(mean, var, weight, bias), y, nhwc(input), nhwc(y),
+        norm_kernel, y, input, _vectors(mean, var, weight, bias), y, nhwc(input), nhwc(y),
         FORWARD=act.rule.forward, NUMBERS=act.numbers, EPS=eps, INDEX=index_type(input, y),
     )  # fmt: skip
 
@@ -237,8 +233,8 @@ def norm_grad_launch(results, grad, input, mean, var, weight, bias, eps, activat
         "FORWARD": act.rule.forward, "BACKWARD": act.rule.backward, "NUMBERS": act.numbers, "SAVES": act.saves,
         "EPS": eps, "INDEX": index_type(grad, input, dz),
     }  # fmt: skip
-    sum_pixels(norm_sums_kernel, sums, input, grad, input, *vectors, nhwc(grad), nhwc(input), **same)
-    stream(norm_grad_kernel, dz, grad, input, *vectors, sums, dz, nhwc(grad), nhwc(input), nhwc(dz), **same)
+    sum_pixels(norm_sums_kernel, sums, input, grad, input, vectors, nhwc(grad), nhwc(input), **same)
+    stream(norm_grad_kernel, dz, grad, input, vectors, sums, dz, nhwc(grad), nhwc(input), nhwc(dz), **same)
 
 
 def _normal_reference(z, eps, mean=None, var=None):

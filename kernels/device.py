@@ -97,6 +97,21 @@ def strip(size, channels, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: t
 
 
 @device_function
+def part_of(channels, INDEX: tl.constexpr, CHANNELS: tl.constexpr):
+    """Of a kernel that sums over pixels: this program's part of them, its channels [CHANNELS], and which exist."""
+    across = tl.cdiv(channels, CHANNELS)
+    c = (tl.program_id(0) % across * CHANNELS + tl.arange(0, CHANNELS)).to(INDEX)
+    return tl.program_id(0) // across, c, c < channels
+
+
+@device_function
+def step_of(step, size, has, INDEX: tl.constexpr, PIXELS: tl.constexpr):
+    """A step's pixels (n, p, q) [PIXELS] of such a part, and which exist in the channels there are."""
+    at = pixel(tl.cast(step, INDEX) * PIXELS + tl.arange(0, PIXELS), size[1], size[2])
+    return at, (at[0] < size[0])[:, None] & has[None, :]
+
+
+@device_function
 def phase_of(a, WALK: tl.constexpr):
     """(first, count, offset, some) of a walk's phase a: see geometry.Walk."""
     PHASES: tl.constexpr = WALK[STEP]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import activations, geometry, tiles
-from .device import offsets, pixel, sum_rows
+from .device import offsets, part_of, step_of, sum_rows
 from .geometry import cdiv
 from .lang import device_function, tl, triton
 from .op import Fold, Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type
@@ -107,15 +107,10 @@ def epilogue_grad_kernel(
     ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """masked = act'(saved) · grad, and parts[program, k] = Σ over the program's pixels of masked."""
-    across = tl.cdiv(channels, CHANNELS)
-    part = tl.program_id(0) // across
-    k = (tl.program_id(0) % across * CHANNELS + tl.arange(0, CHANNELS)).to(INDEX)
-    has = k < channels
+    part, k, has = part_of(channels, INDEX, CHANNELS)
     acc = tl.zeros([PIXELS, CHANNELS], ACC)
     for step in range(part * chunk, (part + 1) * chunk):
-        index = tl.cast(step, INDEX) * PIXELS + tl.arange(0, PIXELS)
-        at = pixel(index, size[1], size[2])
-        mask = (at[0] < size[0])[:, None] & has[None, :]
+        at, mask = step_of(step, size, has, INDEX, PIXELS)
         g = tl.load(grad + offsets(at, k, grad_strides), mask=mask, other=0.0).to(ACC)
         if saved is not None:
             y = tl.load(saved + offsets(at, k, saved_strides), mask=mask, other=0.0).to(ACC)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 
 from . import geometry
-from .device import offsets, pixel, strip, sum_rows
+from .device import offsets, part_of, step_of, strip, sum_rows
 from .epilogue import bias_grad_fake, sum_pixels
 from .lang import device_function, tl, triton
 from .max_pool2d import winner_dtype
@@ -129,16 +129,13 @@ def spread_kernel(
     ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """dx[t] = grad's share where tap t is open, and parts[program, k] = Σ of it over the program's pixels."""
-    across = tl.cdiv(channels, CHANNELS)
-    part = tl.program_id(0) // across
-    k = (tl.program_id(0) % across * CHANNELS + tl.arange(0, CHANNELS)).to(INDEX)
-    has = k < channels
+    part, k, has = part_of(channels, INDEX, CHANNELS)
     acc = tl.zeros([PIXELS, CHANNELS], ACC)
     for step in range(part * chunk, (part + 1) * chunk):
-        n, p, q = pixel(tl.cast(step, INDEX) * PIXELS + tl.arange(0, PIXELS), size[1], size[2])
-        mask = (n < size[0])[:, None] & has[None, :]
-        to = offsets((n, p, q), k, code_strides)
-        g = share(tl.load(grad + offsets((n, p, q), k, grad_strides), mask=mask, other=0.0), POOL)
+        pixels, mask = step_of(step, size, has, INDEX, PIXELS)
+        n, p, q = pixels
+        to = offsets(pixels, k, code_strides)
+        g = share(tl.load(grad + offsets(pixels, k, grad_strides), mask=mask, other=0.0), POOL)
         for t in range(POOL[0] * POOL[1]):
             tap = tl.where(is_open(code, to, t, mask, POOL), g, 0.0).to(g.dtype)
             if dx is not None:
