@@ -169,11 +169,9 @@ def _conv(
 ) -> torch.Tensor:
     spelled = activations.spell(activation)
     if _on_aten(input):
-        input, padding = _padded(dims, input, weight, stride, padding, dilation, padding_mode)
-        within, after = (bias, None) if scale is None else (None, bias)
-        return completed(
-            aten(input, weight, within, stride, padding, dilation, groups), after, scale, residual, spelled, dims
-        )
+        shown, left = _padded(dims, input, weight, stride, padding, dilation, padding_mode)
+        product = lambda bias: aten(shown, weight, bias, stride, left, dilation, groups)  # noqa: E731
+        return completed(product, bias, scale, residual, spelled, dims)
     input, weight, bias, residual = _lowered(input, weight, bias, residual, scale)
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, scale=scale, residual=residual)
@@ -328,7 +326,7 @@ def conv2d_batch_norm(
     if _on_aten(input):
         x = _conv(2, F.conv2d, input, weight, bias, *window, None, None, None)
         y = F.batch_norm(x, running_mean, running_var, norm_weight, norm_bias, training, momentum, eps)
-        return completed(y, None, None, None, activations.spell(activation))
+        return activations.of(activations.spell(activation)).reference(y)  # type: ignore[no-any-return]
     if not training:
         assert running_mean is not None
         assert running_var is not None
@@ -457,9 +455,8 @@ def _conv_transpose(
 ) -> torch.Tensor:
     spelled = activations.spell(activation)
     if _on_aten(input):
-        within, after = (bias, None) if scale is None else (None, bias)
-        y = aten(input, weight, within, stride, padding, output_padding, groups, dilation)
-        return completed(y, after, scale, residual, spelled, dims)
+        product = lambda bias: aten(input, weight, bias, stride, padding, output_padding, groups, dilation)  # noqa: E731
+        return completed(product, bias, scale, residual, spelled, dims)
     input, weight, bias, residual = _lowered(input, weight, bias, residual, scale)
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, scale=scale, residual=residual)
@@ -808,8 +805,7 @@ def _dense(
 ) -> torch.Tensor:
     spelled = activations.spell(activation)
     if _on_aten(input):
-        within, after = (bias, None) if scale is None else (None, bias)
-        return completed(F.linear(input, weight, within), after, scale, residual, spelled, 0)
+        return completed(lambda bias: F.linear(input, weight, bias), bias, scale, residual, spelled, 0)
     input, weight, bias, residual = _lowered(input, weight, bias, residual, scale)
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, scale=scale, residual=residual)

@@ -228,11 +228,9 @@ def conv2d_launch(
 
 
 def conv2d_aten(input, weight, bias, scale, residual, stride, padding, dilation, groups, padding_mode, activation):
-    within = None if scale is not None else bias  # PyTorch's own kernels add it
-    y = F.conv2d(_pad(input, padding, padding_mode), weight, within, stride, 0, dilation, groups)
-    if y.shape[1] == 0:
-        return y
-    return completed(y, bias if within is None else None, scale, residual, activation)
+    padded = _pad(input, padding, padding_mode)
+    product = lambda bias: F.conv2d(padded, weight, bias, stride, 0, dilation, groups)  # noqa: E731
+    return completed(product, bias, scale, residual, activation)
 
 
 def _input_grad_size(grad, weight, input_size, stride, padding, dilation, groups, padding_mode):
@@ -293,8 +291,12 @@ def transpose_launch(
 def transpose_aten(
     input, weight, bias, scale, residual, output_size, stride, padding, dilation, groups, channels_last, activation
 ):  # fmt: skip
-    y = input_grad_aten(input, weight, output_size, stride, padding, dilation, groups, "zeros", channels_last)
-    return completed(y, bias, scale, residual, activation)
+
+    def product(bias):
+        y = input_grad_aten(input, weight, output_size, stride, padding, dilation, groups, "zeros", channels_last)
+        return y if bias is None else y + bias[:, None, None]
+
+    return completed(product, bias, scale, residual, activation)
 
 
 def weight_grad_fake(

@@ -11,6 +11,7 @@ registers, and twice, once for each gradient.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -203,15 +204,19 @@ def check_epilogue(bias: Any, scale: Any, residual: Any, like: torch.Tensor, sha
 
 
 def completed(
-    product: torch.Tensor, bias: Any, scale: Any, residual: Any, activation: str, dims: int = 2
+    product: Callable[[Any], torch.Tensor], bias: Any, scale: Any, residual: Any, activation: str, dims: int = 2
 ) -> torch.Tensor:
-    """What follows a product, by PyTorch; `dims` dimensions follow its columns."""
+    """A product and what follows it, by PyTorch, whose products add a bias themselves: product(bias) is one, with
+    `dims` dimensions behind its columns."""
+    y = product(bias if scale is None else None)
+    if y.shape[-1 - dims] == 0:  # without input channels there are no columns either
+        return y
     columns = (-1, *(1,) * dims)
-    x = product if scale is None else product * scale.view(columns)
-    x = x if bias is None else x + bias.view(columns)
+    x = y if scale is None else y * scale.view(columns)
+    x = x if bias is None or scale is None else x + bias.view(columns)
     x = x if residual is None else x + residual
-    y: torch.Tensor = activations.of(activation).reference(x.to(product.dtype))
-    return y
+    result: torch.Tensor = activations.of(activation).reference(x.to(y.dtype))
+    return result
 
 
 def saving(op: Op) -> Op:

@@ -59,11 +59,13 @@ def linear_launch(y, input, weight, bias, scale, residual, groups, activation, b
 
 
 def linear_aten(input, weight, bias, scale, residual, groups, activation):
-    if groups == 1 and scale is None:
-        y, bias = F.linear(input, weight, bias), None
-    else:
+    def product(bias):
+        if groups == 1:
+            return F.linear(input, weight, bias)
         y = _side_by_side(_grouped(input, groups) @ _layers(weight, groups).mT)
-    return completed(y, bias, scale, residual, activation, 0)
+        return y if bias is None else y + bias
+
+    return completed(product, bias, scale, residual, activation, 0)
 
 
 def input_grad_fake(grad, weight, groups):
