@@ -89,14 +89,18 @@ def assert_accurate(ours, theirs, exact, what="result"):
     assert error <= allowed, f"{what}: error {error:.3g} against float64, allowed {allowed:.3g}"
 
 
-def assert_code(code, args, eps):
-    """A code says the truth but for rounding: what won is among the largest, what is open not below 0. (Which of two
-    values that are equal after rounding wins, depends on sums' last bits.)"""
-    *product, pool, average = args
+def assert_code(code, args, wide):
+    """A code says the truth but for rounding: what won is among the largest, what is open not below 0, give or take
+    what two values may be wrong by. (Which of two that are equal after rounding wins, depends on sums' last bits.)
+    args, wide: the operator's arguments, and the same in float64."""
+    *product, pool, average = wide
     if code.numel() == 0:
         return
     x = conv2d.conv2d_aten(*product[:4], None, *product[4:], "none")
-    near = 8 * eps * x.abs().max()
+    *product, _, _ = args
+    theirs = conv2d.conv2d_aten(*product[:4], None, *product[4:], "none")
+    error = ERROR_RATIO * (theirs.double() - x).abs().max()
+    near = 2 * (error + ERROR_EPS * PRECISION[theirs.dtype].eps * x.abs().max())
     p, q = code.shape[3:]
     taps = x[:, :, : p * pool[0], : q * pool[1]].unflatten(3, (q, pool[1])).unflatten(2, (p, pool[0]))
     taps = taps.permute(3, 5, 0, 1, 2, 4).flatten(0, 1)
