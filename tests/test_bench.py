@@ -284,6 +284,17 @@ def test_memory():
     assert memory.saved(model, x) == small["converted"]
 
 
+def test_blocks(tmp_path):
+    """What a pooled block compiles to, both ways back: no spills."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    out = tmp_path / "blocks.json"
+    command = [sys.executable, "-m", "bench.blocks", "--chips", "sm_90", "--layers", "vgg16 512 @14", "--out", str(out)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["what"] for row in rows} == {"forward", "gradients, written", "gradients, read"}
+    assert all(row["spills"] == 0 for row in rows)
+
+
 def test_converted(tmp_path):
     """What conversion costs on a CPU, at a tiny size, in a process without the interpreter."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
