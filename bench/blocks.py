@@ -6,8 +6,11 @@ out and read through its code. Registers, spills, and instructions for 1000 FLOP
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported: it is to compile
 
 import torch
 

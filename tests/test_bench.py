@@ -286,10 +286,9 @@ def test_memory():
 
 def test_blocks(tmp_path):
     """What a pooled block compiles to, both ways back: no spills."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     out = tmp_path / "blocks.json"
     command = [sys.executable, "-m", "bench.blocks", "--chips", "sm_90", "--layers", "vgg16 512 @14", "--out", str(out)]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     rows = json.loads(out.read_text())["rows"]
     assert {row["what"] for row in rows} == {"forward", "gradients, written", "gradients, read"}
     assert all(row["spills"] == 0 for row in rows)
