@@ -326,7 +326,7 @@ def conv2d_batch_norm(
     if _on_aten(input):
         x = _conv(2, F.conv2d, input, weight, bias, *window, None, None, None)
         y = F.batch_norm(x, running_mean, running_var, norm_weight, norm_bias, training, momentum, eps)
-        return activations.of(activations.spell(activation)).reference(y)  # type: ignore[no-any-return]
+        return activations.reference(activations.spell(activation), y)  # type: ignore[no-any-return]
     if not training:
         assert running_mean is not None
         assert running_var is not None

@@ -150,7 +150,7 @@ def chain(input: torch.Tensor, *links: Link) -> torch.Tensor:
 def _alone(input: torch.Tensor, step: tuple[Any, ...]) -> Any:
     if step[0] in _POOLS:
         return getattr(functional, step[0])(input, **step[1])
-    return activations.of(activations.spell(step)).reference(input)
+    return activations.reference(activations.spell(step), input)
 
 
 def _kernel(input: torch.Tensor, steps: Sequence[tuple[Any, ...]]) -> torch.Tensor:

@@ -181,7 +181,7 @@ class ConvBatchNorm2d(torch.nn.Module):
         plain = isinstance(conv, Conv2d) and type(conv)._function is functional.conv2d
         plain = plain and type(conv).forward is Conv2d.forward and type(norm) is torch.nn.BatchNorm2d
         if not plain or any(hooked(layer) or "forward" in vars(layer) for layer in (conv, norm)):
-            return activations.of(activations.spell(self.activation)).reference(norm(conv(input)))  # type: ignore[no-any-return]
+            return activations.reference(activations.spell(self.activation), norm(conv(input)))  # type: ignore[no-any-return]
         norm._check_input_dim(input)
         window = (conv.stride, conv.padding, conv.dilation, conv.groups)
         how = {"padding_mode": conv.padding_mode, "activation": self.activation, **statistics(norm)}

@@ -241,10 +241,6 @@ class Applied(NamedTuple):
         """The numbers beside something saved in this dtype."""
         return tuple(torch.tensor(self.numbers, dtype=dtype).tolist()) if self.rule.bounded else self.numbers
 
-    def reference(self, x: torch.Tensor) -> Any:
-        """act(x), by PyTorch."""
-        return self.rule.reference(x, *self.numbers)
-
     def reference_grad(self, grad: torch.Tensor, saved: torch.Tensor) -> Any:
         """act'(x) · grad, by PyTorch."""
         return self.rule.reference_grad(grad, saved, *self.numbers)
@@ -262,6 +258,12 @@ def of(activation: str) -> Applied:
     if word == "hardtanh" and not all(map(_exact, values)):
         rule = rule._replace(saves="input")  # an output on a bound may have been rounded onto it
     return Applied(rule, values)
+
+
+def reference(activation: str, x: torch.Tensor) -> Any:
+    """act(x), by PyTorch. It asks no cache: torch.compile, which traces it, warns of those."""
+    word, *numbers = activation.split()
+    return ACTIVATIONS[word].reference(x, *map(float, numbers))
 
 
 def _exact(number: float) -> bool:

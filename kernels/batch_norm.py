@@ -254,7 +254,7 @@ def norm_reference(input, weight, bias, eps, activation, mean=None, var=None):
     """y by PyTorch, with derivatives through the moments unless they are given."""
     z = input.to(accumulator(input.dtype))
     x = _affine_reference(_normal_reference(z, eps, mean, var)[0], weight, bias)
-    return activations.of(activation).reference(x).to(input.dtype)
+    return activations.reference(activation, x).to(input.dtype)
 
 
 def norm_grad_aten(grad, input, mean, var, weight, bias, eps, activation):
@@ -264,7 +264,8 @@ def norm_grad_aten(grad, input, mean, var, weight, bias, eps, activation):
     x = _affine_reference(z, weight, bias)
     act = activations.of(activation)
     # An output without a curve says on which side of its kinks x is; x says the same.
-    g = act.reference_grad(grad.to(wide), act.reference(x) if act.saves == "output" and act.rule.curve else x)
+    saved = activations.reference(activation, x) if act.saves == "output" and act.rule.curve else x
+    g = act.reference_grad(grad.to(wide), saved)
     sums = torch.stack((g.sum((0, 2, 3)), (g * z).sum((0, 2, 3))))
     g = g - g.mean((0, 2, 3), keepdim=True) - z * (g * z).mean((0, 2, 3), keepdim=True)
     return _affine_reference(g * s, weight, None).to(input.dtype), sums

@@ -215,7 +215,7 @@ def completed(
     x = y if scale is None else y * scale.view(columns)
     x = x if bias is None or scale is None else x + bias.view(columns)
     x = x if residual is None else x + residual
-    result: torch.Tensor = activations.of(activation).reference(x.to(y.dtype))
+    result: torch.Tensor = activations.reference(activation, x.to(y.dtype))
     return result
 
 
@@ -231,7 +231,7 @@ def saving(op: Op) -> Op:
 
     def aten(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
         before = op.aten(*args[:-1], "none")
-        return activations.of(args[-1]).reference(before), before
+        return activations.reference(args[-1], before), before
 
     return dataclasses.replace(
         op,

@@ -391,7 +391,7 @@ def _epilogue(shape: tuple[int, int, int, int]) -> dict[Op, Any]:
     def activation(name):
         def make(dtype, form):
             x, rule = draw(shape, dtype, form), activations.of(name)
-            return (draw(shape, dtype, form), rule.reference(x) if rule.saves == "output" else x, name)
+            return (draw(shape, dtype, form), activations.reference(name, x) if rule.saves == "output" else x, name)
 
         return make
 

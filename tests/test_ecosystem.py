@@ -39,14 +39,14 @@ class Each(NamedTuple):
         if self.name == "conv2d_batch_norm":
             return F.batch_norm(F.conv2d(*tensors[:3]), None, None, *tensors[3:], training=True).relu()
         options = dict(self.options)
-        size, act = options.pop("pool_size", None), activations.of(activations.spell(options.pop("activation", None)))
+        size, activation = options.pop("pool_size", None), activations.spell(options.pop("activation", None))
         product = self.name.split("_relu")[0]
         if self.names:
             x, w, b, scale, residual = tensors
             y = F.conv2d(x, w, **options) * scale[:, None, None] + b[:, None, None] + residual
         else:
             y = getattr(F, product)(*self._given(tensors), **options)
-        y = act.reference(y)
+        y = activations.reference(activation, y)
         y = y.relu() if product != self.name else y
         return y if size is None else getattr(F, self.name.removeprefix("conv2d_relu_"))(y, size)
 
