@@ -124,7 +124,8 @@ def of_activations():
         label = f"{'conv2d_saving' if rule.saves == 'input' else 'conv2d'} 3x3, {name}"
         masked = by_rule(name) if rule.saves == "output" else None
         smooth = rule.saves == "input" or rule.rule.curve is not None
-        yield label, Pair(ours, conv2d_of(layer), shapes, rest, rule.reference, masked, smooth)
+        after = functools.partial(activations.reference, name)
+        yield label, Pair(ours, conv2d_of(layer), shapes, rest, after, masked, smooth)
 
 
 FUNCTIONS = {**dict(of_convolutions()), **dict(of_activations())}
