@@ -129,7 +129,7 @@ def test_activation_at_odd_values(name, dtype, device):
     grads = [torch.autograd.grad(value.sum(), leaf)[0] for value, leaf in zip((y, right), leaves, strict=True)]
     if word == "hardtanh" and device.type == "cpu":  # PyTorch's own gradient at NaN is 0 in a vector there, else 1
         grads[1][x.isnan()] = 1
-    if word == "gelu" and device.type == "cpu":  # PyTorch's own value is NaN in a vector of AVX-512 there, else infinity
+    if word == "gelu" and device.type == "cpu":  # PyTorch's own at infinity is NaN in a vector of AVX-512
         right = torch.where(x == INF, x, right)
     tolerance = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 1e-2}[dtype]
     torch.testing.assert_close(y, right, rtol=tolerance, atol=tolerance / 100, equal_nan=True)
