@@ -141,16 +141,18 @@ def gelu_grad(grad, x, P: tl.constexpr):
 
 @device_function
 def gelu_tanh(x, P: tl.constexpr):
-    """y = ½·x·(1 + tanh u) with u = √(2/π)·(x + 0.044715·x³)."""
-    return 0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x), P))
+    """y = ½·x·(1 + tanh(v/2)) = x·σ(v) with v = √(8/π)·(x + 0.044715·x³)."""
+    return x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
 
 
 @device_function
 def gelu_tanh_grad(grad, x, P: tl.constexpr):
-    """½·(1 + tanh u) + ½·x·(1 − tanh² u)·u'"""
-    t = tanh(0.7978845608028654 * (x + 0.044715 * x * x * x), P)
-    slope = 0.7978845608028654 * (1.0 + 0.134145 * x * x)
-    return grad * 0.5 * (1.0 + t + x * (1.0 - t * t) * slope)
+    """σ(v) + x·σ(v)·(1 − σ(v))·v', with t = exp(−|v|) so that nothing cancels: σ(|v|) = 1 / (1 + t)."""
+    v = 1.5957691216057308 * (x + 0.044715 * x * x * x)
+    t = tl.exp(-tl.abs(v))
+    s = 1.0 / (1.0 + t)
+    slope = 1.5957691216057308 * (1.0 + 0.134145 * x * x)
+    return grad * (tl.where(v < 0, t * s, s) + x * (t * s * s) * slope)
 
 
 def _silu_curve(x):
