@@ -136,12 +136,14 @@ def spread_kernel(
         n, p, q = pixels
         to = offsets(pixels, k, code_strides)
         g = share(tl.load(grad + offsets(pixels, k, grad_strides), mask=mask, other=0.0), POOL)
+        opened = tl.zeros([PIXELS, CHANNELS], ACC)
         for t in range(POOL[0] * POOL[1]):
-            tap = tl.where(is_open(code, to, t, mask, POOL), g, 0.0).to(g.dtype)
+            opens = is_open(code, to, t, mask, POOL)
             if dx is not None:
                 at = (n, p * POOL[0] + t // POOL[1], q * POOL[1] + t % POOL[1])
-                tl.store(dx + offsets(at, k, dx_strides), tap, mask=mask)
-            acc += tap.to(ACC)
+                tl.store(dx + offsets(at, k, dx_strides), tl.where(opens, g, 0.0).to(g.dtype), mask=mask)
+            opened += opens.to(ACC)
+        acc += tl.where(opened > 0, g.to(ACC) * opened, 0.0)
     tl.store(parts + part.to(INDEX) * channels + k, sum_rows(acc).to(parts.dtype.element_ty), mask=has)
 
 
