@@ -109,7 +109,7 @@ def of_convolutions():
 
 
 def of_activations():
-    """Every activation after scale, bias and residual."""
+    """Every activation after scale, bias and residual: products of three numbers lie on no grid."""
     layer = CONVS["3x3"]
     weight = (layer.k, layer.input[1], *layer.size)
     output = (layer.input[0], layer.k, *layer.input[2:])
@@ -123,9 +123,8 @@ def of_activations():
         shapes, rest = (layer.input, weight, (layer.k,), (layer.k,), output), (1, layer.padding, 1, 1)
         label = f"{'conv2d_saving' if rule.saves == 'input' else 'conv2d'} 3x3, {name}"
         masked = by_rule(name) if rule.saves == "output" else None
-        smooth = rule.saves == "input" or rule.rule.curve is not None
         after = functools.partial(activations.reference, name)
-        yield label, Pair(ours, conv2d_of(layer), shapes, rest, after, masked, smooth)
+        yield label, Pair(ours, conv2d_of(layer), shapes, rest, after, masked, True)
 
 
 FUNCTIONS = {**dict(of_convolutions()), **dict(of_activations())}
