@@ -117,8 +117,8 @@ BLOCKS = {
 # The convolutions that an epilogue of everything follows, and whose moments are taken.
 FOLLOWED = ("1x1", "stride 2", "groups", "33 channels", "no image", "no channel", "reflect")
 # Every activation, some with numbers that aren't their usual ones.
-ACTIVATIONS = ("none", "relu", "leaky_relu 0.125", "hardtanh -0.25 0.75", "clamp -0.4 0.9", "clamp 0.1 inf", "sigmoid",
-               "tanh", "silu", "gelu", "gelu_tanh")  # fmt: skip
+ACTIVATIONS = ("none", "relu", "leaky_relu 0.125", "hardtanh -0.25 0.75", "hardtanh -0.3 0.7", "clamp -0.4 0.9",
+               "clamp 0.1 inf", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh")  # fmt: skip
 
 POOLS = {
     "2x2": Pool((2, 5, 8, 6), 2),

@@ -21,6 +21,8 @@ class Pair(NamedTuple):
     value within rounding of a kink may be on either side of it
     smooth: its values lie on no grid, so that float64 has no exact reference: its gradients are left to gradcheck, and
     to the operators' tests
+    kinked: it has kinks and no `masked`: where 16 bits round, a value may be on either side of them; gradcheck and the
+    operators' tests have it
     """
 
     ours: Any
@@ -30,6 +32,7 @@ class Pair(NamedTuple):
     after: Any = lambda y: y
     masked: Any = None
     smooth: bool = False
+    kinked: bool = False
 
     def theirs(self, *args):
         return self.after(self.plain(*args))
@@ -124,7 +127,8 @@ def of_activations():
         label = f"{'conv2d_saving' if rule.saves == 'input' else 'conv2d'} 3x3, {name}"
         masked = by_rule(name) if rule.saves == "output" else None
         after = functools.partial(activations.reference, name)
-        yield label, Pair(ours, conv2d_of(layer), shapes, rest, after, masked, True)
+        kinked = masked is None and rule.rule.curve is None
+        yield label, Pair(ours, conv2d_of(layer), shapes, rest, after, masked, True, kinked)
 
 
 FUNCTIONS = {**dict(of_convolutions()), **dict(of_activations())}
@@ -169,7 +173,7 @@ def differentiate(function, tensors, rest, grad):
         pytest.param(label, dtype, id=f"{label}-{str(dtype).removeprefix('torch.')}")
         for label, pair in FUNCTIONS.items()
         for dtype in DTYPES
-        if not (pair.smooth and dtype == torch.float64)
+        if not (pair.smooth and dtype == torch.float64) and not (pair.kinked and dtype.itemsize == 2)
     ],
 )
 def test_gradients(label, dtype, form, device):
