@@ -172,7 +172,7 @@ def _conv(
         shown, left = _padded(dims, input, weight, stride, padding, dilation, padding_mode)
         product = lambda bias: aten(shown, weight, bias, stride, left, dilation, groups)  # noqa: E731
         return completed(product, bias, scale, residual, spelled, dims)
-    input, weight, bias, residual = _lowered(input, weight, bias, residual, scale)
+    input, weight, bias, residual, scale = _lowered(input, weight, bias, residual, scale)
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, scale=scale, residual=residual)
     kernel = _image("weight", weight, dims, batched=True)
@@ -274,7 +274,7 @@ def _conv_pool(
     if _on_aten(input):
         window = (stride, padding, dilation, groups, padding_mode)
         return aten(_conv(2, F.conv2d, input, weight, bias, *window, "relu", scale, None), pool)
-    input, weight, bias, _ = _lowered(input, weight, bias, None, scale)
+    input, weight, bias, _, scale = _lowered(input, weight, bias, None, scale)
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, scale=scale)
     kernel, images = _image("weight", weight, 2, batched=True), _image("input", input, 2)
@@ -338,6 +338,7 @@ def conv2d_batch_norm(
         geometry.real("eps", eps),
         geometry.real("momentum", momentum),
     )
+    norm_weight, norm_bias = _precise(input, norm_weight, norm_bias)
     input, weight, bias = _low(input, weight, bias)
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, norm_weight=norm_weight, norm_bias=norm_bias)
@@ -457,7 +458,7 @@ def _conv_transpose(
     if _on_aten(input):
         product = lambda bias: aten(input, weight, bias, stride, padding, output_padding, groups, dilation)  # noqa: E731
         return completed(product, bias, scale, residual, spelled, dims)
-    input, weight, bias, residual = _lowered(input, weight, bias, residual, scale)
+    input, weight, bias, residual, scale = _lowered(input, weight, bias, residual, scale)
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, scale=scale, residual=residual)
     groups = geometry.integer("groups", groups)
@@ -806,7 +807,7 @@ def _dense(
     spelled = activations.spell(activation)
     if _on_aten(input):
         return completed(lambda bias: F.linear(input, weight, bias), bias, scale, residual, spelled, 0)
-    input, weight, bias, residual = _lowered(input, weight, bias, residual, scale)
+    input, weight, bias, residual, scale = _lowered(input, weight, bias, residual, scale)
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, scale=scale, residual=residual)
     if input.dim() == 0:
@@ -839,9 +840,19 @@ def _low(*tensors: Any) -> tuple[Any, ...]:
 
 
 def _lowered(input: Any, weight: Any, bias: Any, residual: Any, scale: Any) -> tuple[Any, ...]:
-    """The same for a product with an epilogue, whose bias, like its scale, stays as precise as it is beside a scale."""
+    """The same for a product with an epilogue, whose scale, and whose bias beside it, stay as precise as they are."""
     low = _low(input, weight, bias, residual)
-    return low if scale is None else (*low[:2], bias, low[3])
+    if scale is None:
+        return (*low, None)
+    bias, scale = _precise(input, bias, scale)
+    return (*low[:2], bias, low[3], scale)
+
+
+def _precise(input: torch.Tensor, *vectors: Any) -> tuple[Any, ...]:
+    """Values a channel that autocast takes no digits from: float32, which products take beside any dtype."""
+    if not isinstance(input, torch.Tensor) or not _autocasts(input):
+        return vectors
+    return tuple(v.float() if isinstance(v, torch.Tensor) and _may_be_cast(v) else v for v in vectors)
 
 
 def _autocasts(input: torch.Tensor) -> bool:
