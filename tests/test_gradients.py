@@ -1,6 +1,7 @@
 """The public functions' results and gradients against float64, in every dtype and format; gradcheck; every layer."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import pytest
@@ -93,7 +94,8 @@ def of_convolutions():
                 ours = functools.partial(getattr(functional, name), padding_mode=mode, pool_size=pool)
                 after = lambda y, of=f"{kind}_pool2d", pool=pool: getattr(F, of)(y.relu(), pool)  # noqa: E731
                 masked = pool_masked(layer, pool, kind == "avg")
-                yield f"{name} {label}", Pair(ours, conv2d_of(layer), shapes, rest, after, masked)
+                shares = kind == "avg" and math.prod(pool).bit_count() > 1  # a third of a number is on no grid
+                yield f"{name} {label}", Pair(ours, conv2d_of(layer), shapes, rest, after, masked, shares)
         if label in ("3x3", "groups", "circular", "33 channels", "no image"):
             ours = lambda x, w, s, t, *rest, mode=mode: functional.conv2d_batch_norm(  # noqa: E731
                 x, w, None, *rest, norm_weight=s, norm_bias=t, training=True, activation="relu", padding_mode=mode
