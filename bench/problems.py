@@ -40,6 +40,8 @@ POOLS = {"vgg16 2x2": (BATCH, 64, 224, 2, 2, 0), "resnet50 3x3 stride 2": (BATCH
 POOLED = {
     f"vgg16 {k} @{h}": conv_layer(k, h, k, 3) for k, h in ((64, 224), (128, 112), (256, 56), (512, 28), (512, 14))
 }
+# Locally connected layers.
+PLACED = {f"{layer.name} local": layer for layer in (conv_layer(32, 28, 32, 3), conv_layer(64, 14, 64, 3))}
 # The few for fp16 and TF32.
 FEW = ("1x1 64-256 @56 s1", "3x3 64-64 @56 s1", "3x3 256-256 @56 s1", "vgg16 2x2", "fc 4096-4096")
 CONV_MODES = ("forward", "training", "input grad", "weight grad")
@@ -103,6 +105,21 @@ def block(layer: Layer, n: int, mode: str, dtype: torch.dtype, device: torch.dev
     return Problem(by(True), by(False), (x, w, torch.randn_like(y)), "forward", ())
 
 
+def placed(layer: Layer, n: int, mode: str, dtype: torch.dtype, device: torch.device) -> Problem:
+    """locally_connected2d, forward or training; PyTorch's unfold, and a product for each output pixel."""
+    c, size, padding = layer.c, layer.size, layer.padding
+    x = torch.randn(n, c, layer.h, layer.h, device=device).to(dtype).to(memory_format=LAST)
+    w = (torch.randn(layer.p, layer.p, layer.k, size, size, c, device=device) / (size**2 * c) ** 0.5).to(dtype)
+    b = torch.randn(layer.p, layer.p, layer.k, device=device).to(dtype)
+
+    def theirs(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        columns = F.unfold(x, size, padding=padding).view(n, c, size, size, layer.p, layer.p)
+        return torch.einsum("ncrspq,pqkrsc->nkpq", columns, w) + b.permute(2, 0, 1)
+
+    ours = lambda x, w, b: functional.locally_connected2d(x, w, b, padding=padding)  # noqa: E731
+    return Problem(ours, theirs, (x, w, b), mode, (0, 1, 2))
+
+
 def dense(shape: tuple[int, int, int], mode: str, dtype: torch.dtype, device: torch.device) -> Problem:
     """linear_relu, forward or training."""
     m, c, k = shape
@@ -160,6 +177,12 @@ def _blocks(prefix: str, layers: dict[str, Layer], n: int, *to: Any) -> Iterator
             yield f"{prefix} conv2d_relu_max_pool2d {name}, {mode}", lambda a=(layer, n, mode, *to): block(*a)
 
 
+def _placed(prefix: str, layers: dict[str, Layer], n: int, *to: Any) -> Iterator[tuple[str, Call]]:
+    for mode in CONV_MODES[:2]:
+        for name, layer in layers.items():
+            yield f"{prefix} locally_connected2d {name}, {mode}", lambda a=(layer, n, mode, *to): placed(*a)
+
+
 def _demo(batch: int, device: torch.device) -> Iterator[tuple[str, Call]]:
     layers = {"demo conv1": conv_layer(1, 8, 16, 3), "demo conv2": conv_layer(16, 4, 32, 3)}
     layers |= {f"demo fc{i}": Layer("linear", c, 1, k) for i, (c, k) in enumerate([(128, 120), (120, 84), (84, 10)], 1)}
@@ -169,6 +192,7 @@ def _demo(batch: int, device: torch.device) -> Iterator[tuple[str, Call]]:
     yield from _layers("fp32", layers, batch, CONV_MODES, *to)
     yield from _pools("fp32", pools, *to)
     yield from _blocks("fp32", {name: layers[name] for name in ("demo conv1", "demo conv2")}, batch, *to)
+    yield from _placed("fp32", {"demo conv1": layers["demo conv1"]}, batch, *to)
 
 
 def _every(device: torch.device) -> Iterator[tuple[str, Call]]:
@@ -178,6 +202,7 @@ def _every(device: torch.device) -> Iterator[tuple[str, Call]]:
     yield from _layers("bf16", BY_NAME, BATCH, CONV_MODES, torch.bfloat16, device)
     yield from _pools("bf16", POOLS, torch.bfloat16, device)
     yield from _blocks("bf16", POOLED, BATCH, torch.bfloat16, device)
+    yield from _placed("bf16", PLACED, BATCH, torch.bfloat16, device)
     yield from _layers("tf32", few, BATCH, CONV_MODES, torch.float32, device)
     yield from _pools("tf32", {name: shape for name, shape in POOLS.items() if name in FEW}, torch.float32, device)
     # pools read bytes: float16's are bfloat16's

@@ -11,7 +11,17 @@ from .kernels import activations
 from .kernels.max_pool2d import MAX_POOL2D
 from .ops import operator
 from .pools import AvgPool2d, MaxPool2d, MaxUnpool2d
-from .products import Conv2d, Conv2dSaving, ConvTranspose2d, ConvTranspose2dSaving, Linear, LinearSaving, Product
+from .products import (
+    Conv2d,
+    Conv2dSaving,
+    ConvTranspose2d,
+    ConvTranspose2dSaving,
+    Linear,
+    LinearSaving,
+    LocallyConnected2d,
+    LocallyConnected2dSaving,
+    Product,
+)
 
 _max_pool2d = operator(MAX_POOL2D)
 
@@ -31,6 +41,7 @@ def _product(plain: type[Product], saving: type[Product]) -> Callable[..., Any]:
 
 conv2d = _product(Conv2d, Conv2dSaving)
 conv_transpose2d = _product(ConvTranspose2d, ConvTranspose2dSaving)
+locally_connected2d = _product(LocallyConnected2d, LocallyConnected2dSaving)
 linear = _product(Linear, LinearSaving)
 conv2d_pool = differentiable(Conv2dPool)
 conv2d_moments = differentiable(Conv2dMoments)

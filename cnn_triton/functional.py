@@ -16,6 +16,7 @@ from . import autograd
 from .dispatch import runs_kernels
 from .kernels import activations, geometry, pool_geometry
 from .kernels.epilogue import completed
+from .kernels.locally_connected2d import LOCALLY_CONNECTED2D
 from .kernels.op import channels_last, check_optional, check_tensors
 from .kernels.precision import accumulator
 from .kernels.unpool2d import check_indices
@@ -37,6 +38,7 @@ __all__ = [
     "conv_transpose2d",
     "linear",
     "linear_relu",
+    "locally_connected2d",
     "max_pool1d",
     "max_pool2d",
     "max_unpool1d",
@@ -380,6 +382,54 @@ def norm_scale(
     mean = mean.to(wide) if bias is None else mean.to(wide) - bias
     shift = -mean * scale if norm_bias is None else torch.addcmul(norm_bias.to(wide), mean, scale, value=-1)
     return scale, shift
+
+
+@_overridable
+def locally_connected2d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: _Ints = 1,
+    padding: _Ints | str = 0,
+    dilation: _Ints = 1,
+    groups: int = 1,
+    *,
+    activation: _Activation = None,
+    scale: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """2-D locally connected layer: a convolution in which each output pixel has weights of its own, and what follows it
+    in the same kernel.
+
+    x[n,k,p,q] = Σ_{c,r,s} input[n, c, p·stride − padding + r·dilation, ...] · w[p,q,k,r,s,c]
+    y = act(scale[k] · x + b[k] + residual), or with b[p,q,k]
+
+    Equivalent to: torch.einsum of torch.nn.functional.unfold(input, (R, S), dilation, padding, stride) and the weight,
+    with unfold's copies, which are never formed
+
+    input: (N, C, H, W) or (C, H, W); channels_last is the fast memory format, any strides are right
+    weight: (P, Q, K, R, S, C/groups) for an output of P x Q pixels; its memory in this order is the fast one
+    bias: (K,), or (P, Q, K); padding: int, pair, 'same' or 'valid'
+    returns: (N, K, P, Q) or (K, P, Q), channels_last if input is
+    activation, scale, residual, dtypes, float32's precision and errors as in `conv2d`
+    Source: LeCun, "Generalization and network design strategies", 1989; PyTorch's issue 499.
+    """
+    spelled = activations.spell(activation)
+    input, weight, bias, residual = _lowered(input, weight, bias, residual, scale)
+    check_tensors(input=input, weight=weight)
+    check_optional(bias=bias, scale=scale, residual=residual)
+    if weight.dim() != 6:
+        raise RuntimeError(f"weight must be 6-D (P, Q, K, R, S, C/groups), but got shape {tuple(weight.shape)}")
+    window = geometry.conv_window((weight.shape[3], weight.shape[4]), stride, padding, dilation)
+    images = _image("input", input, 2)
+    beside = None if residual is None else _image("residual", residual, 2)
+    groups = geometry.integer("groups", groups)
+    args = (images, weight, bias, scale, beside, *window[1:4], groups, spelled)
+    if _on_aten(input):
+        last = channels_last(LOCALLY_CONNECTED2D.fake(*args))  # which checks them
+        layout = torch.channels_last if last else torch.contiguous_format
+        return _like(LOCALLY_CONNECTED2D.aten(*args).contiguous(memory_format=layout), input, 2)
+    return _like(autograd.locally_connected2d(*args), input, 2)
 
 
 @_overridable

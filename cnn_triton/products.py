@@ -1,4 +1,4 @@
-"""Products and what follows them: convolution, transposed convolution, linear layer.
+"""Products and what follows them: convolution, transposed convolution, locally connected layer, linear layer.
 
 Convolution, its input gradient and its weight gradient are linear in both arguments, and each one's derivatives
 are the other two:
@@ -7,7 +7,7 @@ are the other two:
     dx = input_grad(dy, w)      ddy = conv(ddx, w)          dw = weight_grad(dy, ddx)
     dw = weight_grad(dy, x)     ddy = conv(x, ddw)          dx = input_grad(dy, ddw)
 
-The same holds for the linear layer.
+The same holds for the locally connected and the linear layer.
 """
 
 import torch
@@ -15,6 +15,7 @@ import torch
 from .differentiation import Function, apply, total
 from .kernels import activations, epilogue
 from .kernels import conv2d as conv
+from .kernels import locally_connected2d as local
 from .kernels.linear import LINEAR, LINEAR_INPUT_GRAD, LINEAR_SAVING, LINEAR_WEIGHT_GRAD, images
 from .kernels.op import channels_last
 from .kernels.precision import accumulator
@@ -23,6 +24,9 @@ from .ops import operator
 _conv2d, _conv2d_saving = operator(conv.CONV2D), operator(conv.CONV2D_SAVING)
 _conv2d_input_grad, _conv2d_weight_grad = operator(conv.CONV2D_INPUT_GRAD), operator(conv.CONV2D_WEIGHT_GRAD)
 _conv_transpose2d, _conv_transpose2d_saving = map(operator, (conv.CONV_TRANSPOSE2D, conv.CONV_TRANSPOSE2D_SAVING))
+_local, _local_saving = map(operator, (local.LOCALLY_CONNECTED2D, local.LOCALLY_CONNECTED2D_SAVING))
+_local_input_grad = operator(local.LOCALLY_CONNECTED2D_INPUT_GRAD)
+_local_weight_grad = operator(local.LOCALLY_CONNECTED2D_WEIGHT_GRAD)
 _linear, _linear_saving = operator(LINEAR), operator(LINEAR_SAVING)
 _linear_input_grad, _linear_weight_grad = operator(LINEAR_INPUT_GRAD), operator(LINEAR_WEIGHT_GRAD)
 _activation_grad, _bias_grad = operator(epilogue.ACTIVATION_GRAD), operator(epilogue.BIAS_GRAD)
@@ -93,7 +97,6 @@ class Product(Function):
 
     PARTS = 2
     SAVING = False
-    PIXELS = (1, 1)  # bias' shape is (K, *PIXELS) beside the result
 
     @classmethod
     def bare(cls, input, weight, rest):
@@ -117,6 +120,11 @@ class Product(Function):
         return values.sum(tuple(range(1, values.dim())))
 
     @classmethod
+    def beside(cls, vector):
+        """A bias or a scale, as it stands beside the result."""
+        return vector.view(-1, 1, 1)
+
+    @classmethod
     def scaled(cls, weight, scale, rest):
         """The weight whose bare product is the scaled one."""
         return weight if scale is None else (weight * cls.columns(scale, weight, rest)).to(weight.dtype)
@@ -138,11 +146,10 @@ class Product(Function):
         product = total(
             None if dx is None else cls.bare(dx, weight, rest), None if dw is None else cls.bare(input, dw, rest)
         )
-        vector = lambda v: v.view(-1, *cls.PIXELS)  # noqa: E731
         if scale is not None:
-            scaled = None if product is None else product * vector(scale)
-            product = total(scaled, None if ds is None else cls.bare(input, weight, rest) * vector(ds))
-        return total(product, None if db is None else vector(db), dr).expand(shape).to(input.dtype)
+            scaled = None if product is None else product * cls.beside(scale)
+            product = total(scaled, None if ds is None else cls.bare(input, weight, rest) * cls.beside(ds))
+        return total(product, None if db is None else cls.beside(db), dr).expand(shape).to(input.dtype)
 
     @classmethod
     def tangent(cls, inputs, outputs, tangents):
@@ -152,7 +159,8 @@ class Product(Function):
 
     @classmethod
     def setup_context(cls, ctx, inputs, output):
-        input, weight, _, scale, _, *ctx.rest, ctx.activation = inputs
+        input, weight, bias, scale, _, *ctx.rest, ctx.activation = inputs
+        ctx.bias = None if bias is None else bias.shape
         saved = output[1] if cls.SAVING else output if activations.of(ctx.activation).saves else None
         ctx.save_for_backward(input, weight, scale, saved)
         ctx.set_materialize_grads(False)  # or PyTorch fills zeros for x
@@ -161,35 +169,29 @@ class Product(Function):
     def backward(cls, ctx, grad, of_x=None):
         input, weight, scale, saved = ctx.saved_tensors
         of_input, of_weight, of_bias, of_scale, _ = ctx.needs_input_grad[:5]
+        shape = ctx.bias if of_bias else None
         masked = bias = None
         if grad is not None:
-            masked, bias = cls.through(grad, saved, ctx.activation, of_bias)
+            masked, bias = cls.through(grad, saved, ctx.activation, shape)
         if of_x is not None:
-            masked, bias = total(masked, of_x), total(bias, cls.summed(of_x) if of_bias else None)
+            masked, bias = total(masked, of_x), total(bias, cls.through(of_x, None, "none", shape)[1])
         if masked is None:
             return (None,) * (len(ctx.rest) + 6)
         scaled = cls.scaled(weight, scale, ctx.rest)
         needs = (of_input, of_weight or of_scale)
         dx, dw = cls.grads(masked, input, scaled, ctx.rest, needs, scale is not None)
         dw, ds = cls.unscaled(dw, weight, scale, ctx.rest)
-        if (
-            of_bias and input.dim() == 4 and input.shape[1] == 0
-        ):  # a convolution has no output then, see geometry.conv_shape
-            bias = weight.new_zeros(weight.shape[0])
+        if of_bias and input.dim() == 4 and input.shape[1] == 0:  # there is no output then, see geometry.conv_shape
+            bias = weight.new_zeros(ctx.bias)
         wanted = zip((dx, dw, bias, ds, masked), ctx.needs_input_grad[:5], strict=True)
         return *(grad if needed else None for grad, needed in wanted), *(None,) * (len(ctx.rest) + 1)
 
     @classmethod
-    def through(cls, grad, saved, activation, of_bias):
-        """The gradient before the epilogue and the bias' gradient, for images [N, K, P, Q]."""
+    def through(cls, grad, saved, activation, bias):
+        """The gradient before the epilogue, and that of a bias of this shape, None for none; of images [N, K, P, Q]."""
         if saved is not None:
             return apply(ActivationGrad, grad, saved, activation)
-        return grad, cls.summed(grad) if of_bias else None
-
-    @classmethod
-    def summed(cls, grad):
-        """A gradient's sum by column."""
-        return apply(BiasGrad, grad)
+        return grad, None if bias is None else apply(BiasGrad, grad)
 
 
 class Conv2d(Product):
@@ -332,11 +334,118 @@ class Conv2dWeightGrad(Function):
         return ddy, dx, *(None,) * 8
 
 
+class LocallyConnected2d(Product):
+    """y = act(scale · locally connected product of x and w + b + residual); b by column, or by pixel and column."""
+
+    OP = local.LOCALLY_CONNECTED2D
+
+    @staticmethod
+    def forward(input, weight, bias, scale, residual, stride, padding, dilation, groups, activation):
+        return _local(input, weight, bias, scale, residual, stride, padding, dilation, groups, activation)
+
+    @classmethod
+    def bare(cls, input, weight, rest):
+        return apply(LocallyConnected2d, input, weight, None, None, None, *rest, "none")
+
+    @classmethod
+    def grads(cls, grad, input, weight, rest, needs, wide=False):
+        dx = dw = None
+        if needs[0]:
+            dx = apply(LocallyConnected2dInputGrad, grad, weight, input.shape, *rest, channels_last(input))
+        if needs[1]:
+            dw = apply(LocallyConnected2dWeightGrad, grad, input, weight.shape, *rest, wide)
+        return dx, dw
+
+    @classmethod
+    def columns(cls, scale, weight, rest):
+        return scale.view(-1, 1, 1, 1)
+
+    @classmethod
+    def by_column(cls, values, rest):
+        return values.sum((0, 1, 3, 4, 5))
+
+    @classmethod
+    def beside(cls, vector):
+        return vector.permute(2, 0, 1) if vector.dim() == 3 else super().beside(vector)
+
+    @classmethod
+    def through(cls, grad, saved, activation, bias):
+        if bias is None or len(bias) == 1:
+            return super().through(grad, saved, activation, bias)
+        # Each pixel's columns are columns of their own: of images of one pixel.
+        n, k, p, q = grad.shape
+        one = lambda t: None if t is None else t.permute(0, 2, 3, 1).reshape(n, p * q * k, 1, 1)  # noqa: E731
+        masked, sums = super().through(one(grad), one(saved), activation, bias)
+        return masked.reshape(n, p, q, k).permute(0, 3, 1, 2), sums.view(bias)
+
+
+class LocallyConnected2dSaving(LocallyConnected2d):
+    """(y, x): the locally connected layer and what stands before its activation."""
+
+    OP = local.LOCALLY_CONNECTED2D_SAVING
+    SAVING = True
+
+    @staticmethod
+    def forward(input, weight, bias, scale, residual, stride, padding, dilation, groups, activation):
+        return _local_saving(input, weight, bias, scale, residual, stride, padding, dilation, groups, activation)
+
+
+class LocallyConnected2dInputGrad(Function):
+    """dx = input_grad(dy, w)."""
+
+    OP = local.LOCALLY_CONNECTED2D_INPUT_GRAD
+    PARTS = 2
+
+    @staticmethod
+    def forward(grad, weight, input_size, stride, padding, dilation, groups, channels_last):
+        return _local_input_grad(grad, weight, input_size, stride, padding, dilation, groups, channels_last)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad, weight, _, *ctx.window, _ = inputs
+        ctx.save_for_backward(grad, weight)
+
+    @staticmethod
+    def backward(ctx, grad_input):
+        grad, weight = ctx.saved_tensors
+        ddy = dw = None
+        if ctx.needs_input_grad[0]:
+            ddy = LocallyConnected2d.bare(grad_input, weight, ctx.window)
+        if ctx.needs_input_grad[1]:
+            dw = apply(LocallyConnected2dWeightGrad, grad, grad_input, weight.shape, *ctx.window, False)
+        return ddy, dw, *(None,) * 6
+
+
+class LocallyConnected2dWeightGrad(Function):
+    """dw = weight_grad(dy, x)."""
+
+    OP = local.LOCALLY_CONNECTED2D_WEIGHT_GRAD
+    PARTS = 2
+
+    @staticmethod
+    def forward(grad, input, weight_size, stride, padding, dilation, groups, wide):
+        return _local_weight_grad(grad, input, weight_size, stride, padding, dilation, groups, wide)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad, input, _, *ctx.window, _ = inputs
+        ctx.save_for_backward(grad, input)
+
+    @staticmethod
+    def backward(ctx, grad_weight):
+        grad, input = ctx.saved_tensors
+        ddy, dx, grad_weight = None, None, grad_weight.to(grad.dtype)
+        if ctx.needs_input_grad[0]:
+            ddy = LocallyConnected2d.bare(input, grad_weight, ctx.window)
+        if ctx.needs_input_grad[1]:
+            dx = apply(LocallyConnected2dInputGrad, grad, grad_weight, input.shape, *ctx.window, channels_last(input))
+        return ddy, dx, *(None,) * 6
+
+
 class Linear(Product):
     """y = act(scale · x · wᵀ + b + residual), for rows x."""
 
     OP = LINEAR
-    PIXELS = ()
 
     @staticmethod
     def forward(input, weight, bias, scale, residual, groups, activation):
@@ -352,14 +461,14 @@ class Linear(Product):
         return dx, apply(LinearWeightGrad, grad, input, *rest, wide) if needs[1] else None
 
     @classmethod
-    def through(cls, grad, saved, activation, of_bias):
-        saved = None if saved is None else images(saved)
-        masked, bias = super().through(images(grad), saved, activation, of_bias)
-        return masked[:, :, 0, 0], bias
+    def beside(cls, vector):
+        return vector
 
     @classmethod
-    def summed(cls, grad):
-        return super().summed(grad if grad.dim() == 4 else images(grad))
+    def through(cls, grad, saved, activation, bias):
+        saved = None if saved is None else images(saved)
+        masked, sums = super().through(images(grad), saved, activation, bias)
+        return masked[:, :, 0, 0], sums
 
 
 class LinearSaving(Linear):

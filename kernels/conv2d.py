@@ -15,7 +15,8 @@ What taps read outside of the images is 0, or what the window's padding mode sho
 the input gradient, with an epilogue.
 
 The kernels differ in how they fetch the operands' tiles: conv2d_gather.py's by pointers, on any chip; conv2d_box.py's
-in boxes of pixels that the chip fetches by itself. tiles.py picks. They share one main loop, device.main_loop.
+in boxes of pixels that the chip fetches by itself. tiles.py picks. They share one main loop, device.main_loop. Where a
+group has one channel there is no matrix: conv2d_direct.py. Of narrow groups a tile takes several: conv2d_grouped.py.
 Source: implicit GEMM, as in Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", arXiv:1410.0759.
 """
 
@@ -28,7 +29,9 @@ import torch.nn.functional as F
 
 from . import geometry, tiles
 from .conv2d_box import conv_box_kernel, weight_grad_box_kernel
+from .conv2d_direct import direct_product, direct_weight_product, is_direct
 from .conv2d_gather import conv_kernel, weight_grad_kernel
+from .conv2d_grouped import grouped_product, grouped_weight_product, is_grouped
 from .epilogue import Epilogue, check_epilogue, completed, saving, sum_parts
 from .op import Fold, Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type
 from .padding import unpad
@@ -88,12 +91,6 @@ def fetches(
     return whole and aligned and of_x.boxed(x, strides)
 
 
-def compiler_options(tile: tiles.Tile) -> dict[str, int]:
-    """What of a tile is for Triton's compiler."""
-    options = {"num_warps": tile.warps, "num_stages": tile.stages}
-    return options | {"maxnreg": tile.registers} if tile.registers else options
-
-
 _BARE = Epilogue()
 
 
@@ -106,12 +103,17 @@ def product(
     (epilogue.py), if they are wanted."""
     if y.numel() == 0:
         return None
+    if pooled is None and is_direct(weight.shape, groups):
+        return direct_product(x, weight, y, window, groups, transposed, epilogue, moments)
     outputs, inputs = weight.shape[0] // groups, weight.shape[1]
     terms = window.taps * inputs
     channels, columns = (outputs, inputs) if transposed else (inputs, outputs)
     walks = window.walks(transposed)
     steps, strides = zip(*(walk[:2] for walk in walks), strict=True)
     weight = matrix(weight)
+    if pooled is None and is_grouped(weight.shape, groups):
+        dot = tiles.dot_on(tiles.chip_name(), dot)
+        return grouped_product(x, weight, y, window, groups, transposed, dot, epilogue, moments)
     of_x, of_y = images(window, x, y) if pooled is None else (images_of(x), images_of(y))
     chip = tiles.chip_name()
     dot = tiles.dot_on(chip, dot)
@@ -134,7 +136,7 @@ def product(
     terms_of_y = epilogue.terms(y, parts)
     same = {
         "DOWN": walks[0].constants(), "ACROSS": walks[1].constants(), "TRANSPOSED": transposed, "PRECISION": dot,
-        "N": tile.n, "K": tile.k, **epilogue.constants, **compiler_options(tile),
+        "N": tile.n, "K": tile.k, **epilogue.constants, **tile.options,
     }  # fmt: skip
     if tile.box:
         launch(
@@ -161,6 +163,12 @@ def weight_product(
     workspace and are added in order. `pooled`: grad's images were pooled so, and it is that of what came out."""
     if dw.numel() == 0:
         return
+    if pooled is None and is_direct(dw.shape, groups):
+        direct_weight_product(grad, x, dw, window, groups)
+        return
+    if pooled is None and is_grouped(dw.shape, groups):
+        grouped_weight_product(grad, x, dw, window, groups, tiles.dot_on(tiles.chip_name(), dot))
+        return
     outputs, channels = dw.shape[0] // groups, dw.shape[1]
     terms = window.taps * channels
     walks = window.walks(False)
@@ -181,7 +189,7 @@ def weight_product(
     parts = dw if tile.parts == 1 else new((tile.parts, dw.numel()), dw, dtype=accumulator(dw.dtype))
     same = {
         "DOWN": walks[0].constants(), "ACROSS": walks[1].constants(), "PRECISION": dot, "M": tile.m, "N": tile.n,
-        "INDEX": index_type(grad, x, parts, pooled and pooled.code[0]), **compiler_options(tile),
+        "INDEX": index_type(grad, x, parts, pooled and pooled.code[0]), **tile.options,
     }  # fmt: skip
     across = geometry.cdiv(terms, tile.n) if tile.packed else window.taps * geometry.cdiv(channels, tile.n)
     programs = geometry.cdiv(outputs, tile.m) * across * groups * tile.parts

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from . import conv2d, geometry, tiles
-from .conv2d import compiler_options, conv2d_aten, fetches, images_of, matrix, window_of
+from .conv2d import conv2d_aten, fetches, images_of, matrix, window_of
 from .conv2d_box import conv_pool_box_kernel
 from .conv2d_gather import conv_pool_kernel
 from .epilogue import Epilogue, bias_grad_fake, check_epilogue
@@ -76,7 +76,7 @@ def conv2d_pool_launch(
     tile = tiles.pick_product(problem, tiles.arithmetic(input.dtype, dot), chip)
     same = {
         "DOWN": walks[0].constants(), "ACROSS": walks[1].constants(), "SHIFT": window.stride, "POOL": pooled.pool,
-        "PRECISION": dot, "INDEX": index_type(input, weight, code), "N": tile.n, "K": tile.k, **compiler_options(tile),
+        "PRECISION": dot, "INDEX": index_type(input, weight, code), "N": tile.n, "K": tile.k, **tile.options,
     }  # fmt: skip
     given = (input, weight, y, pooled.code, Epilogue(bias, scale).terms(y, None))
     if tile.box:

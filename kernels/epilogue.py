@@ -131,16 +131,21 @@ def sum_parts(parts: torch.Tensor, total: torch.Tensor) -> None:
     )  # fmt: skip
 
 
-def sum_pixels(kernel: Any, totals: torch.Tensor, over: torch.Tensor, *args: Any, **constants: Any) -> None:
+def sum_pixels(
+    kernel: Any, totals: torch.Tensor, over: torch.Tensor, *args: Any, rows: int = 1, blocks: int = 1, **constants: Any
+) -> None:
     """Launches kernel(*args, parts, size of `over` (n, h, w), its channels, chunk), each program on a chunk of strips
-    of pixels; totals [sums x channels] are the sums of what each program stores in its row of parts."""
+    of pixels; totals [sums x channels] are the sums of what each program stores in its row of parts. A pixel may stand
+    for some `rows`, whose number divides the height, h then counts these; and there may be several `blocks` of sums,
+    each with programs of its own."""
     if over.numel() == 0:
         totals.zero_()
         return
     batch, channels, height, width = over.shape
     chip = tiles.chip_name()
+    height //= rows
     strip = tiles.pick_strip(batch * height * width, channels, over.stride(1) == 1, chip)
-    across = cdiv(channels, strip.channels)
+    across = cdiv(channels, strip.channels) * blocks
     steps = cdiv(batch * height * width, strip.pixels)
     chunk = cdiv(steps, max(1, min(steps, 4 * tiles.CHIPS[chip].multiprocessors // across)))
     programs = cdiv(steps, chunk)
@@ -190,14 +195,18 @@ def activation_grad_aten(grad, saved, activation):
     return masked, bias_grad_aten(masked)
 
 
-def check_epilogue(bias: Any, scale: Any, residual: Any, like: torch.Tensor, shape: Any, columns: int) -> None:
+def check_epilogue(
+    bias: Any, scale: Any, residual: Any, like: torch.Tensor, shape: Any, columns: int, places: tuple[int, ...] = ()
+) -> None:
     """Errors: RuntimeError, TypeError for what doesn't fit a product's columns and result of this shape, of like's
-    dtype and device. With a scale, it and the bias may also have the dtype that sums are kept in."""
+    dtype and device. With a scale, it and the bias may also have the dtype that sums are kept in. The bias may be one
+    for each of `places`."""
     for name, vector in (("scale", scale), ("bias", bias)):
         if vector is not None:
             wide = scale is not None and isinstance(vector, torch.Tensor) and vector.dtype == accumulator(like.dtype)
             check_tensors(input=like.to(vector.dtype) if wide else like, **{name: vector})
-            geometry.same_shape(name, vector.shape, (columns,))
+            each = places if name == "bias" and vector.dim() > 1 else ()
+            geometry.same_shape(name, vector.shape, (*each, columns))
     if residual is not None:
         check_tensors(input=like, residual=residual)
         geometry.same_shape("residual", residual.shape, shape)

@@ -1,6 +1,17 @@
 """Every operator's record; what runs over all operators runs over this list."""
 
-from . import avg_pool2d, batch_norm, conv2d, conv2d_pool, epilogue, linear, max_pool2d, relu_pool, unpool2d
+from . import (
+    avg_pool2d,
+    batch_norm,
+    conv2d,
+    conv2d_pool,
+    epilogue,
+    linear,
+    locally_connected2d,
+    max_pool2d,
+    relu_pool,
+    unpool2d,
+)
 from .op import Op
 
 OPS: tuple[Op, ...] = (
@@ -10,6 +21,10 @@ OPS: tuple[Op, ...] = (
     conv2d.CONV2D_WEIGHT_GRAD,
     conv2d.CONV_TRANSPOSE2D,
     conv2d.CONV_TRANSPOSE2D_SAVING,
+    locally_connected2d.LOCALLY_CONNECTED2D,
+    locally_connected2d.LOCALLY_CONNECTED2D_SAVING,
+    locally_connected2d.LOCALLY_CONNECTED2D_INPUT_GRAD,
+    locally_connected2d.LOCALLY_CONNECTED2D_WEIGHT_GRAD,
     batch_norm.CONV2D_MOMENTS,
     batch_norm.BATCH_NORM,
     batch_norm.BATCH_NORM_GRAD,

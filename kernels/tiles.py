@@ -32,7 +32,8 @@ class Tile(NamedTuple):
     """A kernel's block sizes. `packed`: the taps and channels of a window are one flat reduction (few channels).
     `parts`: in how many the reduction is cut, summed in order by a second kernel. `box`: its pixels are a box that the
     chip fetches by itself; else they are gathered. `programs`: how many run at once, each for several tiles; 0: one
-    program a tile. `registers`: the most that a thread may take; 0: as many as the compiler thinks best."""
+    program a tile. `registers`: the most that a thread may take; 0: as many as the compiler thinks best. `groups`: as
+    many products side by side."""
 
     m: int
     n: int
@@ -44,14 +45,28 @@ class Tile(NamedTuple):
     box: Box | None = None
     programs: int = 0
     registers: int = 0
+    groups: int = 1
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What of it is for Triton's compiler."""
+        options = {"num_warps": self.warps, "num_stages": self.stages}
+        return options | {"maxnreg": self.registers} if self.registers else options
 
 
 # Arithmetic of a product: bytes per operand element. "float" is full float32.
 _BYTES = {"half": 2, "tf32": 4, "float": 4, "double": 8}
 ARITHMETIC = tuple(_BYTES)
-# (m, n, warps) of the tiles, by how the operands come: gathered, packed (gathered, few channels), boxes of a product (n
-# is the matrix instructions' first direction there, 64 for each four warps), boxes of a weight gradient.
+# (m, n, warps) of the tiles, by how the operands come: gathered, packed (gathered, few channels), placed (gathered, a
+# pixel has weights of its own: m is images, or in a weight gradient k is), boxes of a product (n is the matrix
+# instructions' first direction there, 64 for each four warps), boxes of a weight gradient.
 _SMALL = ((64, 64, 8), (32, 32, 4))
+_PLACED = {
+    "half": ((128, 64, 4), (64, 64, 4), (32, 64, 4), (16, 64, 2)),
+    "tf32": ((64, 64, 4), (32, 64, 4), (16, 64, 4)),
+    "float": ((64, 64, 8), (32, 32, 4), (16, 32, 4)),
+    "double": ((32, 32, 4), (16, 32, 4)),
+}
 _SHAPES: dict[str, dict[str, tuple[tuple[int, int, int], ...]]] = {
     "gathered": {
         "half": ((128, 128, 8), (128, 64, 8), (64, 128, 4), (64, 64, 4), (64, 32, 4)),
@@ -60,6 +75,8 @@ _SHAPES: dict[str, dict[str, tuple[tuple[int, int, int], ...]]] = {
         "double": _SMALL,
     },
     "packed": {"half": ((128, 64, 8), (64, 64, 8), (64, 32, 4)), "tf32": _SMALL, "float": _SMALL, "double": _SMALL},
+    "placed": _PLACED,
+    "placed packed": _PLACED,
     "boxes": {
         "half": ((256, 128, 8), (128, 256, 8), (128, 128, 8), (256, 64, 4), (128, 64, 4), (64, 128, 8), (64, 64, 4)),
         "tf32": ((256, 128, 8), (128, 128, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4)),
@@ -78,7 +95,8 @@ class Product(NamedTuple):
     """What the tile of a convolution or of its input gradient depends on: `images` (n, p, q) of a phase of the result,
     `columns` outputs, and a reduction of taps x channels, in each of `groups`. `boxes`: the operands can be fetched in
     boxes; `whole`: only if a step's channels (and, with phases, a tile's columns) don't reach over their end.
-    `beside`: what a thread holds beside its sums, a word of BESIDE."""
+    `beside`: what a thread holds beside its sums, a word of BESIDE. `placed`: each pixel has weights of its own, so the
+    images are one pixel's, its place one of the groups."""
 
     images: Box
     columns: int
@@ -89,11 +107,13 @@ class Product(NamedTuple):
     boxes: bool = False
     whole: bool = False
     beside: str = ""
+    placed: bool = False
 
 
 class WeightGrad(NamedTuple):
     """What the tile of a weight gradient depends on: outputs x (taps x channels) results in each of `groups`, each a
-    sum over all pixels of `images` (n, p, q). `boxes`: the operands can be fetched in boxes."""
+    sum over all pixels of `images` (n, p, q). `boxes`: the operands can be fetched in boxes. `placed`: as in Product.
+    """
 
     images: Box
     outputs: int
@@ -101,6 +121,7 @@ class WeightGrad(NamedTuple):
     taps: int
     groups: int = 1
     boxes: bool = False
+    placed: bool = False
 
 
 def arithmetic(dtype: torch.dtype, dot: str) -> str:
@@ -194,7 +215,7 @@ def _tile(way: str, kind: str, chip: str, m: int, n: int, k: int, warps: int, st
     how many it may take."""
     crowded = "boxes" not in way or beside
     room = 255 if CHIPS[chip].lanes == 32 and crowded and kind in ("half", "tf32") else 0
-    return Tile(m, n, k, warps, stages, way == "packed", registers=room)
+    return Tile(m, n, k, warps, stages, way.endswith("packed"), registers=room)
 
 
 @cache
@@ -227,6 +248,11 @@ def steps_of(kind: str) -> tuple[int, int]:
     """Terms a step: a 128-byte line; of 16-bit elements also half of one, for boxes that must take whole steps."""
     line = 128 // _BYTES[kind]
     return line, line // 2 if kind == "half" else line
+
+
+def _ways(placed: bool) -> tuple[str, str]:
+    """The ways that operands come in when threads load them: channels in steps of their own, or packed."""
+    return ("placed", "placed packed") if placed else ("gathered", "packed")
 
 
 def _box_step(channels: int, kind: str, whole: bool) -> int:
@@ -274,7 +300,7 @@ def pick_product(product: Product, kind: str, chip: str) -> Tile:
     """The tile of a convolution or of its input gradient."""
     if (chip, kind, product) in TUNED:
         return TUNED[chip, kind, product]
-    images, columns, channels, taps, phases, groups, boxes, whole, beside = product
+    images, columns, channels, taps, phases, groups, boxes, whole, beside, placed = product
     pixels = images[0] * images[1] * images[2]
     if chip == "interpreter":
         packed = channels < 8
@@ -295,7 +321,7 @@ def pick_product(product: Product, kind: str, chip: str) -> Tile:
                 best, least = (candidate, box, tiles), time
     k, packed = steps_of(kind)[0], channels <= _PACK_UP_TO
     steps = (-(-taps * channels // k) if packed else taps * -(-channels // k)) / phases
-    for candidate in candidates(kind, chip, "packed" if packed else "gathered", k, beside):
+    for candidate in candidates(kind, chip, _ways(placed)[packed], k, beside):
         m, n = candidate[1:3]
         time = estimate(candidate, -(-pixels // m) * -(-columns // n) * phases * groups, steps)
         if time < least:
@@ -311,7 +337,7 @@ def pick_weight_grad(problem: WeightGrad, kind: str, chip: str) -> Tile:
     once would leave much of it idle; in parts of eight steps at least."""
     if (chip, kind, problem) in TUNED:
         return TUNED[chip, kind, problem]
-    images, outputs, channels, taps, groups, boxes = problem
+    images, outputs, channels, taps, groups, boxes, placed = problem
     pixels = images[0] * images[1] * images[2]
     if chip == "interpreter":
         return Tile(_power(outputs, 16, 256), _power(taps * channels, 16, 256), _power(pixels, 16, 1024), packed=True)
@@ -322,16 +348,16 @@ def pick_weight_grad(problem: WeightGrad, kind: str, chip: str) -> Tile:
         box, steps = box_of(k, images)
         ways.append(("weight boxes", steps, box))
     if not ways or min(outputs, channels) < 64:  # tiles of boxes are no narrower
-        ways.append(("packed" if packed else "gathered", -(-pixels // k), None))
+        ways.append((_ways(placed)[packed], -(-pixels // k), None))
     best, least = None, float("inf")
     for way, steps, box in ways:
-        flat = way == "packed"
+        flat = way.endswith("packed")
         for candidate in candidates(kind, chip, way, k):
             m, n = candidate[1:3]
             tiles = -(-outputs // m) * groups * (-(-taps * channels // n) if flat else taps * -(-channels // n))
             slots = candidate.slots
             parts = slots // tiles if slots >= 4 * tiles else 2 * slots // tiles
-            parts = max(1, min(parts, steps // 8))
+            parts = 1 if placed else max(1, min(parts, steps // 8))
             time = estimate(candidate, tiles * parts, -(-steps // parts))
             if parts > 1:  # the parts are written, read again and summed
                 time += at.start + parts * outputs * taps * channels * groups * summing
@@ -348,7 +374,7 @@ def serving(problem: Product | WeightGrad, kind: str, chip: str) -> Iterator[Til
     line, product = steps_of(kind)[0], isinstance(problem, Product)
     pixels = images[0] * images[1] * images[2]
     beside = problem.beside if isinstance(problem, Product) else ""
-    ways = [("gathered", line), ("packed", line)]
+    ways = [(way, line) for way in _ways(problem.placed)]
     if problem.boxes and boxable(kind, chip):
         k = _box_step(channels, kind, problem.whole) if isinstance(problem, Product) else line
         ways += [("boxes" if product else "weight boxes", k)] if k else []
@@ -360,7 +386,7 @@ def serving(problem: Product | WeightGrad, kind: str, chip: str) -> Iterator[Til
                 tile = _tile(way, kind, chip, m, n, k, warps, stages, beside)._replace(box=box)
                 if not valid(tile, _BYTES[kind], chip, boxes, beside):
                     continue
-                if isinstance(problem, WeightGrad):
+                if isinstance(problem, WeightGrad) and not problem.placed:
                     yield from (tile._replace(parts=1 << i) for i in range(8) if i == 0 or 1 << i <= count // 8)
                 elif not boxes:
                     yield tile
@@ -369,12 +395,12 @@ def serving(problem: Product | WeightGrad, kind: str, chip: str) -> Iterator[Til
                     yield tile._replace(programs=min(count * -(-columns // n) * problem.phases, slots))
 
 
-def every_tile(kind: str, chip: str, weight_grad: bool, beside: str = "") -> tuple[Tile, ...]:
+def every_tile(kind: str, chip: str, weight_grad: bool, beside: str = "", placed: bool = False) -> tuple[Tile, ...]:
     """Every tile that `pick_weight_grad` or else `pick_product` can return on this chip, with this beside the sums, but
     for the boxes' sides (their pixels in one row stand for all), the parts and the number of programs."""
     line, half = steps_of(kind)
-    forms = [("gathered", line), ("packed", line)]
-    if boxable(kind, chip):
+    forms = [(way, line) for way in _ways(placed)]
+    if boxable(kind, chip) and not placed:
         forms += [("weight boxes", line)] if weight_grad else [("boxes", line), ("boxes", half)]
     found = [each.tile for way, k in forms if "boxes" not in way for each in candidates(kind, chip, way, k, beside)]
     for way, k in forms[2:]:
@@ -382,6 +408,54 @@ def every_tile(kind: str, chip: str, weight_grad: bool, beside: str = "") -> tup
         every = [candidate.tile for candidate in candidates(kind, chip, way, k, beside)]
         found += [tile._replace(box=(1, 1, getattr(tile, pixels))) for tile in every]
     return tuple(dict.fromkeys(found))
+
+
+NARROW = 32  # channels or outputs of a group, at most, of which a tile takes several groups
+
+
+class Grouped(NamedTuple):
+    """What the tile of a product in many narrow groups depends on: rows x columns results in each of `groups`, each a
+    sum of so many `terms`; `crowded`: there is more to hold than the sums; `parts`: the sums may be cut."""
+
+    groups: int
+    rows: int
+    columns: int
+    terms: int
+    crowded: bool = False
+    parts: bool = False
+
+
+def every_grouped(kind: str, chip: str) -> tuple[Tile, ...]:
+    """Every tile that `pick_grouped` can return on this chip, but for the parts."""
+    each = [(g, m, 16 * (4 // g)) for g in (4, 2) for m in (64, 32)] + [(2, m, 16) for m in (64, 32)]
+    each += [(g, 16 * (4 // g), 64) for g in (4, 2)] + [(2, 16, 64)]
+    return tuple(_grouped(kind, chip, *sides) for sides in each)
+
+
+def _grouped(kind: str, chip: str, groups: int, m: int, n: int) -> Tile:
+    """The tile of these sides: 64 columns, or in a weight gradient rows, of all groups together, where there are as
+    many; for full precision, which has no matrix instructions, fewer sums."""
+    fast, nvidia = kind in ("half", "tf32"), CHIPS[chip].lanes == 32
+    k, stages = (32, 3 if kind == "half" and nvidia else 2) if fast else (16, 2)
+    m, n = (m, n) if fast else (min(m, 32), min(n, 32))
+    return Tile(m, n, k, 4, stages, registers=255 if fast and nvidia else 0, groups=groups)
+
+
+@lru_cache(maxsize=4096)
+def pick_grouped(problem: Grouped, kind: str, chip: str) -> Tile:
+    """The tile of a product in many narrow groups."""
+    groups, rows, columns, terms, crowded, cut = problem
+    if chip == "interpreter":
+        g, n, k = _power(groups, 1, 16), _power(columns, 16, 64), _power(terms, 16, 128)
+        return Tile(_power(rows, 16, max(16, _INTERPRETED_ELEMENTS // (8 * g * max(n, k)))), n, k, groups=g)
+    narrow = _power(rows if cut else columns, 16, NARROW)
+    g = min(64 // narrow, _power(groups, 2, 4))
+    tile = _grouped(kind, chip, g, narrow, 64) if cut else _grouped(kind, chip, g, 32 if crowded else 64, narrow)
+    if not cut:
+        return tile
+    count = -(-rows // tile.m) * -(-columns // tile.n) * -(-groups // g)
+    parts = min(4 * CHIPS[chip].multiprocessors // count, -(-terms // tile.k) // 8)
+    return tile._replace(parts=max(1, parts))
 
 
 def pick_sum(size: int, chip: str) -> int:
@@ -408,13 +482,26 @@ def strips(chip: str) -> tuple[Strip, ...]:
 
 
 @lru_cache(maxsize=4096)
-def pick_strip(pixels: int, channels: int, adjacent: bool, chip: str) -> Strip:
-    """The block of a streaming kernel: along the channels where they are adjacent in memory, else along pixels. In the
-    interpreter, where a program costs as much as some thousand elements, the blocks of the least cost."""
+def pick_strip(pixels: int, channels: int, adjacent: bool, chip: str, vectors: bool = False) -> Strip:
+    """The block of a streaming kernel: along the channels where they are adjacent in memory, many that there are, else
+    along pixels. `vectors`: it also loads one over the channels, which the compiler does where it is used if the block
+    has fewer channels than threads, else passes through shared memory. In the interpreter, where a program costs as
+    much as some thousand elements, the blocks of the least cost."""
     if chip == "interpreter":
         return min(
             strips(chip),
             key=lambda s: -(-pixels // s.pixels) * -(-channels // s.channels) * (s.pixels * s.channels + 4096),
         )
     most = _power(channels, 1, 1 << 20) if adjacent else 1
-    return max((strip for strip in strips(chip) if strip.channels <= most), key=lambda strip: strip.channels)
+    fit = [strip for strip in strips(chip) if min(32, most) <= strip.channels <= most]
+    fit = [strip for strip in fit if not vectors or strip.channels < strip.warps * CHIPS[chip].lanes]
+    fit = fit or [max((strip for strip in strips(chip) if strip.channels <= most), key=lambda strip: strip.channels)]
+    return min(fit, key=lambda strip: (-(-channels // strip.channels) * strip.channels, -strip.channels))
+
+
+UNROLLED = 7  # rows of a window, at most, that a direct kernel takes at once
+
+
+def pick_rows(height: int, whole: bool = False, most: int = 4) -> int:
+    """Rows of a strip that a direct kernel computes at once, at most 4; if `whole`, no strip may have fewer."""
+    return next(rows for rows in (4, 2, 1) if rows <= min(height, most) and not (whole and height % rows))

@@ -13,6 +13,7 @@ from cnn_triton.kernels import (
     epilogue,
     geometry,
     linear,
+    locally_connected2d,
     max_pool2d,
     pool_geometry,
     relu_pool,
@@ -62,6 +63,16 @@ CONVS = {
     "dilation": Conv((1, 3, 12, 13), 4, (3, 2), dilation=(2, 5), padding=(3, 4)),
     "groups": Conv((2, 6, 7, 8), 9, (3, 3), padding=1, groups=3),
     "depthwise": Conv((2, 5, 6, 7), 10, (3, 3), padding=1, stride=(1, 2), groups=5),
+    "depthwise 7x7": Conv((2, 3, 8, 9), 3, (7, 7), padding=3, groups=3),
+    "depthwise 5x5 same": Conv((1, 33, 7, 6), 33, (5, 5), padding="same", groups=33),
+    "depthwise stride 2": Conv((2, 4, 9, 8), 4, (3, 3), padding=1, stride=2, groups=4),
+    "depthwise 8x2": Conv((1, 2, 21, 10), 6, (8, 2), (3, 1), (2, 1), (2, 3), groups=2),
+    "depthwise dilation": Conv((2, 3, 14, 11), 12, (3, 3), padding=2, dilation=2, groups=3),
+    "depthwise reflect": Conv((2, 5, 7, 6), 5, (3, 3), padding=1, groups=5, padding_mode="reflect"),
+    "many groups": Conv((2, 20, 5, 6), 40, (3, 3), padding=1, stride=2, groups=10),
+    "narrow outputs": Conv((1, 80, 4, 5), 6, (2, 3), padding=1, groups=2),
+    "wide groups": Conv((1, 80, 4, 4), 70, (3, 2), groups=2),
+    "groups reflect": Conv((2, 6, 5, 6), 6, (3, 3), padding=1, groups=2, padding_mode="reflect"),
     "whole image": Conv((3, 4, 5, 6), 4, (5, 6)),
     "first layer": Conv((2, 1, 28, 28), 6, (5, 5), padding=2),
     "33 channels": Conv((2, 33, 5, 5), 35, (3, 3), padding=1),
@@ -102,6 +113,19 @@ TRANSPOSED = {
     "no image": Transposed((0, 3, 5, 5), 4, (3, 3), 2),
 }
 
+# Locally connected layers; the padding mode is zeros.
+LOCALS = {
+    "1x1": Conv((3, 5, 3, 2), 7, (1, 1)),
+    "3x3": Conv((2, 3, 4, 5), 8, (3, 3), padding=1),
+    "stride 2": Conv((3, 4, 7, 4), 5, (3, 3), stride=2, padding=1),
+    "stride over window": Conv((2, 4, 6, 5), 3, (1, 2), stride=(4, 3)),
+    "dilation": Conv((1, 3, 5, 4), 4, (3, 2), dilation=(2, 3), padding=(3, 2)),
+    "groups": Conv((2, 6, 3, 5), 9, (3, 3), padding=1, groups=3, stride=(1, 2)),
+    "same": Conv((2, 3, 4, 3), 2, (2, 3), padding="same"),
+    "33 images": Conv((33, 33, 3, 2), 35, (2, 2), padding=(1, 0)),
+    "no image": Conv((0, 3, 5, 5), 4, (3, 3)),
+}
+
 # Of the pooling that follows a convolution and ReLU, by the convolution's label.
 BLOCKS = {
     "1x1": (2, 2),
@@ -115,7 +139,17 @@ BLOCKS = {
     "reflect": (2, 2),
 }
 # The convolutions that an epilogue of everything follows, and whose moments are taken.
-FOLLOWED = ("1x1", "stride 2", "groups", "33 channels", "no image", "no channel", "reflect")
+FOLLOWED = (
+    "1x1",
+    "stride 2",
+    "groups",
+    "depthwise",
+    "depthwise 7x7",
+    "33 channels",
+    "no image",
+    "no channel",
+    "reflect",
+)
 # Every activation, some with numbers that aren't their usual ones.
 ACTIVATIONS = ("none", "relu", "leaky_relu 0.125", "hardtanh -0.25 0.75", "hardtanh -0.3 0.7", "clamp -0.4 0.9",
                "clamp 0.1 inf", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh")  # fmt: skip
@@ -289,6 +323,36 @@ def _block(named: tuple[Conv, tuple[int, int]]) -> dict[Op, Any]:
     return cases
 
 
+def _local(layer: Conv) -> dict[Op, Any]:
+    (k, c, r, s), (n, _, p, q) = _sizes(layer)
+    weight, args = (p, q, k, r, s, c), _window(layer)[:-1]
+
+    def forward(activation, *beside, places=()):
+        def make(dtype, form):
+            more = beside_product(k, (n, k, p, q), dtype, form, beside)
+            more[0] = draw((*places, k), dtype, form) if "bias" in beside else None
+            return (draw(layer.input, dtype, form), draw(weight, dtype, form), *more, *args, activation)
+
+        return make
+
+    def input_grad(dtype, form):
+        grad = draw((n, k, p, q), dtype, form)
+        return (grad, draw(weight, dtype, form), layer.input, *args, form == "channels_last")
+
+    def weight_grad(dtype, form):
+        return (draw((n, k, p, q), dtype, form), draw(layer.input, dtype, form), weight, *args)
+
+    operators = locally_connected2d
+    return {
+        (operators.LOCALLY_CONNECTED2D, ""): forward("none"),
+        (operators.LOCALLY_CONNECTED2D, ", bias, ReLU"): forward("relu", "bias", places=(p, q)),
+        (operators.LOCALLY_CONNECTED2D, ", all"): forward("leaky_relu 0.1", "bias", "scale", "residual"),
+        (operators.LOCALLY_CONNECTED2D_SAVING, ""): forward("gelu", "bias", "residual", places=(p, q)),
+        (operators.LOCALLY_CONNECTED2D_INPUT_GRAD, ""): input_grad,
+        (operators.LOCALLY_CONNECTED2D_WEIGHT_GRAD, ""): weight_grad,
+    }
+
+
 def _transposed(layer: Transposed) -> dict[Op, Any]:
     window = geometry.transposed_window(
         layer.size, layer.stride, layer.padding, layer.output_padding, layer.dilation
@@ -423,6 +487,7 @@ CASES = [
         ({label: CONVS[label] for label in FOLLOWED}, _followed),
         ({label: (CONVS[label], pool) for label, pool in BLOCKS.items()}, _block),
         (TRANSPOSED, _transposed),
+        (LOCALS, _local),
         (POOLS, _pool),
         (ADAPTIVES, _adaptive),
         (LINEARS, _linear),

@@ -3,6 +3,7 @@
 import contextlib
 
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnn_triton.kernels import conv2d, relu_pool
@@ -63,6 +64,17 @@ def kernels_only(*operators):
     assert ran.total() > 0, "no kernel ran"
     for name in operators:
         assert ran[name] > 0, f"no kernel of {name} ran, only {dict(ran)}"
+
+
+def unfolded(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    """The locally connected layer by PyTorch: unfold, and a product for each output pixel."""
+    p, q, k, r, s, c = weight.shape
+    columns = F.unfold(input, (r, s), dilation, padding, stride)
+    columns = columns.unflatten(2, (p, q)).unflatten(1, (groups, c, r, s))
+    y = torch.einsum("ngcrspq,pqgkrsc->ngkpq", columns, weight.unflatten(2, (groups, k // groups))).flatten(1, 2)
+    if bias is None:
+        return y
+    return y + (bias.permute(2, 0, 1) if bias.dim() == 3 else bias[:, None, None]).to(y.dtype)
 
 
 def assert_accurate(ours, theirs, exact, what="result"):

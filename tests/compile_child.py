@@ -17,6 +17,7 @@ from cnn_triton.kernels import (
     conv2d_pool,
     epilogue,
     linear,
+    locally_connected2d,
     max_pool2d,
     relu_pool,
     tiles,
@@ -47,12 +48,32 @@ def call(what, dtype, channels):
     won, index = (torch.empty(small.shape, dtype=d).to(memory_format=LAST) for d in (torch.uint8, torch.int64))
     shares_won = torch.empty(share.shape, dtype=torch.uint8).to(memory_format=LAST)
     reflect = (*_WINDOW[:-1], "reflect")
+
+    def grouped(size, stride, of, c=144, groups=144):
+        """A layer of c channels in groups at 56 x 56."""
+        p, last = 56 // stride, {"memory_format": LAST, "dtype": dtype}
+        x, y = torch.empty(32, c, 56, 56, **last), torch.empty(32, c, p, p, **last)
+        w, b = torch.empty(c, c // groups, size, size, **last), torch.empty(c, dtype=dtype)
+        window = ((stride,) * 2, (size // 2,) * 4, (1, 1), groups, "zeros")
+        return {
+            "conv2d": lambda: (conv2d.CONV2D, (x, w, b, None, None, *window, "relu")),
+            "conv2d_saving": lambda: (conv2d.CONV2D_SAVING, (x, w, b, b, y, *window, "gelu")),
+            "conv2d_moments": lambda: (batch_norm.CONV2D_MOMENTS, (x, w, None, *window)),
+            "conv2d_input_grad": lambda: (conv2d.CONV2D_INPUT_GRAD, (y, w, x.shape, *window, True)),
+            "conv2d_weight_grad": lambda: (conv2d.CONV2D_WEIGHT_GRAD, (y, x, w.shape, *window, True)),
+        }[of]()
+
     half = torch.empty(32, 256, 28, 28, dtype=dtype).to(memory_format=LAST)
     code = torch.empty(half.shape, dtype=torch.uint8).to(memory_format=LAST)[None]
     pooled, halves, both = (half, code), ((2, 2), False), (True, True)  # gradient and code; pool; what is wanted
     transposed = (y.shape, *_WINDOW[:-1], True)
     vectors = (torch.empty(256), torch.empty(256), b, b)
     wide = b.new_empty(1024)
+    # Locally connected, 14 x 14 pixels.
+    here, there = (t[:, :, :14, :14].contiguous(memory_format=LAST) for t in (x, y))
+    placed, back_placed = (torch.empty(14, 14, *w, dtype=dtype) for w in ((256, 3, 3, channels), (channels, 3, 3, 256)))
+    each = torch.empty(14, 14, 256, dtype=dtype)
+    local = locally_connected2d
     maximum, average = max_pool2d.MAX_POOL2D, avg_pool2d.AVG_POOL2D
     maximum_grad, average_grad = max_pool2d.MAX_POOL2D_INPUT_GRAD, avg_pool2d.AVG_POOL2D_INPUT_GRAD
     return {
@@ -81,6 +102,18 @@ def call(what, dtype, channels):
         "conv2d reflect": lambda: (conv2d.CONV2D, (x, w, b, None, None, *reflect, "relu")),
         "conv2d_input_grad reflect": lambda: (conv2d.CONV2D_INPUT_GRAD, (x, back, y.shape, *reflect, True)),
         "conv2d_weight_grad reflect": lambda: (conv2d.CONV2D_WEIGHT_GRAD, (y, x, w.shape, *reflect, True)),
+        "locally_connected2d": lambda: (
+            local.LOCALLY_CONNECTED2D, (here, placed, each, None, None, *_WINDOW[:-1], "relu")
+        ),
+        "locally_connected2d_saving": lambda: (
+            local.LOCALLY_CONNECTED2D_SAVING, (here, placed, b, b, there, *_WINDOW[:-1], "gelu")
+        ),
+        "locally_connected2d_input_grad": lambda: (
+            local.LOCALLY_CONNECTED2D_INPUT_GRAD, (here, back_placed, there.shape, *_WINDOW[:-1], True)
+        ),
+        "locally_connected2d_weight_grad": lambda: (
+            local.LOCALLY_CONNECTED2D_WEIGHT_GRAD, (there, here, placed.shape, *_WINDOW[:-1])
+        ),
         "linear": lambda: (linear.LINEAR, (rows, matrix, wide, None, None, 1, "relu")),
         "linear_saving": lambda: (linear.LINEAR_SAVING, (rows, matrix, wide, wide, columns, 1, "gelu_tanh")),
         "linear without bias": lambda: (linear.LINEAR, (rows, matrix, None, None, None, 1, "relu")),
@@ -100,6 +133,18 @@ def call(what, dtype, channels):
         "max_unpool2d_input_grad": lambda: (unpool2d.MAX_UNPOOL2D_INPUT_GRAD, (x, index)),
         "bias_grad": lambda: (epilogue.BIAS_GRAD, (y,)),
         "activation_grad": lambda: (epilogue.ACTIVATION_GRAD, (y, y, "relu")),
+        **{
+            f"{of} depthwise {size} by {stride}": lambda of=of, size=size, stride=stride: grouped(size, stride, of)
+            for of in ("conv2d", "conv2d_moments", "conv2d_input_grad", "conv2d_weight_grad")
+            for size, stride in ((3, 1), (3, 2), (5, 1), (7, 1), (9, 1))
+        },
+        **{
+            f"{of} of groups of {wide} by {stride}": lambda of=of, wide=wide, stride=stride: grouped(
+                3, stride, of, 32 * wide, 32
+            )
+            for of in ("conv2d", "conv2d_saving", "conv2d_moments", "conv2d_input_grad", "conv2d_weight_grad")
+            for wide, stride in ((4, 1), (8, 2), (16, 1), (32, 1))
+        },
         **{f"conv2d {a}": lambda a=a: (conv2d.CONV2D, (x, w, b, None, None, *_WINDOW, a)) for a in ACTIVATIONS},
         **{f"activation_grad {a}": lambda a=a: (epilogue.ACTIVATION_GRAD, (y, y, a)) for a in ACTIVATIONS},
     }[what]()  # fmt: skip

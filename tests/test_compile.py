@@ -16,7 +16,7 @@ CHIPS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 DOTS = {"float16": "ieee", "bfloat16": "ieee", "float32": "tf32"}
 MATRIX = ("conv2d", "conv2d_input_grad", "conv2d_weight_grad")
 KERNELS = ("conv_kernel", "conv_box_kernel", "weight_grad_kernel", "weight_grad_box_kernel")
-KERNELS += ("conv_pool_kernel", "conv_pool_box_kernel")
+KERNELS += ("conv_pool_kernel", "conv_pool_box_kernel", "placed_kernel", "placed_weight_grad_kernel")
 # What else is compiled with the tiles that may be picked with this beside the sums.
 BESIDE = {
     "conv2d_saving": "epilogue",
@@ -25,6 +25,13 @@ BESIDE = {
     "conv2d_pool average": "two numbers",
     "conv2d_pool_grad": "",
     "conv2d_pool_grad average": "",
+}
+# With the tiles of products in which each pixel has weights of its own.
+PLACED = {
+    "locally_connected2d": "",
+    "locally_connected2d_saving": "epilogue",
+    "locally_connected2d_input_grad": "",
+    "locally_connected2d_weight_grad": "",
 }
 
 
@@ -63,11 +70,11 @@ def tile_calls():
         for dtype, dot in DOTS.items():
             kind = "half" if dtype != "float32" else "tf32"
             shapes = {}
-            for what in (*MATRIX, *(BESIDE if dtype != "float16" else ())):
-                beside = BESIDE.get(what, "")
+            for what in (*MATRIX, *({**BESIDE, **PLACED} if dtype != "float16" else ())):
+                beside = {**BESIDE, **PLACED}.get(what, "")
                 if what == "conv2d_pool" and kind == "tf32":
                     beside = "two numbers"
-                for tile in tiles.every_tile(kind, chip, what == "conv2d_weight_grad", beside):
+                for tile in tiles.every_tile(kind, chip, what.endswith("weight_grad"), beside, what in PLACED):
                     if what.startswith("conv2d_pool_grad") and tile.box:
                         continue
                     # As many channels as a packed tile is for; more of them for the others.
@@ -95,7 +102,7 @@ def as_picked(names):
         {"what": name, "dtype": dtype, "dot": dot, "tile": None, "channels": 256}
         for name in names
         for dtype, dot in (("bfloat16", "ieee"), ("float32", "tf32"))
-        if dtype == "bfloat16" or name.startswith(("conv", "linear"))
+        if dtype == "bfloat16" or name.startswith(("conv", "linear", "locally"))
     ]
 
 
@@ -120,6 +127,39 @@ def test_variants(chip):
     ]
     names += [f"{what} {name}" for what in ("conv2d", "activation_grad") for name in ACTIVATIONS if name != "none"]
     check(chip, as_picked(names))
+
+
+@pytest.mark.cover
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("window", ["3 by 1", "3 by 2", "5 by 1", "7 by 1", "9 by 1"])
+def test_depthwise(window, chip):
+    """Depthwise convolution, size by stride: no spills, every load 16 bytes wide."""
+    whats = (*MATRIX, "conv2d_moments")
+    calls = as_picked(f"{what} depthwise {window}" for what in whats)
+    for call, codes in zip(calls, compiled(chip, calls), strict=True):
+        assert codes
+        for code in codes:
+            if code["kernel"].startswith("direct"):
+                said = f"{call}: {code}"
+                assert code["spills"] == 0, said
+                assert code["load_bytes"] >= 16, said
+
+
+@pytest.mark.cover
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("wide", ["4 by 1", "8 by 2", "16 by 1", "32 by 1"])
+def test_groups(wide, chip):
+    """Narrow groups, channels by stride: no spills, matrix instructions."""
+    whats = (*MATRIX, "conv2d_saving", "conv2d_moments")
+    calls = as_picked(f"{what} of groups of {wide}" for what in whats)
+    for call, codes in zip(calls, compiled(chip, calls), strict=True):
+        assert codes
+        for code in codes:
+            if code["kernel"].startswith("grouped"):
+                said = f"{call}: {code}"
+                assert code["spills"] == 0, said
+                assert code["shared"] <= tiles.CHIPS[chip].shared, said
+                assert code["loop_matrix"] > 0, said
 
 
 @pytest.mark.cover

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import cnn_triton
 from cases import draw
-from checks import kernels_only, operator_of
+from checks import kernels_only, operator_of, unfolded
 from cnn_triton import functional, nn
 from cnn_triton.kernels import activations
 
@@ -36,6 +36,8 @@ class Each(NamedTuple):
         return getattr(functional, self.name)(*given[:count], **named, **self.options)
 
     def theirs(self, *tensors):
+        if self.name == "locally_connected2d":
+            return unfolded(*tensors, **self.options)
         if self.name == "conv2d_batch_norm":
             return F.batch_norm(F.conv2d(*tensors[:3]), None, None, *tensors[3:], training=True).relu()
         options = dict(self.options)
@@ -103,6 +105,7 @@ FUNCTIONS = [
         {"training": True, "activation": "relu"},
         ("norm_weight", "norm_bias"),
     ),
+    Each("locally_connected2d", ((2, 4, 4, 3), (2, 4, 2, 3, 2, 2), (2, 4, 2)), {"padding": (0, 1), "groups": 2}),
     Each("conv1d", ((2, 3, 7), (4, 3, 3), (4,)), {"dilation": 2}),
     Each("conv_transpose2d", ((2, 3, 4, 5), (3, 4, 3, 3), (4,)), {"stride": 2, "output_padding": 1}),
     Each("conv_transpose1d", ((2, 4, 5), (4, 2, 3), (4,)), {"groups": 2}),
@@ -393,7 +396,7 @@ def test_fake_tensors(one, device):
 def test_flops(one, device):
     """What torch's counter counts of PyTorch's own functions, forward and backward: products, and nothing else."""
     plain, totals = one, []
-    if "groups" in one.options:  # whose gradients PyTorch's counter counts as if there were none
+    if "groups" in one.options and "conv" in one.name:  # whose gradients PyTorch's counter counts as if there were none
         inner = 1 if "transpose" in one.name else one.shapes[0][1]
         weight = (one.shapes[1][0], one.shapes[2][0] if inner == 1 else inner, *one.shapes[1][2:])
         options = {name: value for name, value in one.options.items() if name != "groups"}

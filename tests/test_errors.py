@@ -259,6 +259,32 @@ def test_epilogue(label):
     assert all(word in str(got.value) for word in words), got.value
 
 
+PLACED = (6, 6, 6, 3, 3, 4)
+LOCAL = {  # label: (arguments of locally_connected2d, what the message must hold)
+    "input 2-D": (lambda: (rand(8, 8), rand(*PLACED)), ("input", "(8, 8)")),
+    "weight 4-D": (lambda: (rand(*X), rand(*W)), ("weight", "6-D", "(6, 4, 3, 3)")),
+    "channels": (lambda: (rand(2, 5, 8, 8), rand(*PLACED)), ("input", "5", "4")),
+    "pixels": (lambda: (rand(*X), rand(*PLACED), None, 1, 1), ("weight", "8 x 8", "6 x 6")),
+    "window": (lambda: (rand(2, 4, 2, 8), rand(*PLACED)), ("weight", "3 x 3", "2 x 8")),
+    "bias' shape": (lambda: (rand(*X), rand(*PLACED), rand(5)), ("bias", "(6,)", "(5,)")),
+    "bias' pixels": (lambda: (rand(*X), rand(*PLACED), rand(5, 6, 6)), ("bias", "(6, 6, 6)", "(5, 6, 6)")),
+    "groups": (lambda: (rand(*X), rand(*PLACED), None, 1, 0, 1, 4), ("groups", "4")),
+    "stride 0": (lambda: (rand(*X), rand(*PLACED), None, 0), ("stride", "(0, 0)")),
+    "weight's dtype": (lambda: (rand(*X), rand(*PLACED).double()), ("weight", "float64", "float32")),
+}
+
+
+@pytest.mark.parametrize("label", LOCAL)
+def test_locally_connected(label):
+    """RuntimeError, as of unfold and einsum."""
+    make, words = LOCAL[label]
+    with pytest.raises(RuntimeError) as got:
+        functional.locally_connected2d(*make())
+    assert all(word in str(got.value) for word in words), got.value
+    with pytest.raises(TypeError, match=r"weight must be a torch\.Tensor, but got NoneType"):
+        functional.locally_connected2d(rand(*X), None)
+
+
 def test_batch_norm():
     """PyTorch's types: ValueError for one value per channel, RuntimeError without statistics."""
     with pytest.raises(ValueError, match="more than 1 value per channel"):

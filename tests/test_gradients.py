@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cases import ACTIVATIONS, ADAPTIVES, BLOCKS, CONVS, DTYPES, FORMATS, LINEARS, POOLS, TRANSPOSED, draw
-from checks import assert_accurate, kernels_only, operator_of
+from cases import ACTIVATIONS, ADAPTIVES, BLOCKS, CONVS, DTYPES, FORMATS, LINEARS, LOCALS, POOLS, TRANSPOSED, draw
+from checks import assert_accurate, kernels_only, operator_of, unfolded
 from cnn_triton import functional
 from cnn_triton.kernels import activations, conv2d_pool, geometry, relu_pool
 from cnn_triton.ops import operator
@@ -133,7 +133,33 @@ def of_activations():
         yield label, Pair(ours, conv2d_of(layer), shapes, rest, after, masked, True, kinked)
 
 
-FUNCTIONS = {**dict(of_convolutions()), **dict(of_activations())}
+def of_locals():
+    """Locally connected layers, with a bias for each output pixel or channel; of some a smooth activation after it."""
+    for label, layer in LOCALS.items():
+        window = geometry.conv_window(layer.size, layer.stride, layer.padding, layer.dilation)
+        (k, p, q), channels = (layer.k, *geometry.conv_output(window, layer.input[2:])), layer.input[1] // layer.groups
+        weight, sides = (p, q, k, *layer.size, channels), (*window.pads[2:], *window.pads[:2])
+
+        def plain(x, w, b, stride, _, dilation, groups, sides=sides):
+            return unfolded(F.pad(x, sides), w, b, stride, 0, dilation, groups)
+
+        rest = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        ours, shapes = functional.locally_connected2d, (layer.input, weight, (p, q, k))
+        yield f"locally_connected2d {label}", Pair(ours, plain, (*shapes[:2], (k,)), rest)
+        relu = functools.partial(ours, activation="relu")
+        yield f"locally_connected2d {label}, ReLU", Pair(relu, plain, shapes, rest, torch.relu, relu_masked)
+        if label in ("3x3", "groups"):
+            scaled = lambda x, w, b, s, r, *rest: functional.locally_connected2d(  # noqa: E731
+                x, w, b, *rest, activation="silu", scale=s, residual=r
+            )
+            whole = lambda x, w, b, s, r, *rest, plain=plain: (  # noqa: E731
+                plain(x, w, None, *rest) * s[:, None, None] + b[:, None, None] + r
+            )
+            shapes = (layer.input, weight, (k,), (k,), (layer.input[0], k, p, q))
+            yield f"locally_connected2d_saving {label}", Pair(scaled, whole, shapes, rest, F.silu, None, True)
+
+
+FUNCTIONS = {**dict(of_convolutions()), **dict(of_activations()), **dict(of_locals())}
 for label, layer in TRANSPOSED.items():
     shapes = (layer.input, (layer.input[1], layer.c // layer.groups, *layer.size), (layer.c,))
     FUNCTIONS[f"conv_transpose2d {label}"] = Pair(functional.conv_transpose2d, F.conv_transpose2d, shapes, layer[3:])

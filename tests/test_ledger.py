@@ -49,7 +49,8 @@ def test_covers_everything(chip):
 
 @pytest.mark.parametrize("chip", CHIPS)
 def test_clean(chip):
-    """In bf16, fp16 and TF32 nothing spills, and every product's main loop has the chip's matrix instructions."""
+    """In bf16, fp16 and TF32 nothing spills, and every product's main loop has the chip's matrix instructions; but a
+    depthwise convolution loads 16 bytes at a time."""
     for cell in LEDGERS[chip].codes:
         if cell[2] == "fp32":
             continue
@@ -58,6 +59,9 @@ def test_clean(chip):
         for version, row in found:
             said = f"{chip}, {cell}, Triton {version}: {row}"
             assert row["spills"] == "0", said
+            if row["kernel"].startswith("direct"):
+                assert int(row["load_bytes"]) >= 16, said
+                continue
             assert int(row["loop_matrix"]) > 0, said
             best = INSTRUCTIONS.get(chip, "HMMA")
             assert row["instruction"].startswith(best if "box" in row["kernel"] else (best, "HMMA")), said

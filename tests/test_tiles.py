@@ -1,5 +1,6 @@
 """Tiles: every one that can be picked computes right results, and the picks are sensible and repeatable."""
 
+import itertools
 import math
 import os
 import subprocess
@@ -23,6 +24,8 @@ from cnn_triton.kernels import (
     conv2d,
     conv2d_pool,
     epilogue,
+    geometry,
+    locally_connected2d,
     max_pool2d,
     relu_pool,
     tiles,
@@ -180,6 +183,102 @@ def test_weight_grad_tile(tile, run):
     run(conv2d.CONV2D_WEIGHT_GRAD, tile, (y, x), w, *window(2), True)
 
 
+def blocks_placed(weight_grad, *words):
+    """Those of every tile of a locally connected product that may be picked with one of these beside its sums."""
+    found = {
+        block(kind, weight_grad, tile)
+        for kind in tiles.ARITHMETIC
+        for chip in picked.chips(kind)
+        for word in words
+        for tile in tiles.every_tile(kind, chip, weight_grad, word, True)
+    }
+    return sorted(found, key=repr)
+
+
+@pytest.mark.cover
+@pytest.mark.parametrize("tile", blocks_placed(False, "", "epilogue"), ids=repr)
+def test_placed_tile(tile, run):
+    """Locally connected: forward with everything that follows it, input gradient, at sizes over the tile's edges."""
+    channels, columns = 7 if tile.packed else tile.k + 1, tile.n + 1
+    x, w, y = (tile.m + 1, channels, 2, 4), (2, 2, columns, 3, 3, channels), (tile.m + 1, columns, 2, 2)
+    each, vector, window = (2, 2, columns), (columns,), window_placed(2)
+    run(locally_connected2d.LOCALLY_CONNECTED2D_SAVING, tile, (x, w, each, vector, y), *window, "silu")
+    back = (tile.m + 1, channels, 2, 2), (2, 2, channels, 3, 3, columns)
+    run(locally_connected2d.LOCALLY_CONNECTED2D_INPUT_GRAD, tile, back, (tile.m + 1, columns, 2, 4), *window, True)
+
+
+@pytest.mark.cover
+@pytest.mark.parametrize("tile", blocks_placed(True, ""), ids=repr)
+def test_placed_weight_grad_tile(tile, run):
+    """Weight gradient of locally connected layers, at sizes over the tile's edges."""
+    outputs, channels = tile.m + 1, tile.n // 9 + 1 if tile.packed else tile.n + 1
+    y, x, w = (tile.k + 1, outputs, 2, 2), (tile.k + 1, channels, 2, 4), (2, 2, outputs, 3, 3, channels)
+    run(locally_connected2d.LOCALLY_CONNECTED2D_WEIGHT_GRAD, tile, (y, x), w, *window_placed(2))
+
+
+def window_placed(stride):
+    """Stride, pads, dilation and groups of a 3 x 3 window."""
+    return window(stride)[:-1]
+
+
+def tiles_grouped():
+    """Every tile of products in many narrow groups, by what of it decides the results."""
+    found = {
+        (kind, *tile[:3], tile.groups)
+        for kind in tiles.ARITHMETIC
+        for chip in picked.chips(kind)
+        for tile in tiles.every_grouped(kind, chip)
+    }
+    return sorted(found)
+
+
+@pytest.mark.cover
+@pytest.mark.parametrize("grouped", tiles_grouped(), ids=lambda grouped: "x".join(map(str, grouped)))
+def test_grouped_tile(grouped, monkeypatch, run):
+    """Forward, input gradient, weight gradient in narrow groups, at sizes over the edges of the tile."""
+    kind, m, n, k, g = grouped
+    for parts in (1, 3):
+        forced = tiles.Tile(m, n, k, groups=g, parts=parts)
+        monkeypatch.setattr(tiles, "pick_grouped", lambda *problem, forced=forced: forced)
+        groups, inputs, outputs = g + 1, 3 + 2 * parts, n + 1 if parts == 1 else 5
+        how = ((1, 2), (1, 1, 1, 1), (1, 1), groups, "zeros")
+        q = m // 8 + 1
+        x, w = (2, groups * inputs, 5, 2 * q), (groups * outputs, inputs, 3, 3)
+        y = (2, groups * outputs, 5, q)
+        tile = Block(kind, False, m, n, k, True, None, 1)
+        run(conv2d.CONV2D_WEIGHT_GRAD, tile, (y, x), w, *how, True)
+        if parts == 1:
+            run(conv2d.CONV2D_SAVING, tile, (x, w, w[:1], w[:1], y), *how, "silu")
+            run(conv2d.CONV2D_INPUT_GRAD, tile, (y, w), x, *how, True)
+
+
+@pytest.mark.parametrize("kind", tiles.ARITHMETIC)
+def test_grouped_picks_are_among_the_tested(kind):
+    for chip in picked.chips(kind):
+        for groups, outputs, inputs in itertools.product((2, 3, 32), (1, 4, 17, 32, 100), (2, 8, 32, 70)):
+            problems = [tiles.Grouped(groups, 1000, outputs, 9 * inputs, crowded) for crowded in (False, True)]
+            problems.append(tiles.Grouped(groups, outputs, 9 * inputs, 10**5, parts=True))
+            for problem in problems:
+                assert tiles.pick_grouped(problem, kind, chip)._replace(parts=1) in tiles.every_grouped(kind, chip)
+
+
+@pytest.mark.cover
+@pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 3, 5, 7, 8])
+def test_rows(rows, size, monkeypatch, run):
+    """Depthwise convolution in strips of so many rows, and windows up to those that are taken tap by tap."""
+    monkeypatch.setattr(tiles, "pick_rows", lambda *problem: rows)
+    tile = Block("float", False, 0, 0, 0, False, None, 1)
+    for stride in (1, 2):
+        how = ((stride, 1), (size // 2,) * 4, (1, 1), 3, "zeros")
+        x, w = (2, 3, 8 * stride, 9), (6, 1, size, size)
+        y = (2, 6, *geometry.conv_output(geometry.Window((size, size), *how[:3]), x[2:]))
+        if not y[2] % rows:  # in a weight gradient rows must be whole
+            run(conv2d.CONV2D_WEIGHT_GRAD, tile, (y, x), w, *how, True)
+        run(conv2d.CONV2D, tile, (x, w, w[:1], None, y), *how, "relu")
+        run(conv2d.CONV2D_INPUT_GRAD, tile, (y, w), x, *how, True)
+
+
 @pytest.mark.cover
 @pytest.mark.parametrize("strip", sorted({s for chip in tiles.CHIPS for s in tiles.strips(chip)}), ids=str)
 def test_strip(strip, monkeypatch, device):
@@ -190,6 +289,8 @@ def test_strip(strip, monkeypatch, device):
     half = (height // 2, 16)
     reflect = ((1, 1), (0, 0, 1, 1), (1, 1), channels, "reflect")
     weight = torch.ones(channels, 1, 1, 3, device=device)
+    same = ((1, 1), (1, 1, 1, 1), (1, 1), channels, "zeros")
+    depthwise = draw((channels, 1, 3, 3), torch.float32, "contiguous").to(device)
     moments = (x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0))
     scale = draw((channels,), torch.float32, "contiguous").to(device)
     for output, window in ((half, (2, 2, 2, 2, 0, 0, 1, 1)), (half, ())):
@@ -205,6 +306,10 @@ def test_strip(strip, monkeypatch, device):
             (unpool2d.MAX_UNPOOL2D_INPUT_GRAD, x, indices),
             (epilogue.ACTIVATION_GRAD, x, x, "relu"),
             (conv2d.CONV2D_INPUT_GRAD, x, weight, x.shape, *reflect, True),
+            (conv2d.CONV2D, x, depthwise, scale, None, None, *same, "relu"),
+            (conv2d.CONV2D_INPUT_GRAD, x, depthwise, x.shape, *same, True),
+            (conv2d.CONV2D_WEIGHT_GRAD, x, x, depthwise.shape, *same, True),
+            (batch_norm.CONV2D_MOMENTS, x, depthwise, scale, *same),
             (batch_norm.BATCH_NORM, x, *moments, scale, None, 1e-5, "relu"),
             (batch_norm.BATCH_NORM_GRAD, x, x, *moments, scale, None, 1e-5, "relu"),
             (relu_pool.RELU_POOL2D_INPUT_GRAD, y, code, x.shape, (2, 2), False, True),

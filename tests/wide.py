@@ -4,7 +4,7 @@ import mpmath
 import numpy as np
 import torch
 
-from cnn_triton.kernels import batch_norm, conv2d, epilogue, linear
+from cnn_triton.kernels import batch_norm, conv2d, epilogue, linear, locally_connected2d
 
 PI = np.longdouble("3.14159265358979323846264")
 
@@ -72,7 +72,8 @@ def _product(op):
         x = _long(bare[0] if isinstance(bare, tuple) else bare)
         columns = (-1, *(1,) * (x.ndim - 2))
         x = x if scale is None else x * _long(scale).reshape(columns)
-        x = x if bias is None else x + _long(bias).reshape(columns)
+        beside = bias if bias is None or bias.dim() == 1 else bias.permute(2, 0, 1)
+        x = x if bias is None else x + _long(beside).reshape(beside.shape if beside.dim() > 1 else columns)
         x = x if residual is None else x + _long(residual)
         y = _activation(x, rest[-1])[0]
         return _double(y, x) if isinstance(bare, tuple) else _double(y)
@@ -125,6 +126,7 @@ def _norm_grad(grad, *args):
 
 PRODUCTS = (conv2d.CONV2D, conv2d.CONV2D_SAVING, conv2d.CONV_TRANSPOSE2D, conv2d.CONV_TRANSPOSE2D_SAVING)
 PRODUCTS += (linear.LINEAR, linear.LINEAR_SAVING)
+PRODUCTS += (locally_connected2d.LOCALLY_CONNECTED2D, locally_connected2d.LOCALLY_CONNECTED2D_SAVING)
 WIDE = {op: _product(op) for op in PRODUCTS} | {
     epilogue.ACTIVATION_GRAD: _activation_grad,
     batch_norm.CONV2D_MOMENTS: _moments,
