@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import torch
 
-from .kernels.geometry import Window, conv_window, pair
-from .nn import Conv2d, ConvReLU2d, MaxPool2d
+from .kernels.geometry import Window, conv_output, conv_window, pair
+from .models import FullReLU2d
+from .nn import Conv2d, ConvReLU2d, LocallyConnected2d, MaxPool2d
 
 __all__ = ["Field", "Stage", "feature_maps", "stages", "weight_counts"]
 
@@ -41,7 +42,10 @@ class Field(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """One layer of a feature extractor, on images of one size. input and output are (channels, height, width)."""
+    """One layer of a feature extractor, on images of one size. input and output are (channels, height, width).
+
+    convolves: has it weights for a window, shared or not?
+    """
 
     name: str
     window: Window
@@ -57,23 +61,44 @@ def stages(features: torch.nn.Sequential, channels: int, size: tuple[int, int]) 
     found = []
     shape, field = (channels, *size), Field((1, 1), (1, 1), (0, 0))
     for layer in features:
-        window = _window(layer)
-        r, s = window.size
-        convolves = isinstance(layer, Conv2d)
-        kind = "convolution" if convolves else "max pool" if isinstance(layer, MaxPool2d) else "average pool"
-        name = f"{kind} {r}×{s}{' + ReLU' if isinstance(layer, ConvReLU2d) else ''}"
-        # On the meta device a layer computes nothing but its output's shape.
-        output = copy.deepcopy(layer).to("meta", torch.float32)(torch.empty(1, *shape, device="meta")).shape[1:]
-        field = field.after(window)
-        groups = layer.groups if isinstance(layer, Conv2d) else 1
-        found.append(Stage(name, window, groups, convolves, shape, tuple(output), field))
-        shape = tuple(output)
+        window = _window(layer, shape[1:])
+        output, field = _output(layer, window, shape), field.after(window)
+        groups = getattr(layer, "groups", 1)
+        convolves = isinstance(layer, Conv2d | LocallyConnected2d)
+        found.append(Stage(_name(layer, window), window, groups, convolves, shape, output, field))
+        shape = output
     return found
 
 
-def _window(layer: torch.nn.Module) -> Window:
+def _name(layer: torch.nn.Module, window: Window) -> str:
+    """What a layer is, in words."""
+    size = "×".join(map(str, window.size))
+    if isinstance(layer, FullReLU2d):
+        return "fully connected + ReLU"
+    if isinstance(layer, LocallyConnected2d):
+        return f"locally connected {size}{' + ReLU' if layer.activation == 'relu' else ''}"
+    if isinstance(layer, Conv2d):
+        return f"convolution {size}{' + ReLU' if isinstance(layer, ConvReLU2d) else ''}"
+    return f"{'max' if isinstance(layer, MaxPool2d) else 'average'} pool {size}"
+
+
+def _window(layer: torch.nn.Module, image: tuple[int, ...]) -> Window:
+    """A layer's window over an image (H, W); a fully connected one's is the image, whichever pixel it is for."""
+    if isinstance(layer, FullReLU2d):
+        return Window((image[0], image[1]), (0, 0), (0, 0, 0, 0), (1, 1))
     dilation = getattr(layer, "dilation", 1)
     return conv_window(pair("kernel_size", layer.kernel_size, 1), layer.stride, layer.padding, dilation)
+
+
+def _output(layer: torch.nn.Module, window: Window, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Shape (K, P, Q) of a layer's maps for images (C, H, W), also for others than it was made for."""
+    if isinstance(layer, FullReLU2d):
+        return (layer.out_channels, *shape[1:])
+    if isinstance(layer, LocallyConnected2d):
+        return (layer.out_channels, *conv_output(window, shape[1:]))
+    # On the meta device a layer computes nothing but its output's shape.
+    k, p, q = copy.deepcopy(layer).to("meta", torch.float32)(torch.empty(1, *shape, device="meta")).shape[1:]
+    return k, p, q
 
 
 def weight_counts(stage: Stage) -> tuple[int, int, int]:

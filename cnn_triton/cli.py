@@ -1,4 +1,4 @@
-"""The command line: cnn-triton train, evaluate, predict, report, show, demo; what they do is in jobs.py."""
+"""The command line: cnn-triton train, evaluate, predict, report, show, compare, demo; jobs.py does it."""
 
 import io
 import sys
@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from .jobs import choose, fail, free_folder, guarded, open_run, run_data, train_run, write_report
+from .jobs import (
+    choose,
+    fail,
+    free_folder,
+    guarded,
+    launched,
+    open_run,
+    run_data,
+    train_run,
+    write_comparison,
+    write_report,
+)
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -37,6 +48,8 @@ class Model(StrEnum):
     """Which network."""
 
     lenet5 = "lenet5"
+    lenet5_local = "lenet5-local"
+    lenet5_full = "lenet5-full"
     vgg = "vgg"
 
 
@@ -46,7 +59,12 @@ OtherData = Annotated[str | None, typer.Option(help=f"{DATA} The run's own unles
 Size = Annotated[
     str | None, typer.Option(help="What a folder's images are brought to, 32 unless given: SIDE or HEIGHTxWIDTH.")
 ]
-Network = Annotated[Model, typer.Option(help="A network like LeNet-5, or a small one like VGG.")]
+Network = Annotated[
+    Model,
+    typer.Option(
+        help="Like LeNet-5, its first layer a convolution, or locally or fully connected; or like a small VGG."
+    ),
+]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training images.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per step.")]
 Rate = Annotated[float, typer.Option(help="Highest learning rate.")]
@@ -132,6 +150,38 @@ def demo(
     print("  " + "   ".join(f"{'says ' + images.classes[i]:16}" for i in said).rstrip())
     print("  " + "   ".join(f"{'is   ' + images.classes[i]:16}" for i in images.test_labels[few].tolist()).rstrip())
     print(f"\nWhat each layer sees: {(folder / 'report.html').resolve()}")
+
+
+@app.command()
+@guarded
+def compare(
+    data: Data = "digits",
+    size: Size = None,
+    epochs: Epochs = 15,
+    batch_size: BatchSize = 128,
+    lr: Rate = 0.01,
+    seed: Seed = 0,
+    device: Where = Device.auto,
+    dtype: Kind = Dtype.float32,
+    out: Out = None,
+    resume: Resume = False,
+) -> None:
+    """Trains a network thrice, its first layer a convolution, locally connected, and fully connected, and writes a page
+    of what sharing weights buys: accuracy, number of weights, learned kernels."""
+    if launched():
+        fail("compare trains one network after the other, in one process; start it without torchrun")
+    folder = out or free_folder("compare")
+    if folder.exists() and not resume:
+        fail(f"--out {folder}: it is there already, and nothing is overwritten; name a new folder, or --resume one")
+    runs = [
+        train_run(
+            folder / model.value, device, resume,
+            data=data, model=model.value, size=size,
+            epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, dtype=dtype.value,
+        )
+        for model in (Model.lenet5, Model.lenet5_local, Model.lenet5_full)
+    ]  # fmt: skip
+    print(f"Compared: {write_comparison(folder, runs, choose(device)).resolve()}")
 
 
 @app.command()

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from .runs import Onlooker, Run
     from .training import Config, Trainer
 
-__all__ = ["choose", "fail", "free_folder", "guarded", "open_data", "open_run", "run_data", "train_run", "write_report"]
+__all__ = [
+    "choose", "fail", "free_folder", "guarded", "launched", "open_data", "open_run", "run_data", "train_run",
+    "write_comparison", "write_report",
+]  # fmt: skip
 
 
 P = ParamSpec("P")
@@ -269,6 +272,16 @@ def write_report(
 
     try:
         return report.write_report(run, model, config, data, where, shown)
+    except (OSError, ValueError) as error:
+        fail(error)
+
+
+def write_comparison(folder: Path, runs: list[Path], where: "torch.device") -> Path:
+    """Writes a folder's compare.html, of runs on the same images."""
+    from . import report
+
+    try:
+        return report.write_comparison(folder, [(run, *open_run(run, where)) for run in runs])
     except (OSError, ValueError) as error:
         fail(error)
 

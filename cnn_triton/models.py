@@ -1,13 +1,15 @@
 """Image classifiers made of this library's layers: a feature extractor and a fully connected classifier, by name."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
 
-from .nn import Conv2d, ConvReLU2d, Linear, LinearReLU, MaxPool2d
+from .nn import ConvReLU2d, Linear, LinearReLU, LocallyConnected2d, MaxPool2d
 
-__all__ = ["MODELS", "VGG", "Classifier", "LeNet5"]
+__all__ = ["FIRST", "MODELS", "VGG", "Classifier", "FullReLU2d", "LeNet5"]
 
 
 class Classifier(torch.nn.Module):
@@ -36,9 +38,24 @@ class Classifier(torch.nn.Module):
         self.classifier = torch.nn.Sequential(*steps, Linear(sizes[-1], num_classes))
 
     @property
-    def first(self) -> Conv2d:
-        """The first convolution: the one that sees pixels."""
-        return next(layer for layer in self.features if isinstance(layer, Conv2d))
+    def first(self) -> torch.nn.Module:
+        """The first layer: the one that sees pixels."""
+        return self.features[0]
+
+    @property
+    def kernels(self) -> torch.Tensor:
+        """What the first layer's maps look for, float32 on the CPU: its kernels (K, C, R, S), or those of the maps'
+        middle pixel where each pixel has its own."""
+        layer = self.first
+        assert isinstance(layer.weight, torch.Tensor)
+        weight = layer.weight.detach().float().cpu()
+        if isinstance(layer, LocallyConnected2d):
+            p, q = layer.output_size
+            return weight[p // 2, q // 2].permute(0, 3, 1, 2)
+        if isinstance(layer, FullReLU2d):
+            h, w = layer.input_size
+            return weight.view(layer.out_channels, h, w, layer.in_channels, h, w)[:, h // 2, w // 2]
+        return weight
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (N, num_classes) of images (N, in_channels, H, W)."""
@@ -54,20 +71,56 @@ def _checked(in_channels: int, image_size: tuple[int, int], num_classes: int, wi
         )
 
 
+class FullReLU2d(LinearReLU):
+    """Fully connected layer with ReLU from images to maps of their size: each pixel of a map has a weight for each
+    pixel of the image.
+
+    y[n,k,h,w] = max(b[k,h,w] + Σ over c and all pixels (i,j) of x[n,c,i,j] · weight[k,h,w,c,i,j], 0)
+
+    Equivalent to: torch.nn.Linear of the flattened images, torch.relu, and unflatten. (N, C, H, W) to (N, K, H, W)
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, input_size: tuple[int, int]) -> None:
+        pixels = math.prod(input_size)
+        super().__init__(in_channels * pixels, out_channels * pixels)
+        self.in_channels, self.out_channels, self.input_size = in_channels, out_channels, tuple(input_size)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to (N, K, H, W)."""
+        return super().forward(images.flatten(1)).unflatten(1, (self.out_channels, *self.input_size))
+
+
+FIRST: dict[str, Callable[[int, int, tuple[int, int]], torch.nn.Module]] = {
+    "convolution": lambda c, k, size: ConvReLU2d(c, k, 3, padding="same"),
+    "locally connected": lambda c, k, size: LocallyConnected2d(c, k, size, 3, padding="same", activation="relu"),
+    "fully connected": FullReLU2d,
+}
+"""First layers of LeNet5 that give maps of the image's size: what sharing weights, and windows, are worth."""
+
+
 class LeNet5(Classifier):
     """A LeNet-5-like network: two rounds of convolution + ReLU and pooling, then three fully connected layers.
 
         features:    [conv 3x3 'same' + ReLU, max pool 2x2] twice: width, then 2·width channels
         classifier:  120, 84, num_classes
 
-    Shapes and errors: see `Classifier`.
+    first: what gives the first maps, a word of FIRST. Shapes and errors: see `Classifier`.
     Source: LeCun et al., "Gradient-based learning applied to document recognition", 1998, with ReLU and max pooling.
     """
 
-    def __init__(self, in_channels: int, image_size: tuple[int, int], num_classes: int, width: int = 16) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        image_size: tuple[int, int],
+        num_classes: int,
+        width: int = 16,
+        first: str = "convolution",
+    ) -> None:
         _checked(in_channels, image_size, num_classes, width)
+        if first not in FIRST:
+            raise ValueError(f"first must be one of {', '.join(map(repr, FIRST))}, but got {first!r}")
         layers = [
-            ConvReLU2d(in_channels, width, 3, padding="same"),
+            FIRST[first](in_channels, width, tuple(image_size)),
             MaxPool2d(2, ceil_mode=True),
             ConvReLU2d(width, 2 * width, 3, padding="same"),
             MaxPool2d(2, ceil_mode=True),
@@ -103,5 +156,10 @@ class VGG(Classifier):
                 torch.nn.init.zeros_(weight)
 
 
-MODELS: dict[str, Callable[[int, tuple[int, int], int], Classifier]] = {"lenet5": LeNet5, "vgg": VGG}
+MODELS: dict[str, Callable[[int, tuple[int, int], int], Classifier]] = {
+    "lenet5": LeNet5,
+    "lenet5-local": partial(LeNet5, first="locally connected"),
+    "lenet5-full": partial(LeNet5, first="fully connected"),
+    "vgg": VGG,
+}
 """Models by the name that a run's configuration holds; each takes channels, (height, width), number of classes."""

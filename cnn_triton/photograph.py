@@ -6,7 +6,7 @@ import torch
 
 from . import functional, pictures
 from .models import Classifier
-from .nn import MaxPool2d
+from .nn import Conv2d, MaxPool2d
 from .pages import render
 from .runs import replace
 from .training import Config, normalised
@@ -32,7 +32,7 @@ def write_photograph(
     """Writes a page with a photograph's feature maps, at full size, after convolution + ReLU and after a 2x2 pool.
 
     image: (C, H, W) in [0, 1]; grey for the hand-set kernels, with a run's channels for its trained first layer
-    Errors: OSError.
+    Errors: OSError; ValueError for a run whose first layer fits no other size than its images'.
     """
     if layer is None:
         labels = list(EDGES)
@@ -41,8 +41,9 @@ def write_photograph(
         found = functional.conv2d_relu(x, conv, None, padding="same")
     else:
         model, config = layer
-        trained = model.first
-        weight = trained.weight.detach().float().cpu()
+        trained, weight = model.first, model.kernels
+        if not isinstance(trained, Conv2d):
+            raise ValueError(f"--run: a {config.model} network's first layer is for {config.height} x {config.width}")
         labels = [f"kernel {k}" for k in range(len(weight))]
         with torch.no_grad():
             found = trained(normalised(image[None], config, device))

@@ -1,4 +1,4 @@
-"""A run's report.html: what each layer sees, the training, the mistakes, and why convolution."""
+"""A run's report.html: what each layer sees, the training, the mistakes, and why convolution; and runs compared."""
 
 import math
 from pathlib import Path
@@ -10,11 +10,12 @@ from . import pictures
 from .anatomy import Stage, feature_maps, stages, weight_counts
 from .data import ImageSet
 from .models import Classifier
+from .nn import Conv2d
 from .pages import render
-from .runs import REPORT, read_metrics, replace
+from .runs import COMPARISON, REPORT, read_metrics, replace
 from .training import Config, normalised, probabilities
 
-__all__ = ["write_report"]
+__all__ = ["write_comparison", "write_report"]
 
 _MAPS = 32  # of a layer, at most, in a picture
 _BIG = (1000, 1000)
@@ -54,7 +55,8 @@ def write_report(
         stages=layers,
         weights=sum(p.numel() for p in model.parameters()),
         read=math.prod(layers[-1].output),
-        kernels=pictures.kernels(model.first.weight.detach().float().cpu()),
+        kernels=pictures.kernels(model.kernels),
+        shared=isinstance(model.first, Conv2d),
         examples=examples,
         first=chosen["class"],
         fields=[{"stage": stage, "box": stage.field.box(*_middle(stage))} for stage in layers],
@@ -65,6 +67,32 @@ def write_report(
     )
     replace(folder / REPORT, page)
     return folder / REPORT
+
+
+def write_comparison(folder: Path, runs: list[tuple[Path, Classifier, Config]]) -> Path:
+    """Writes compare.html, of runs on the same images whose networks differ in their first layers; returns its path.
+
+    runs: folder, model and configuration of each. Errors: ValueError for figures that can't be read, OSError.
+    """
+    rows = []
+    for run, model, config in runs:
+        first, *_ = stages(model.features, config.channels, (config.height, config.width))
+        last = read_metrics(run)[-1]
+        rows.append(
+            {
+                "run": run.name,
+                "first": first,
+                "weights": model.first.weight.numel(),
+                "all": sum(p.numel() for p in model.parameters()),
+                "train": float(last["train_accuracy"]),
+                "test": float(last["test_accuracy"]),
+                "kernels": pictures.kernels(model.kernels),
+            }
+        )
+    tested = last["test_images"]
+    page = render("compare.html", config=config, rows=rows, tested=int(tested), epochs=int(last["epoch"]))
+    replace(folder / COMPARISON, page)
+    return folder / COMPARISON
 
 
 def _answers(data: ImageSet, shares: torch.Tensor) -> dict[str, Any]:
@@ -91,10 +119,11 @@ def _answers(data: ImageSet, shares: torch.Tensor) -> dict[str, Any]:
 
 def _weights(model: Classifier, config: Config, layers: list[Stage]) -> dict[str, Any]:
     """Weights of fully connected, locally connected and convolutional layers, for this image size and a big one."""
-    one = layers[0]._replace(groups=1)
+    one = next(stage for stage in layers if stage.convolves)._replace(groups=1)
     sizes = ((config.height, config.width), _BIG)
     return {
         "big": _BIG,
+        "window": one.window.size,
         "one": [(size, weight_counts(one._replace(input=(1, *size), output=(1, *size)))) for size in sizes],
         "counts": [
             (f"{here.name}, {here.output[0]} maps", weight_counts(here), weight_counts(there))

@@ -33,12 +33,14 @@ from .models import Classifier
 from .training import LEAST_STD, Config, Epoch, Trainer, build
 
 __all__ = [
-    "METRICS", "REPORT", "Onlooker", "Run", "is_run", "launch_counts", "load", "read_config", "read_metrics", "replace",
+    "COMPARISON", "METRICS", "REPORT", "Onlooker", "Run", "is_run", "launch_counts", "load", "read_config",
+    "read_metrics", "replace",
 ]  # fmt: skip
 
 CONFIG, WEIGHTS, METRICS, STATE, REPORT = (
     "config.json", "model.safetensors", "metrics.csv", "training.pt", "report.html"
 )  # fmt: skip
+COMPARISON = "compare.html"  # beside the folders of several runs
 _LOCK, _UNFINISHED = ".lock", ".unfinished-"
 
 

@@ -121,6 +121,7 @@ LOCALS = {
     "stride over window": Conv((2, 4, 6, 5), 3, (1, 2), stride=(4, 3)),
     "dilation": Conv((1, 3, 5, 4), 4, (3, 2), dilation=(2, 3), padding=(3, 2)),
     "groups": Conv((2, 6, 3, 5), 9, (3, 3), padding=1, groups=3, stride=(1, 2)),
+    "two groups": Conv((2, 4, 2, 3), 4, (2, 2), padding=(0, 1), groups=2),
     "same": Conv((2, 3, 4, 3), 2, (2, 3), padding="same"),
     "33 images": Conv((33, 33, 3, 2), 35, (2, 2), padding=(1, 0)),
     "no image": Conv((0, 3, 5, 5), 4, (3, 3)),

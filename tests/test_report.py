@@ -1,6 +1,7 @@
 """The pages: what is in them is true, every picture is there, and a browser shows them without an error."""
 
 import base64
+import copy
 import io
 import re
 import shutil
@@ -17,14 +18,14 @@ from cnn_triton import nn, pages, photograph, report, runs
 from cnn_triton.anatomy import feature_maps, stages, weight_counts
 from cnn_triton.models import MODELS
 from cnn_triton.training import normalised, probabilities
-from small import command, config, few, refused, train, trainer
+from small import command, config, few, refused, train, trainer, write_images
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def perturbed(features, size, p, q):
+def perturbed(features, size, p, q, channels=2):
     """The input pixels that output pixel (p, q) depends on: (top, left, height, width), found by gradients."""
-    x = torch.randn(1, 2, *size, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(1, channels, *size, dtype=torch.float64, requires_grad=True)
     y = features(x)
     y[0, :, p, q].sum().backward()
     rows, columns = (x.grad[0].abs().sum(0).sum(axis).nonzero()[:, 0] for axis in (1, 0))
@@ -61,6 +62,41 @@ def test_receptive_fields_of_the_networks():
     assert sizes == [3, 4, 8, 10]
     sizes = [stage.field.size[0] for stage in stages(MODELS["vgg"](3, (32, 32), 10).features, 3, (32, 32))]
     assert sizes == [3, 5, 6, 10, 14, 16, 24, 32, 36]
+
+
+def linear(layer):
+    """A first layer in which ReLU closes nothing."""
+    layer = copy.deepcopy(layer).double()
+    torch.nn.init.constant_(layer.bias, 1000)
+    return layer
+
+
+def test_first_layers():
+    """Of networks that differ in their first layer: names, fields, sizes also for other images, weights, kernels."""
+    for name, first, window in (
+        ("lenet5-local", "locally connected 3×3 + ReLU", 3),
+        ("lenet5-full", "fully connected + ReLU", 8),
+    ):
+        model = MODELS[name](1, (8, 8), 10)
+        found = stages(model.features, 1, (8, 8))
+        assert [stage.name for stage in found][:2] == [first, "max pool 2×2"]
+        assert [stage.output for stage in found] == [(16, 8, 8), (16, 4, 4), (32, 4, 4), (32, 2, 2)]
+        assert found[0].field.box(4, 4)[2:] == (window, window)
+        assert found[0].field.box(4, 4) == perturbed(linear(model.features[0]), (8, 8), 4, 4, 1)
+        assert stages(model.features, 1, (100, 60))[0].output == (16, 100, 60)
+        assert model.kernels.shape == (16, 1, window, window)
+    assert weight_counts(stages(MODELS["lenet5-local"](1, (8, 8), 10).features, 1, (8, 8))[0])[1] == 8 * 8 * 16 * 9
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_kernels(name):
+    """The middle pixel of each first map is its kernel times what that pixel sees."""
+    model = MODELS[name](2, (8, 6), 10)
+    x, kernels = torch.rand(1, 2, 8, 6), model.kernels
+    torch.nn.init.zeros_(model.first.bias)
+    seen = x[0] if name == "lenet5-full" else x[0, :, 3:6, 2:5]
+    right = (kernels * seen).sum((1, 2, 3)).relu()
+    torch.testing.assert_close(model.first(x)[0, :, 4, 3].detach(), right)
 
 
 def test_weight_counts():
@@ -357,3 +393,36 @@ def test_commands(tmp_path):
         refused(("show", *args), "error: ", words)
     assert page.read_bytes() == before
     assert not (tmp_path / "new.html").exists()
+
+
+def test_compare(tmp_path):
+    """Three first layers trained on the same images: the page says what each run's figures and kernels are."""
+    images = write_images(tmp_path / "images", ("dark", "bright"), side=6)
+    out = tmp_path / "compared"
+    args = ("compare", "--data", images, "--size", "6x5", "--epochs", "1", "--batch-size", "4", "--out", out)
+    code, said, error = command(*args)
+    assert code == 0, error
+    assert str(out / "compare.html") in said
+    page = Page((out / "compare.html").read_text())
+    pictures = [picture(a["src"]) for a in page.classes("img", "kernels")]
+    rows = re.findall(r"<tr><td>(.*?)</tr>", (out / "compare.html").read_text(), re.DOTALL)
+    cells = [re.sub(r"<[^>]*>", "|", row).replace("||", "|").split("|") for row in rows]
+    names = ("convolution 3×3 + ReLU", "locally connected 3×3 + ReLU", "fully connected + ReLU")
+    for name, row, kernels, run, weights in zip(
+        names,
+        cells,
+        pictures,
+        ("lenet5", "lenet5-local", "lenet5-full"),
+        (16 * 9, 30 * 16 * 9, 30 * 30 * 16),
+        strict=True,
+    ):
+        last = runs.read_metrics(out / run)[-1]
+        model, _ = runs.load(out / run, torch.device("cpu"))
+        every = sum(p.numel() for p in model.parameters())
+        shares = [f"{100 * float(last[part]):.1f} %" for part in ("train_accuracy", "test_accuracy")]
+        assert [cell for cell in row if cell] == [name, f"{weights:,}", f"{every:,}", *shares]
+        assert len(np.unique(kernels.reshape(-1, 3), axis=0)) > 2
+    assert int(runs.read_metrics(out / "lenet5-local")[-1]["locally_connected2d_weight_grad"]) > 0
+    refused(args, "nothing is overwritten")
+    assert command(*args, "--resume")[0] == 0
+    refused(("show", "china", "--run", out / "lenet5-local", "--out", tmp_path / "page.html"), "--run", "6 x 5")
