@@ -415,7 +415,7 @@ def locally_connected2d(
     Source: LeCun, "Generalization and network design strategies", 1989; PyTorch's issue 499.
     """
     spelled = activations.spell(activation)
-    input, weight, bias, residual = _lowered(input, weight, bias, residual, scale)
+    input, weight, bias, residual, scale = _lowered(input, weight, bias, residual, scale)
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, scale=scale, residual=residual)
     if weight.dim() != 6:

@@ -280,60 +280,6 @@ class ConvTranspose2dSaving(ConvTranspose2d):
         return _conv_transpose2d_saving(input, weight, bias, scale, residual, output_size, *window, activation)
 
 
-class Conv2dInputGrad(Function):
-    """dx = input_grad(dy, w)."""
-
-    OP = conv.CONV2D_INPUT_GRAD
-    PARTS = 2
-
-    @staticmethod
-    def forward(grad, weight, input_size, stride, padding, dilation, groups, padding_mode, channels_last):
-        window = (stride, padding, dilation, groups, padding_mode)
-        return _conv2d_input_grad(grad, weight, input_size, *window, channels_last)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        grad, weight, _, *ctx.window, _ = inputs
-        ctx.save_for_backward(grad, weight)
-
-    @staticmethod
-    def backward(ctx, grad_input):
-        grad, weight = ctx.saved_tensors
-        ddy = dw = None
-        if ctx.needs_input_grad[0]:
-            ddy = Conv2d.bare(grad_input, weight, ctx.window)
-        if ctx.needs_input_grad[1]:
-            dw = apply(Conv2dWeightGrad, grad, grad_input, weight.shape, *ctx.window, channels_last(weight), False)
-        return ddy, dw, *(None,) * 7
-
-
-class Conv2dWeightGrad(Function):
-    """dw = weight_grad(dy, x)."""
-
-    OP = conv.CONV2D_WEIGHT_GRAD
-    PARTS = 2
-
-    @staticmethod
-    def forward(grad, input, weight_size, stride, padding, dilation, groups, padding_mode, channels_last, wide):
-        window = (stride, padding, dilation, groups, padding_mode)
-        return _conv2d_weight_grad(grad, input, weight_size, *window, channels_last, wide)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        grad, input, _, *ctx.window, _, _ = inputs
-        ctx.save_for_backward(grad, input)
-
-    @staticmethod
-    def backward(ctx, grad_weight):
-        grad, input = ctx.saved_tensors
-        ddy, dx, grad_weight = None, None, grad_weight.to(grad.dtype)
-        if ctx.needs_input_grad[0]:
-            ddy = Conv2d.bare(input, grad_weight, ctx.window)
-        if ctx.needs_input_grad[1]:
-            dx = apply(Conv2dInputGrad, grad, grad_weight, input.shape, *ctx.window, channels_last(input))
-        return ddy, dx, *(None,) * 8
-
-
 class LocallyConnected2d(Product):
     """y = act(scale · locally connected product of x and w + b + residual); b by column, or by pixel and column."""
 
@@ -390,58 +336,6 @@ class LocallyConnected2dSaving(LocallyConnected2d):
         return _local_saving(input, weight, bias, scale, residual, stride, padding, dilation, groups, activation)
 
 
-class LocallyConnected2dInputGrad(Function):
-    """dx = input_grad(dy, w)."""
-
-    OP = local.LOCALLY_CONNECTED2D_INPUT_GRAD
-    PARTS = 2
-
-    @staticmethod
-    def forward(grad, weight, input_size, stride, padding, dilation, groups, channels_last):
-        return _local_input_grad(grad, weight, input_size, stride, padding, dilation, groups, channels_last)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        grad, weight, _, *ctx.window, _ = inputs
-        ctx.save_for_backward(grad, weight)
-
-    @staticmethod
-    def backward(ctx, grad_input):
-        grad, weight = ctx.saved_tensors
-        ddy = dw = None
-        if ctx.needs_input_grad[0]:
-            ddy = LocallyConnected2d.bare(grad_input, weight, ctx.window)
-        if ctx.needs_input_grad[1]:
-            dw = apply(LocallyConnected2dWeightGrad, grad, grad_input, weight.shape, *ctx.window, False)
-        return ddy, dw, *(None,) * 6
-
-
-class LocallyConnected2dWeightGrad(Function):
-    """dw = weight_grad(dy, x)."""
-
-    OP = local.LOCALLY_CONNECTED2D_WEIGHT_GRAD
-    PARTS = 2
-
-    @staticmethod
-    def forward(grad, input, weight_size, stride, padding, dilation, groups, wide):
-        return _local_weight_grad(grad, input, weight_size, stride, padding, dilation, groups, wide)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        grad, input, _, *ctx.window, _ = inputs
-        ctx.save_for_backward(grad, input)
-
-    @staticmethod
-    def backward(ctx, grad_weight):
-        grad, input = ctx.saved_tensors
-        ddy, dx, grad_weight = None, None, grad_weight.to(grad.dtype)
-        if ctx.needs_input_grad[0]:
-            ddy = LocallyConnected2d.bare(input, grad_weight, ctx.window)
-        if ctx.needs_input_grad[1]:
-            dx = apply(LocallyConnected2dInputGrad, grad, grad_weight, input.shape, *ctx.window, channels_last(input))
-        return ddy, dx, *(None,) * 6
-
-
 class Linear(Product):
     """y = act(scale · x · wᵀ + b + residual), for rows x."""
 
@@ -482,48 +376,97 @@ class LinearSaving(Linear):
         return _linear_saving(input, weight, bias, scale, residual, groups, activation)
 
 
-class LinearInputGrad(Function):
-    """dx = dy · w."""
+class InputGrad(Function):
+    """dx = input_grad(dy, w) of a product, whose own arguments are those at REST."""
 
-    OP = LINEAR_INPUT_GRAD
     PARTS = 2
+    PRODUCT: type[Product]
+    REST: slice
+
+    @classmethod
+    def setup_context(cls, ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:2])
+        ctx.rest, ctx.others = inputs[cls.REST], (None,) * (len(inputs) - 2)
+
+    @classmethod
+    def backward(cls, ctx, grad_input):
+        grad, weight = ctx.saved_tensors
+        of_grad, of_weight = ctx.needs_input_grad[:2]
+        ddy = cls.PRODUCT.bare(grad_input, weight, ctx.rest) if of_grad else None
+        _, dw = cls.PRODUCT.grads(grad, grad_input, weight, ctx.rest, (False, of_weight))
+        return ddy, dw, *ctx.others
+
+
+class WeightGrad(InputGrad):
+    """dw = weight_grad(dy, x) of a product."""
+
+    @classmethod
+    def backward(cls, ctx, grad_weight):
+        grad, input = ctx.saved_tensors
+        of_grad, of_input = ctx.needs_input_grad[:2]
+        grad_weight = grad_weight.to(grad.dtype)
+        ddy = cls.PRODUCT.bare(input, grad_weight, ctx.rest) if of_grad else None
+        dx, _ = cls.PRODUCT.grads(grad, input, grad_weight, ctx.rest, (of_input, False))
+        return ddy, dx, *ctx.others
+
+
+class Conv2dInputGrad(InputGrad):
+    """A convolution's."""
+
+    OP, PRODUCT, REST = conv.CONV2D_INPUT_GRAD, Conv2d, slice(3, 8)
+
+    @staticmethod
+    def forward(grad, weight, input_size, stride, padding, dilation, groups, padding_mode, channels_last):
+        window = (stride, padding, dilation, groups, padding_mode)
+        return _conv2d_input_grad(grad, weight, input_size, *window, channels_last)
+
+
+class Conv2dWeightGrad(WeightGrad):
+    """A convolution's."""
+
+    OP, PRODUCT, REST = conv.CONV2D_WEIGHT_GRAD, Conv2d, slice(3, 8)
+
+    @staticmethod
+    def forward(grad, input, weight_size, stride, padding, dilation, groups, padding_mode, channels_last, wide):
+        window = (stride, padding, dilation, groups, padding_mode)
+        return _conv2d_weight_grad(grad, input, weight_size, *window, channels_last, wide)
+
+
+class LocallyConnected2dInputGrad(InputGrad):
+    """A locally connected layer's."""
+
+    OP, PRODUCT, REST = local.LOCALLY_CONNECTED2D_INPUT_GRAD, LocallyConnected2d, slice(3, 7)
+
+    @staticmethod
+    def forward(grad, weight, input_size, stride, padding, dilation, groups, channels_last):
+        return _local_input_grad(grad, weight, input_size, stride, padding, dilation, groups, channels_last)
+
+
+class LocallyConnected2dWeightGrad(WeightGrad):
+    """A locally connected layer's."""
+
+    OP, PRODUCT, REST = local.LOCALLY_CONNECTED2D_WEIGHT_GRAD, LocallyConnected2d, slice(3, 7)
+
+    @staticmethod
+    def forward(grad, input, weight_size, stride, padding, dilation, groups, wide):
+        return _local_weight_grad(grad, input, weight_size, stride, padding, dilation, groups, wide)
+
+
+class LinearInputGrad(InputGrad):
+    """A linear layer's: dx = dy · w."""
+
+    OP, PRODUCT, REST = LINEAR_INPUT_GRAD, Linear, slice(2, 3)
 
     @staticmethod
     def forward(grad, weight, groups):
         return _linear_input_grad(grad, weight, groups)
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *saved, ctx.groups = inputs
-        ctx.save_for_backward(*saved)
 
-    @staticmethod
-    def backward(ctx, grad_input):
-        grad, weight = ctx.saved_tensors
-        ddy = Linear.bare(grad_input, weight, (ctx.groups,)) if ctx.needs_input_grad[0] else None
-        dw = apply(LinearWeightGrad, grad, grad_input, ctx.groups, False) if ctx.needs_input_grad[1] else None
-        return ddy, dw, None
+class LinearWeightGrad(WeightGrad):
+    """A linear layer's: dw = dyᵀ · x."""
 
-
-class LinearWeightGrad(Function):
-    """dw = dyᵀ · x."""
-
-    OP = LINEAR_WEIGHT_GRAD
-    PARTS = 2
+    OP, PRODUCT, REST = LINEAR_WEIGHT_GRAD, Linear, slice(2, 3)
 
     @staticmethod
     def forward(grad, input, groups, wide):
         return _linear_weight_grad(grad, input, groups, wide)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *saved, ctx.groups, _ = inputs
-        ctx.save_for_backward(*saved)
-
-    @staticmethod
-    def backward(ctx, grad_weight):
-        grad, input = ctx.saved_tensors
-        grad_weight = grad_weight.to(grad.dtype)
-        ddy = Linear.bare(input, grad_weight, (ctx.groups,)) if ctx.needs_input_grad[0] else None
-        dx = apply(LinearInputGrad, grad, grad_weight, ctx.groups) if ctx.needs_input_grad[1] else None
-        return ddy, dx, None, None

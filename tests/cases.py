@@ -347,7 +347,7 @@ def _local(layer: Conv) -> dict[Op, Any]:
     return {
         (operators.LOCALLY_CONNECTED2D, ""): forward("none"),
         (operators.LOCALLY_CONNECTED2D, ", bias, ReLU"): forward("relu", "bias", places=(p, q)),
-        (operators.LOCALLY_CONNECTED2D, ", all"): forward("leaky_relu 0.1", "bias", "scale", "residual"),
+        (operators.LOCALLY_CONNECTED2D, ", all"): forward("leaky_relu 0.125", "bias", "scale", "residual"),
         (operators.LOCALLY_CONNECTED2D_SAVING, ""): forward("gelu", "bias", "residual", places=(p, q)),
         (operators.LOCALLY_CONNECTED2D_INPUT_GRAD, ""): input_grad,
         (operators.LOCALLY_CONNECTED2D_WEIGHT_GRAD, ""): weight_grad,
