@@ -741,7 +741,9 @@ def test_chains(pool, device):
     agree(model, twin, x)
     assert ran(model.eval(), x) == {"conv2d_pool": 1, "conv2d": 1, "linear": 1}
     alone = "max_pool2d" if isinstance(pool, torch.nn.MaxPool2d) else "avg_pool2d"
-    assert ran(model.train(), x) == {"conv2d_moments": 1, "batch_norm": 1, alone: 1, "conv2d": 1, "linear": 1}
+    launches = ran(model.train(), x)
+    assert launches.pop("conv2d_moments") >= 1  # how often the moments are joined depends on the chip
+    assert launches == {"batch_norm": 1, alone: 1, "conv2d": 1, "linear": 1}
     cnn_triton.revert(model)
     assert [type(module) for module in model.modules()] == [type(module) for module in twin.modules()]
     assert torch.equal(model(x), twin.train()(x))
