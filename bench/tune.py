@@ -190,7 +190,10 @@ def tune(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     end, clock, (dtype, precision) = time.perf_counter() + 60 * minutes, clock_for(device), ARITHMETICS[arithmetic]
     report = earlier(out, environment(device), resume)
-    turns = sorted(layers, key=lambda each: (not each.heavy, not {"ResNet-50", "VGG-16"} & dict(each.networks).keys()))
+    matrices = [each for each in layers if each.groups == 1]  # depthwise convolutions have no tile to pick
+    turns = sorted(
+        matrices, key=lambda each: (not each.heavy, not {"ResNet-50", "VGG-16"} & dict(each.networks).keys())
+    )
     every = {f"{arithmetic} {layer.name}, {what}": (layer, i) for layer in turns for i, what in enumerate(PASSES)}
     done = {row["name"] for row in report["rows"]}
     names = sorted((name for name in every if only in name and name not in done), key=report["failed"].__contains__)

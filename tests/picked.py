@@ -41,7 +41,8 @@ def random_layers(count, seed=0):
 
 @contextlib.contextmanager
 def launchers():
-    """Within, by the function it gives: (chip, pass, tile) of all that launchers would launch for a layer."""
+    """Within, by the function it gives: (chip, pass, tile) of all that launchers would launch for a layer, but for what
+    takes no tile, as depthwise convolution."""
     with picking() as noted, mock.patch.object(tiles, "chip_name") as chip_name:
 
         def of(layer, n, chips, kind):
@@ -49,9 +50,11 @@ def launchers():
                 for what, (op, args) in zip(PASSES, calls(layer, DTYPES[kind], n), strict=True):
                     result = op.fake(*args)
                     for chip_name.return_value in chips:
+                        noted.pick = None
                         with noting():
                             op.launcher(result, *args)
-                        yield chip_name.return_value, what, noted.pick
+                        if noted.pick:
+                            yield chip_name.return_value, what, noted.pick
 
         yield of
 
