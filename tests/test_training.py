@@ -20,7 +20,7 @@ def weights(trained):
     return {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
 
 
-@pytest.mark.parametrize(("model", "lr"), [("lenet5", 0.01), ("vgg", 0.005)])
+@pytest.mark.parametrize(("model", "lr"), [("lenet5", 0.01), pytest.param("vgg", 0.005, marks=pytest.mark.cover)])
 def test_training_learns(data, device, model, lr):
     before = cnn_triton.launches()
     training_of = trainer(data, device, model=model, epochs=6, lr=lr)
@@ -50,6 +50,7 @@ def test_same_seed_same_weights(data, device):
     assert not same(found[0], found[2])
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_dtypes_learn(data, device, dtype):
     one = trainer(data, device, dtype=dtype, epochs=4)
@@ -58,6 +59,7 @@ def test_dtypes_learn(data, device, dtype):
     assert all(p.dtype == training.DTYPES[dtype] and p.isfinite().all() for p in one.model.parameters())
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize(("stop", "dtype"), [(0, "float32"), (1, "float32"), (2, "float32"), (1, "bfloat16")])
 def test_a_state_goes_on_bit_for_bit(data, device, dtype, stop):
     """Saved after `stop` epochs and loaded into another trainer, the rest gives the unbroken training's weights."""
@@ -82,6 +84,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(data, device):
         [one.run_epoch() for _ in range(4)]
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("size", [(28, 28), (32, 20), (4, 5), (3, 9), (1, 1)], ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", MODELS)
