@@ -1,7 +1,8 @@
 """What a training step keeps for its backward pass: python -m bench.memory [--out FILE].
 
-VGG-16's convolutions, ReLUs and pools, as torch.nn has them and converted. By torch's saved-tensor hooks, on fake
-tensors that hold no memory, so that any machine can say it; with a GPU also by torch.cuda.max_memory_allocated.
+VGG-16's convolutions, ReLUs and pools, as torch.nn has them and converted; and a locally connected layer by unfold and
+by its own kernel. By torch's saved-tensor hooks, on fake tensors that hold no memory, so that any machine can say it;
+with a GPU also by torch.cuda.max_memory_allocated.
 """
 
 import argparse
@@ -15,10 +16,12 @@ if not os.environ.get("CUDA_VISIBLE_DEVICES"):
     os.environ.setdefault("TRITON_INTERPRET", "1")  # without a GPU, a CPU's tensors are to go to the kernels
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import cnn_triton
+from cnn_triton.nn import LocallyConnected2d
 
 from .measure import DTYPES
 from .report import environment
@@ -36,6 +39,36 @@ def features(**where: Any) -> nn.Sequential:
             c = k
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers)
+
+
+class Unfolded(nn.Module):
+    """A locally connected 3 x 3 layer of PyTorch's functions: unfold's copy of the windows, a product for each."""
+
+    def __init__(self, channels: int, size: int, **where: Any) -> None:
+        super().__init__()
+        self.size = size
+        self.weight = nn.Parameter(torch.empty(size * size, channels, 9 * channels, **where))
+        self.bias = nn.Parameter(torch.empty(channels, size * size, **where))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to the same."""
+        windows = F.unfold(x, 3, padding=1)
+        return (torch.einsum("ntp,pkt->nkp", windows, self.weight) + self.bias).unflatten(2, (self.size, self.size))
+
+
+def vgg(**where: Any) -> tuple[nn.Module, nn.Module]:
+    """VGG-16's feature stack, PyTorch's and converted."""
+    original, converted = features(**where), features(**where)
+    cnn_triton.convert(converted)
+    return original, converted
+
+
+def local(**where: Any) -> tuple[nn.Module, nn.Module]:
+    """A locally connected layer, by unfold and by its kernel."""
+    return Unfolded(64, 28, **where), LocallyConnected2d(64, 64, (28, 28), 3, padding=1, **where)
+
+
+STACKS = {"VGG-16's features": (vgg, (3, 224, 224)), "locally connected 3x3 64-64 @28": (local, (64, 28, 28))}
 
 
 def saved(model: nn.Module, x: torch.Tensor) -> int:
@@ -65,21 +98,20 @@ def peak(model: nn.Module, x: torch.Tensor) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def measured(n: int, size: int, name: str) -> dict[str, Any]:
-    """A row: bytes of the original and of the converted stack, and their ratios."""
-    gpu = torch.cuda.is_available()
-    row: dict[str, Any] = {"input": f"{n}x3x{size}x{size}", "dtype": name, "saved, bytes": {}}
+def measured(stack: str, n: int, dtype: str, shape: tuple[int, int, int] | None = None) -> dict[str, Any]:
+    """A row: bytes of PyTorch's stack and of ours, and their ratios; for its images (C, H, W), or others."""
+    gpu, (build, usual) = torch.cuda.is_available(), STACKS[stack]
+    size = (n, *(shape or usual))
+    row: dict[str, Any] = {"layers": stack, "input": "x".join(map(str, size)), "dtype": dtype, "saved, bytes": {}}
     with contextlib.nullcontext() if gpu else FakeTensorMode():
-        where = {"device": "cuda" if gpu else "cpu", "dtype": DTYPES[name]}
-        models = {who: features(**where) for who in ("original", "converted")}
-        cnn_triton.convert(models["converted"])
-        x = torch.randn(n, 3, size, size, **where).to(memory_format=torch.channels_last)
-        for who, model in models.items():
+        where = {"device": "cuda" if gpu else "cpu", "dtype": DTYPES[dtype]}
+        x = torch.randn(size, **where).to(memory_format=torch.channels_last)
+        for who, model in zip(("PyTorch", "ours"), build(**where), strict=True):
             row["saved, bytes"][who] = saved(model, x)
             if gpu:
                 row.setdefault("peak, bytes", {})[who] = peak(model, x)
     row["ratio"] = {
-        what.partition(",")[0]: bytes["converted"] / bytes["original"]
+        what.partition(",")[0]: bytes["ours"] / bytes["PyTorch"]
         for what, bytes in row.items()
         if what.endswith(", bytes")
     }
@@ -91,10 +123,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="file for the figures, as JSON")
     parser.add_argument("--batch", type=int, default=32)
     options = parser.parse_args()
-    rows = [measured(options.batch, 224, name) for name in ("fp32", "bf16")]
+    rows = [measured(stack, options.batch, dtype) for stack in STACKS for dtype in ("fp32", "bf16")]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for row in rows:
-        print(row["input"], row["dtype"], *(f"{what}: {ratio:.3f}" for what, ratio in row["ratio"].items()))
+        print(
+            row["layers"], row["input"], row["dtype"], *(f"{what}: {ratio:.3f}" for what, ratio in row["ratio"].items())
+        )
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         part = options.out.with_name(f"{options.out.name}.part")

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 
-from .nn import ConvReLU2d, Linear, LinearReLU, LocallyConnected2d, MaxPool2d
+from .nn import Conv2d, ConvReLU2d, Linear, LinearReLU, LocallyConnected2d, MaxPool2d
 
 __all__ = ["FIRST", "MODELS", "VGG", "Classifier", "FullReLU2d", "LeNet5"]
 
@@ -38,16 +38,17 @@ class Classifier(torch.nn.Module):
         self.classifier = torch.nn.Sequential(*steps, Linear(sizes[-1], num_classes))
 
     @property
-    def first(self) -> torch.nn.Module:
+    def first(self) -> "Conv2d | LocallyConnected2d | FullReLU2d":
         """The first layer: the one that sees pixels."""
-        return self.features[0]
+        layer = self.features[0]
+        assert isinstance(layer, Conv2d | LocallyConnected2d | FullReLU2d)
+        return layer
 
     @property
     def kernels(self) -> torch.Tensor:
         """What the first layer's maps look for, float32 on the CPU: its kernels (K, C, R, S), or those of the maps'
         middle pixel where each pixel has its own."""
         layer = self.first
-        assert isinstance(layer.weight, torch.Tensor)
         weight = layer.weight.detach().float().cpu()
         if isinstance(layer, LocallyConnected2d):
             p, q = layer.output_size
@@ -83,11 +84,12 @@ class FullReLU2d(LinearReLU):
     def __init__(self, in_channels: int, out_channels: int, input_size: tuple[int, int]) -> None:
         pixels = math.prod(input_size)
         super().__init__(in_channels * pixels, out_channels * pixels)
-        self.in_channels, self.out_channels, self.input_size = in_channels, out_channels, tuple(input_size)
+        self.in_channels, self.out_channels, self.input_size = in_channels, out_channels, input_size
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to (N, K, H, W)."""
-        return super().forward(images.flatten(1)).unflatten(1, (self.out_channels, *self.input_size))
+        pixels = super().forward(images.flatten(1))
+        return pixels.unflatten(1, (self.out_channels, *self.input_size))  # type: ignore[no-any-return]
 
 
 FIRST: dict[str, Callable[[int, int, tuple[int, int]], torch.nn.Module]] = {
@@ -120,7 +122,7 @@ class LeNet5(Classifier):
         if first not in FIRST:
             raise ValueError(f"first must be one of {', '.join(map(repr, FIRST))}, but got {first!r}")
         layers = [
-            FIRST[first](in_channels, width, tuple(image_size)),
+            FIRST[first](in_channels, width, image_size),
             MaxPool2d(2, ceil_mode=True),
             ConvReLU2d(width, 2 * width, 3, padding="same"),
             MaxPool2d(2, ceil_mode=True),

@@ -272,16 +272,21 @@ def test_gpu_command_says_what_it_needs():
 
 
 def test_memory():
-    """What VGG-16's features keep for the backward pass, converted: at most 0.55 of what they kept before, in float32
-    and bfloat16; by fake tensors, which count as real ones do."""
+    """What layers keep for the backward pass: VGG-16's features at most 0.55 of what they kept before conversion, and a
+    locally connected layer no copy of its windows, nothing at all beside its input; by fake tensors, which count as
+    real ones do."""
+    vgg, local = memory.STACKS
     for dtype in ("fp32", "bf16"):
-        assert memory.measured(32, 224, dtype)["ratio"]["saved"] <= 0.55
-    small = memory.measured(1, 32, "fp32")["saved, bytes"]
+        assert memory.measured(vgg, 32, dtype)["ratio"]["saved"] <= 0.55
+        kept = memory.measured(local, 32, dtype)["saved, bytes"]
+        assert kept["PyTorch"] >= 9 * 32 * 64 * 28**2 * measure.DTYPES[dtype].itemsize
+        assert kept["ours"] == 0
+    small = memory.measured(vgg, 1, "fp32", (3, 32, 32))["saved, bytes"]
     model, x = memory.features(), torch.randn(1, 3, 32, 32)
-    assert memory.saved(model, x) == small["original"]
+    assert memory.saved(model, x) == small["PyTorch"]
     report = cnn_triton.convert(model)
     assert (report.count("fused"), report.count("left")) == (31, 0)
-    assert memory.saved(model, x) == small["converted"]
+    assert memory.saved(model, x) == small["ours"]
 
 
 def test_blocks(tmp_path):
