@@ -8,18 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .jobs import (
-    choose,
-    fail,
-    free_folder,
-    guarded,
-    launched,
-    open_run,
-    run_data,
-    train_run,
-    write_comparison,
-    write_report,
-)
+from .jobs import choose, compare_runs, fail, free_folder, guarded, open_run, run_data, train_run, write_report
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -84,6 +73,12 @@ Images = Annotated[
 ]
 
 
+def typed(context: typer.Context) -> set[str]:
+    """The options that were given, whose values do not just stand at their defaults."""
+    source = context.get_parameter_source
+    return {name for name in context.params if getattr(source(name), "name", "") == "COMMANDLINE"}
+
+
 @app.command()
 @guarded
 def train(
@@ -105,11 +100,8 @@ def train(
 
     Under torchrun, its processes share every batch.
     """
-    given = {
-        name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    }
     folder = train_run(
-        out, device, resume, fsdp, given,
+        out, device, resume, fsdp, typed(context),
         data=data, model=model.value, size=size,
         epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, dtype=dtype.value,
     )  # fmt: skip
@@ -155,6 +147,7 @@ def demo(
 @app.command()
 @guarded
 def compare(
+    context: typer.Context,
     data: Data = "digits",
     size: Size = None,
     epochs: Epochs = 15,
@@ -168,20 +161,11 @@ def compare(
 ) -> None:
     """Trains a network thrice, its first layer a convolution, locally connected, and fully connected, and writes a page
     of what sharing weights buys: accuracy, number of weights, learned kernels."""
-    if launched():
-        fail("compare trains one network after the other, in one process; start it without torchrun")
-    folder = out or free_folder("compare")
-    if folder.exists() and not resume:
-        fail(f"--out {folder}: it is there already, and nothing is overwritten; name a new folder, or --resume one")
-    runs = [
-        train_run(
-            folder / model.value, device, resume,
-            data=data, model=model.value, size=size,
-            epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, dtype=dtype.value,
-        )
-        for model in (Model.lenet5, Model.lenet5_local, Model.lenet5_full)
-    ]  # fmt: skip
-    print(f"Compared: {write_comparison(folder, runs, choose(device)).resolve()}")
+    page = compare_runs(
+        out, device, resume, typed(context),
+        data=data, size=size, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, dtype=dtype.value,
+    )  # fmt: skip
+    print(f"Compared: {page.resolve()}")
 
 
 @app.command()

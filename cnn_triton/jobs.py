@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from .training import Config, Trainer
 
 __all__ = [
-    "choose", "fail", "free_folder", "guarded", "launched", "open_data", "open_run", "run_data", "train_run",
-    "write_comparison", "write_report",
+    "choose", "compare_runs", "fail", "free_folder", "guarded", "open_data", "open_run", "run_data", "train_run",
+    "write_report",
 ]  # fmt: skip
 
 
@@ -132,12 +132,14 @@ def train_run(
     resume: bool = False,
     fsdp: bool = False,
     given: Set[str] = frozenset(),
+    among: Path | None = None,
     **options: Any,
 ) -> Path:
     """Trains, or goes on with a training, and writes its report; returns the run's folder.
 
     options: data, model, size, epochs, batch_size, lr, seed, dtype
     given: those that do not just stand at their defaults; a run that is gone on with must have been begun with them
+    among: the folder that is to be gone on with instead of the run's own, where the run is one of several
     Of the processes that torchrun started, all train, the first one writes, and only in the first one this returns.
     """
     if not (options["lr"] > 0 and math.isfinite(options["lr"])):
@@ -161,7 +163,7 @@ def train_run(
     with joined(where, fsdp) if launched() else contextlib.nullcontext(Processes()) as processes:
         out, going_on = processes.told((out, resume and runs.is_run(out)))
         run, trainer = open_training(out, where, processes, going_on, given, options)
-        train_on(run, trainer, out, going_on)
+        train_on(run, trainer, out, going_on, among or out)
     if not isinstance(run, runs.Run):
         raise typer.Exit
     counts = runs.launch_counts(run.epochs)
@@ -173,8 +175,42 @@ def train_run(
     return out
 
 
-def train_on(run: "Run | Onlooker", trainer: "Trainer", out: Path, going_on: bool) -> None:
-    """The epochs that are left, each saved."""
+COMPARED = ("lenet5", "lenet5-local", "lenet5-full")
+
+
+def compare_runs(out: Path | None, device: str, resume: bool, given: Set[str], **options: Any) -> Path:
+    """Trains the networks that differ in their first layer, and writes the page that compares them; returns its path.
+
+    A comparison that is gone on with takes its options from the runs that are begun. options, given: see `train_run`
+    """
+    if launched():
+        fail("compare trains one network after the other, in one process; start it without torchrun")
+    if resume and out is None:
+        fail("--resume needs --out, the folder of the comparison to go on with")
+    folder = out or free_folder("compare")
+    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        fail(f"--out {folder}: it is there already, and nothing is overwritten; name a new folder, or --resume one")
+    where = choose(device)
+    from . import report, runs
+
+    trained = [folder / model for model in COMPARED]
+    for model, run in zip(COMPARED, trained, strict=True):
+        begun = next((each for each in trained if runs.is_run(each)), None)
+        if begun and not runs.is_run(run):  # like the one that is begun; that it fits the options has been seen there
+            config = vars(open_run(begun, where)[1])
+            kept = {"size", *(given & {"data"})}  # the images may have moved
+            options |= {name: config[name] for name in options.keys() - kept}
+            options["size"] = f"{config['height']}x{config['width']}"
+        print(f"\nFirst layer {COMPARED.index(model) + 1} of {len(COMPARED)}: {model}")
+        train_run(run, device, resume, given=given, among=folder, **options | {"model": model})
+    try:
+        return report.write_comparison(folder, [(run, *open_run(run, where)) for run in trained])
+    except (OSError, ValueError) as error:
+        fail(error)
+
+
+def train_on(run: "Run | Onlooker", trainer: "Trainer", out: Path, going_on: bool, again: Path) -> None:
+    """The epochs that are left, each saved; `again` is the folder to go on with after an interruption."""
     import cnn_triton
 
     from .terminal import TrainingProgress
@@ -196,7 +232,7 @@ def train_on(run: "Run | Onlooker", trainer: "Trainer", out: Path, going_on: boo
             except KeyboardInterrupt:
                 if launched():  # and torchrun passes on what a terminal has sent already
                     signal.signal(signal.SIGINT, signal.SIG_IGN)
-                fail(f"interrupted; go on with --out {out} --resume, after epoch {run.saved}")
+                fail(f"interrupted; go on with --out {again} --resume, after epoch {run.saved}")
             progress.on_epoch(epoch)
 
 
@@ -272,16 +308,6 @@ def write_report(
 
     try:
         return report.write_report(run, model, config, data, where, shown)
-    except (OSError, ValueError) as error:
-        fail(error)
-
-
-def write_comparison(folder: Path, runs: list[Path], where: "torch.device") -> Path:
-    """Writes a folder's compare.html, of runs on the same images."""
-    from . import report
-
-    try:
-        return report.write_comparison(folder, [(run, *open_run(run, where)) for run in runs])
     except (OSError, ValueError) as error:
         fail(error)
 

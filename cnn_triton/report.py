@@ -1,6 +1,7 @@
 """A run's report.html: what each layer sees, the training, the mistakes, and why convolution; and runs compared."""
 
 import math
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,12 @@ def write_report(
 def write_comparison(folder: Path, runs: list[tuple[Path, Classifier, Config]]) -> Path:
     """Writes compare.html, of runs on the same images whose networks differ in their first layers; returns its path.
 
-    runs: folder, model and configuration of each. Errors: ValueError for figures that can't be read, OSError.
+    runs: folder, model and configuration of each. Errors: ValueError for figures that can't be read, and for runs that
+    differ in more than their models; OSError.
     """
+    alike = [replaced(config, model="", data="") for _, _, config in runs]
+    if any(each != alike[0] for each in alike):
+        raise ValueError(f"{folder}: its runs differ in more than their first layers, and can't be compared")
     rows = []
     for run, model, config in runs:
         first, *_ = stages(model.features, config.channels, (config.height, config.width))

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import dataclasses
 import io
 import re
 import shutil
@@ -425,4 +426,12 @@ def test_compare(tmp_path):
     assert int(runs.read_metrics(out / "lenet5-local")[-1]["locally_connected2d_weight_grad"]) > 0
     refused(args, "nothing is overwritten")
     assert command(*args, "--resume")[0] == 0
+    refused((*args[:-3], "9", "--out", out, "--resume"), "--batch-size: the run in")
+    # What is begun says how to go on: 6x5 images in batches of 4, one epoch.
+    shutil.rmtree(out / "lenet5-full")
+    before = runs.read_config(out / "lenet5-local")
+    assert command("compare", "--out", out, "--resume")[0] == 0
+    assert dataclasses.replace(runs.read_config(out / "lenet5-full"), model="lenet5-local") == before
+    assert 'id="comparison"' in (out / "compare.html").read_text()
+    refused(("compare", "--resume"), "--resume needs --out")
     refused(("show", "china", "--run", out / "lenet5-local", "--out", tmp_path / "page.html"), "--run", "6 x 5")
