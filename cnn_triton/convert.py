@@ -165,9 +165,10 @@ def _rows(modules: dict[str, torch.nn.Module], notes: _Notes) -> Iterator[Layer]
             if any(True for _ in module.children()):
                 continue
             alone = bool(fused.words(module))
-            said = ["not fused with a layer before it" if alone else "no kernel of this library's"]
-        kind = _base(module).__name__
-        yield Layer(name or "(model)", kind, outcome, "; ".join(dict.fromkeys(filter(None, said))))
+            known = _base(module).__module__ == nn.__name__
+            said = ["already was this library's" if known else "no kernel of this library's"]
+            said = ["not fused with a layer before it"] if alone else said
+        yield Layer(name or "(model)", _base(module).__name__, outcome, "; ".join(dict.fromkeys(filter(None, said))))
 
 
 class _Fused:

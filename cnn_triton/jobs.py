@@ -194,15 +194,15 @@ def compare_runs(out: Path | None, device: str, resume: bool, given: Set[str], *
     from . import report, runs
 
     trained = [folder / model for model in COMPARED]
-    for model, run in zip(COMPARED, trained, strict=True):
+    for number, run in enumerate(reversed(trained), 1):  # the largest first: memory that is too little is said early
         begun = next((each for each in trained if runs.is_run(each)), None)
         if begun and not runs.is_run(run):  # like the one that is begun; that it fits the options has been seen there
             config = vars(open_run(begun, where)[1])
             kept = {"size", *(given & {"data"})}  # the images may have moved
             options |= {name: config[name] for name in options.keys() - kept}
             options["size"] = f"{config['height']}x{config['width']}"
-        print(f"\nFirst layer {COMPARED.index(model) + 1} of {len(COMPARED)}: {model}")
-        train_run(run, device, resume, given=given, among=folder, **options | {"model": model})
+        print(f"\nNetwork {number} of {len(trained)}: {run.name}")
+        train_run(run, device, resume, given=given, among=folder, **options | {"model": run.name})
     try:
         return report.write_comparison(folder, [(run, *open_run(run, where)) for run in trained])
     except (OSError, ValueError) as error:

@@ -226,12 +226,14 @@ class LocallyConnected2d(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if groups < 1 or in_channels % groups or out_channels % groups:
+        for name, number in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
+            geometry.integer(name, number)
+        if groups < 1 or in_channels < 0 or out_channels < 0 or in_channels % groups or out_channels % groups:
             raise ValueError(
-                f"in_channels and out_channels must be multiples of groups, but got {in_channels}, {out_channels} "
-                f"and groups={groups}"
+                f"in_channels and out_channels must be multiples of groups, 0 or more, but got {in_channels}, "
+                f"{out_channels} and groups={groups}"
             )
-        if bias not in (True, False, "pixel", "channel"):
+        if not isinstance(bias, bool | str) or bias not in (True, False, "pixel", "channel"):
             raise ValueError(f"bias must be True, False, 'pixel' or 'channel', but got {bias!r}")
         activations.spell(activation)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
@@ -257,7 +259,9 @@ class LocallyConnected2d(torch.nn.Module):
             torch.nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to (N, K, P, Q); see the function."""
+        """(N, C, H, W) to (N, K, P, Q); see the function. Errors: RuntimeError for images of another size."""
+        if isinstance(input, torch.Tensor) and tuple(input.shape[-2:]) != self.input_size:
+            raise RuntimeError(f"input must be images of {self.input_size}, (H, W), but got shape {tuple(input.shape)}")
         window = (self.stride, self.padding, self.dilation, self.groups)
         return functional.locally_connected2d(input, self.weight, self.bias, *window, activation=self.activation)
 
@@ -265,7 +269,7 @@ class LocallyConnected2d(torch.nn.Module):
         """Takes the weights of a Keras LocallyConnected2D (implementation 1), arrays or tensors.
 
         kernel: (P·Q, R·S·C, K), a row of Keras' data_format: (r, s, c) for 'channels_last', (c, r, s) for
-        'channels_first'; bias: (P, Q, K) for the one, (K, P, Q) for the other
+        'channels_first'; bias: (P, Q, K), which Keras takes for 'channels_first' in its memory's order as (K, P, Q)
         errors: ValueError for another shape, data_format or layer than Keras has
         """
         (p, q, k, r, s, c), kernel = self.weight.shape, torch.as_tensor(kernel)
@@ -284,9 +288,9 @@ class LocallyConnected2d(torch.nn.Module):
         with torch.no_grad():
             if own is not None:
                 vectors = torch.as_tensor(bias)
-                vectors = vectors if last else vectors.permute(1, 2, 0)
                 if vectors.shape != own.shape:
-                    raise ValueError(f"bias must be {tuple(own.shape)}, but got {tuple(vectors.shape)}")
+                    raise ValueError(f"bias must have shape {tuple(own.shape)}, but got {tuple(vectors.shape)}")
+                vectors = vectors if last else vectors.reshape(k, p, q).permute(1, 2, 0)
                 own.copy_(vectors)
             self.weight.copy_(rows.permute(0, 1, 5, 2, 3, 4))
 
@@ -294,7 +298,8 @@ class LocallyConnected2d(torch.nn.Module):
         """The constructor's arguments."""
         names = ("kernel_size", "stride", "padding", "dilation", "groups", "activation")
         sizes = f"{self.in_channels}, {self.out_channels}, input_size={self.input_size}"
-        return ", ".join([sizes, *(f"{name}={getattr(self, name)!r}" for name in names)])
+        bias = False if self.bias is None else "channel" if self.bias.dim() == 1 else "pixel"
+        return ", ".join([sizes, *(f"{name}={getattr(self, name)!r}" for name in names), f"bias={bias!r}"])
 
 
 class Conv1d(_Conv, torch.nn.Conv1d):

@@ -43,7 +43,10 @@ def write_photograph(
         model, config = layer
         trained, weight = model.first, model.kernels
         if not isinstance(trained, Conv2d):
-            raise ValueError(f"--run: a {config.model} network's first layer is for {config.height} x {config.width}")
+            raise ValueError(
+                f"--run: a {config.model} network's first layer is for images of {config.height} x {config.width} "
+                "alone; a run of --model lenet5 or vgg would do"
+            )
         labels = [f"kernel {k}" for k in range(len(weight))]
         with torch.no_grad():
             found = trained(normalised(image[None], config, device))

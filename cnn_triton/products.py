@@ -318,6 +318,8 @@ class LocallyConnected2d(Product):
     def through(cls, grad, saved, activation, bias):
         if bias is None or len(bias) == 1:
             return super().through(grad, saved, activation, bias)
+        if 0 in grad.shape:
+            return super().through(grad, saved, activation, None)[0], grad.new_zeros(bias)
         # Each pixel's columns are columns of their own: of images of one pixel.
         n, k, p, q = grad.shape
         one = lambda t: None if t is None else t.permute(0, 2, 3, 1).reshape(n, p * q * k, 1, 1)  # noqa: E731

@@ -205,8 +205,12 @@ def check_epilogue(
         if vector is not None:
             wide = scale is not None and isinstance(vector, torch.Tensor) and vector.dtype == accumulator(like.dtype)
             check_tensors(input=like.to(vector.dtype) if wide else like, **{name: vector})
-            each = places if name == "bias" and vector.dim() > 1 else ()
-            geometry.same_shape(name, vector.shape, (*each, columns))
+            if name == "bias" and places and vector.dim() != 1:
+                each = (*places, columns)
+                if vector.shape != each:
+                    raise RuntimeError(f"bias must have shape {(columns,)} or {each}, but got {tuple(vector.shape)}")
+            else:
+                geometry.same_shape(name, vector.shape, (columns,))
     if residual is not None:
         check_tensors(input=like, residual=residual)
         geometry.same_shape("residual", residual.shape, shape)

@@ -61,7 +61,7 @@ def placed_kernel(
     place = tl.program_id(0) // (rows * across * groups)
     group = tl.program_id(0) // (rows * across) % groups
     row, column = program_tile(tl.program_id(0) % (rows * across), rows, across)
-    p, q = place // y_size[2], place % y_size[2]
+    p, q = (place // y_size[2]).to(INDEX), (place % y_size[2]).to(INDEX)
     first_r, count_r, h, some_r = phase_of(p % DOWN[STEP], DOWN)
     first_s, count_s, v, some_s = phase_of(q % ACROSS[STEP], ACROSS)
     at = (p // DOWN[STEP] * DOWN[STRIDE] + h, q // ACROSS[STEP] * ACROSS[STRIDE] + v)
@@ -75,7 +75,7 @@ def placed_kernel(
     taps = (count_r, count_s)
     x += group.to(INDEX) * channels * x_strides[3]
     w += group.to(INDEX) * w_strides[3]
-    here = tl.zeros([M], tl.int32)
+    here = tl.zeros([M], INDEX)
     A = (x, None, x_strides, x_size, (n, here + at[0], here + at[1]), exists, taps, channels)
     acc = tl.zeros([M, N], ACC)
     steps = tap_steps(channels, taps, PACKED, K) * some_r * some_s
@@ -109,7 +109,7 @@ def placed_weight_grad_kernel(
     place = tl.program_id(0) // (rows * across * groups)
     group = tl.program_id(0) // (rows * across) % groups
     row, column = program_tile(tl.program_id(0) % (rows * across), rows, across)
-    p, q = place // size[2], place % size[2]
+    p, q = (place // size[2]).to(INDEX), (place % size[2]).to(INDEX)
 
     k = (row * M + tl.arange(0, M)).to(INDEX)  # [M]
     has_k = k < outputs
@@ -173,8 +173,17 @@ def local_shape(
     input: Sequence[int], weight: Sequence[int], window: geometry.Window, groups: int
 ) -> tuple[int, int, int, int]:
     """Output shape (N, K, P, Q). Errors: RuntimeError naming the argument that doesn't fit."""
-    matrix = (weight[2], weight[5], *weight[3:5])
-    shape = geometry.conv_shape(input, matrix, None, window, groups)
+    if min(weight[3:5]) < 1 or groups < 1 or weight[2] % groups:
+        raise RuntimeError(
+            "weight must be 6-D (P, Q, K, R, S, C/groups), with K a multiple of groups and R and S at least 1, but got "
+            f"{tuple(weight)} with groups={groups}"
+        )
+    if len(input) == 4 and input[1] != weight[5] * groups:
+        raise RuntimeError(
+            f"input has {input[1]} channels, but weight of shape {tuple(weight)} with groups={groups} expects "
+            f"{weight[5] * groups}"
+        )
+    shape = geometry.conv_shape(input, (weight[2], weight[5], *weight[3:5]), None, window, groups)
     if tuple(weight[:2]) != shape[2:]:
         raise RuntimeError(
             f"weight must be for the {shape[2]} x {shape[3]} windows in an input of shape {tuple(input)}, but got "
@@ -222,10 +231,14 @@ def local_aten(input, weight, bias, scale, residual, stride, padding, dilation, 
         y = torch.einsum("ngcpqrs,pqgkrsc->ngkpq", windows, _matrices(weight, groups)).flatten(1, 2)
         return y if bias is None else y + bias[:, None, None]
 
+    each = None
     if bias is not None and bias.dim() == 3:  # what all images have beside them
-        beside = bias.permute(2, 0, 1)
-        bias, residual = None, beside if residual is None else beside + residual
-    return completed(product, bias, scale, residual, activation)
+        bias, each = None, bias.permute(2, 0, 1)
+    if input.shape[1] == 0:  # there is no output then, see geometry.conv_shape
+        empty = completed(product, bias, scale, each, activation)[:, :0]
+        return empty if residual is None else empty + residual
+    beside = residual if each is None else each if residual is None else each + residual
+    return completed(product, bias, scale, beside, activation)
 
 
 def _check_grad(grad, weight_size, input_size, stride, padding, dilation, groups):
@@ -283,6 +296,8 @@ def weight_grad_launch(dw, grad, input, weight_size, stride, padding, dilation, 
 
 
 def weight_grad_aten(grad, input, weight_size, stride, padding, dilation, groups, wide=False):
+    if grad.numel() == 0:
+        return grad.new_zeros(weight_size)
     windows = _windows(input, weight_size[3:5], stride, padding, dilation, groups)
     images = grad.unflatten(1, (groups, grad.shape[1] // groups))
     return torch.einsum("ngkpq,ngcpqrs->pqgkrsc", images, windows).flatten(2, 3)

@@ -337,11 +337,40 @@ def test_locally_connected(bias, device):
     copied.load_state_dict(copy.deepcopy(layer).state_dict(), strict=True)
     assert torch.equal(copied(x), layer(x))
     assert "input_size=(7, 6), kernel_size=(3, 3), stride=2, padding=(1, 0)" in repr(layer)
+    assert f"bias={'pixel' if bias is True else bias!r}".replace("=pixel", "='pixel'") in repr(layer)
+    with pytest.raises(RuntimeError, match=r"input must be images of \(7, 6\), \(H, W\), but got shape \(3, 4, 6, 7\)"):
+        layer(x.transpose(2, 3))
+    report = cnn_triton.convert(torch.nn.Sequential(layer))
+    assert "already was this library's" in str(report)
+
+
+@pytest.mark.parametrize("bias", ["pixel", "channel", False])
+def test_locally_connected_without_channels(bias, device):
+    """No channel in, no channel out, as torch.nn.Conv2d has it; a bias' gradient is 0."""
+    layer = nn.LocallyConnected2d(0, 4, (5, 6), 3, bias=bias).to(device)
+    x = torch.randn(2, 0, 5, 6, device=device, requires_grad=True)
+    for where in ("auto", "aten"):
+        with cnn_triton.backend(where):
+            y = layer(x)
+            assert y.shape == (2, 0, 3, 4)
+            grads = torch.autograd.grad(y.sum(), [x, *layer.parameters()], allow_unused=where == "aten")
+        assert all(grad is None or not grad.any() for grad in grads)
+    y = torch.ops.cnn_triton.locally_connected2d(
+        x.detach(), layer.weight.detach(), None, None, None, [1, 1], [0] * 4, [1, 1], 1, "relu"
+    )
+    assert y.shape == (2, 0, 3, 4)
 
 
 def test_locally_connected_errors():
-    with pytest.raises(ValueError, match=r"multiples of groups, but got 3, 4 and groups=2"):
+    with pytest.raises(ValueError, match=r"multiples of groups, 0 or more, but got 3, 4 and groups=2"):
         nn.LocallyConnected2d(3, 4, (6, 6), 3, groups=2)
+    for wrong in ("map", torch.ones(4)):
+        with pytest.raises(ValueError, match="bias must be True, False, 'pixel' or 'channel', but got"):
+            nn.LocallyConnected2d(3, 4, (6, 6), 3, bias=wrong)
+    with pytest.raises(TypeError, match="groups must be an int, but got 'a'"):
+        nn.LocallyConnected2d(3, 4, (6, 6), 3, groups="a")
+    with pytest.raises(ValueError, match="0 or more, but got -3"):
+        nn.LocallyConnected2d(-3, 4, (6, 6), 3)
     with pytest.raises(ValueError, match="bias must be True, False, 'pixel' or 'channel', but got 'map'"):
         nn.LocallyConnected2d(3, 4, (6, 6), 3, bias="map")
     with pytest.raises(RuntimeError, match="window spans 7 x 7"):
@@ -356,7 +385,7 @@ def test_weights_of_keras(data_format, device):
     window times a matrix."""
     layer = nn.LocallyConnected2d(3, 5, (6, 7), (2, 3), (2, 1), dtype=torch.float64)
     (p, q), last = layer.output_size, data_format == "channels_last"
-    kernel, bias = torch.randn(p * q, 2 * 3 * 3, 5).numpy(), torch.randn((p, q, 5) if last else (5, p, q))
+    kernel, bias = torch.randn(p * q, 2 * 3 * 3, 5).numpy(), torch.randn(p, q, 5)
     layer.load_keras(kernel, bias, data_format)
     x = torch.randn(2, 3, 6, 7, dtype=torch.float64)
     y = layer.to(device)(x.to(device)).cpu()
@@ -364,11 +393,14 @@ def test_weights_of_keras(data_format, device):
         for j in range(q):
             window = x[:, :, 2 * i : 2 * i + 2, j : j + 3]
             row = (window.permute(0, 2, 3, 1) if last else window).flatten(1)
-            right = row @ torch.from_numpy(kernel[i * q + j]).double() + (bias[i, j] if last else bias[:, i, j])
+            # Keras reshapes the bias of channels_first to (K, P, Q).
+            beside = bias[i, j] if last else bias.reshape(5, p, q)[:, i, j]
+            right = row @ torch.from_numpy(kernel[i * q + j]).double() + beside
             torch.testing.assert_close(y[:, :, i, j], right, rtol=1e-12, atol=1e-12)
     for wrong, words in (
         ((kernel[1:], bias), r"kernel must have shape \(15, 18, 5\)"),
         ((kernel,), "bias must be given"),
+        ((kernel, bias[0]), r"bias must have shape \(3, 5, 5\), but got \(5, 5\)"),
     ):
         with pytest.raises(ValueError, match=words):
             layer.load_keras(*wrong)

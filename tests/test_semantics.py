@@ -477,16 +477,61 @@ def test_threads(device):
 
 def test_wide_offsets(monkeypatch, device):
     """Offsets of 64 bits, which tensors beyond 2^31 elements get, give the same results."""
-    from cnn_triton.kernels import conv2d, epilogue, op, padding, pooling, unpool2d
+    from cnn_triton.kernels import (
+        conv2d,
+        conv2d_direct,
+        conv2d_grouped,
+        epilogue,
+        locally_connected2d,
+        op,
+        padding,
+        pooling,
+        unpool2d,
+    )
 
     wide = op.tl.int64
-    for module in (conv2d, epilogue, padding, pooling, unpool2d):
+    new = (conv2d_direct, conv2d_grouped, locally_connected2d)
+    for module in (conv2d, *new, epilogue, padding, pooling, unpool2d):
         monkeypatch.setattr(module, "index_type", lambda *tensors: wide)
     for name in PAIRS:
         (ours, our_grads), (theirs, their_grads) = both(name, draw(name, device))
         assert_accurate(ours, theirs, theirs)
         for mine, right in zip(our_grads, their_grads, strict=True):
             assert_accurate(mine, right, right)
+
+
+FAR = {  # label: operator's name, shape of the weight, groups
+    "dense": ("conv2d", (4, 2, 3, 1), 1),
+    "depthwise": ("conv2d", (4, 1, 3, 1), 2),
+    "narrow groups": ("conv2d", (10, 1, 3, 1), 2),
+    "locally connected": ("locally_connected2d", (5, 1, 4, 3, 1, 2), 1),
+}
+
+
+@pytest.mark.parametrize("label", FAR)
+def test_rows_far_apart(label, device):
+    """Images and gradients of few pixels whose offsets need 64 bits; of the memory between them nothing is touched."""
+    name, size, groups = FAR[label]
+    op, dtype = getattr(torch.ops.cnn_triton, name), torch.float16
+    memory = torch.empty(2**31 + 2**26, dtype=dtype, device=device)
+
+    def apart(values):
+        _, c, h, w = values.shape
+        far = memory.as_strided(values.shape, (c * w, w, 2**31 // (h - 1), 1))
+        return far.copy_(values)
+
+    x, w = torch.randn(2, 2, 7, 1, dtype=dtype, device=device), torch.randn(size, dtype=dtype, device=device)
+    how = ([1, 1], [0] * 4, [1, 1], groups, *(["zeros"] if name == "conv2d" else []))
+    forward = lambda x: op(x, w, None, None, None, *how, "relu")  # noqa: E731
+    right = forward(x)
+    assert torch.equal(forward(apart(x)), right)
+    grad, last = torch.randn_like(right), [False] * (name == "conv2d")
+    input_grad = getattr(torch.ops.cnn_triton, f"{name}_input_grad")
+    weight_grad = getattr(torch.ops.cnn_triton, f"{name}_weight_grad")
+    assert torch.equal(input_grad(apart(grad), w, x.shape, *how, False), input_grad(grad, w, x.shape, *how, False))
+    right = weight_grad(grad, x, size, *how, *last)
+    assert torch.equal(weight_grad(apart(grad), x, size, *how, *last), right)
+    assert torch.equal(weight_grad(grad, apart(x), size, *how, *last), right)
 
 
 def test_wide_offsets_where_needed():
