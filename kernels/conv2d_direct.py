@@ -52,6 +52,14 @@ def end_read(rows, taps, stride, reach):
 
 
 @device_function
+def known(strides, UNIT: tl.constexpr):
+    """Strides of pixels, multiples of UNIT, in a form that tells the compiler so; it knows by itself of 16 alone."""
+    if UNIT == 1:
+        return strides
+    return strides[0] // UNIT * UNIT, strides[1] // UNIT * UNIT, strides[2] // UNIT * UNIT, strides[3]
+
+
+@device_function
 def read(x, strides, size, n, h, w, c, exists, PADDING: tl.constexpr):
     """What stands at pixels (n, h, w) [PIXELS] in channels c; outside of the images what the padding shows there."""
     h, w = shown(h, size[0], PADDING), shown(w, size[1], PADDING)
@@ -64,11 +72,13 @@ def direct_kernel(
     x, w, y, epilogue, x_strides, w_strides, y_strides, x_size, y_size, columns,
     DOWN: tl.constexpr, ACROSS: tl.constexpr, OUTPUTS: tl.constexpr, TRANSPOSED: tl.constexpr,
     ACTIVATION: tl.constexpr, NUMBERS: tl.constexpr, PADDING: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
-    ROWS: tl.constexpr, TAPS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    UNIT: tl.constexpr, ROWS: tl.constexpr, TAPS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """y[pixel, column] = epilogue(Σ_tap x̂ · w), for a strip of one phase: PIXELS, each with ROWS under it, x CHANNELS.
     TAPS of the window's rows are taken at once; ROWS above 1 need all."""
     PHASES: tl.constexpr = DOWN[STEP] * ACROSS[STEP]
+    x_strides, y_strides, columns = known(x_strides, UNIT), known(y_strides, UNIT), columns // UNIT * UNIT
+    w_strides = (w_strides[0], w_strides[1] // UNIT * UNIT, w_strides[2] // UNIT * UNIT)
     blocks = tl.cdiv(columns, CHANNELS)
     phase, tile = tl.program_id(0) // blocks % PHASES, tl.program_id(0) // blocks // PHASES
     first_r, count_r, above, some_r = phase_of(phase // ACROSS[STEP], DOWN)
@@ -131,11 +141,12 @@ def add(
 def direct_weight_grad_kernel(
     grad, x, grad_strides, x_strides, x_size, dw_strides, dw_size, parts, size, columns, chunk,
     DOWN: tl.constexpr, ACROSS: tl.constexpr, R: tl.constexpr, S: tl.constexpr, OUTPUTS: tl.constexpr,
-    PADDING: tl.constexpr, ROWS: tl.constexpr, TAPS: tl.constexpr, ACROSS_TAPS: tl.constexpr,
+    PADDING: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr, TAPS: tl.constexpr, ACROSS_TAPS: tl.constexpr,
     ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """parts[program, k, tap] = Σ over the program's strips of grad · x̂, for CHANNELS and TAPS x ACROSS_TAPS taps."""
     BLOCKS: tl.constexpr = (R // TAPS) * (S // ACROSS_TAPS)
+    grad_strides, x_strides, columns = known(grad_strides, UNIT), known(x_strides, UNIT), columns // UNIT * UNIT
     block, rest = tl.program_id(0) % BLOCKS, tl.program_id(0) // BLOCKS
     blocks = tl.cdiv(columns, CHANNELS)
     part = rest // blocks
@@ -194,6 +205,14 @@ def _room(chip: str) -> dict[str, int]:
     return {"maxnreg": 255} if tiles.CHIPS[chip].lanes == 32 else {}
 
 
+def _unit(columns: int, *tensors: torch.Tensor) -> int:
+    """Elements that a load of 16 bytes takes, where the channels are adjacent and the pixels a multiple of it apart."""
+    unit = 16 // tensors[0].element_size()
+    apart = [stride for tensor in tensors for stride in (*tensor.stride()[:1], *tensor.stride()[2:])]
+    adjacent = all(tensor.stride(1) == 1 for tensor in tensors)
+    return unit if adjacent and all(stride % unit == 0 for stride in (columns, *apart)) else 1
+
+
 def is_direct(weight_size: Any, groups: int) -> bool:
     """Is a convolution with such a weight computed here: one channel a group, and at most four outputs?"""
     return weight_size[1] == 1 and weight_size[0] <= 4 * groups
@@ -214,7 +233,8 @@ def direct_product(
     (batch, columns, *image), chip = y.shape, tiles.chip_name()
     steps = (walks[0].step, walks[1].step)
     high, wide = (cdiv(size, step) for size, step in zip(image, steps, strict=True))
-    whole = steps == (1, 1) and window.size[0] <= tiles.UNROLLED
+    several = transposed and weight.shape[0] > groups  # a weight for each output: too many to hold for several rows
+    whole = steps == (1, 1) and window.size[0] <= tiles.UNROLLED and not several
     rows = tiles.pick_rows(high, moments) if whole else 1
     pixels = batch * cdiv(high, rows) * wide
     strip = tiles.pick_strip(pixels, columns, x.stride(1) == y.stride(1) == 1, chip, True)
@@ -226,7 +246,7 @@ def direct_product(
         epilogue.terms(y, parts), nhwc(x), (k, r, s), nhwc(y), tuple(x.shape[2:]), (batch, *image), columns,
         DOWN=walks[0].constants(), ACROSS=walks[1].constants(), OUTPUTS=weight.shape[0] // groups,
         TRANSPOSED=transposed, **epilogue.constants, PADDING=window.padding_mode, ACC=tl_type(accumulator(y.dtype)),
-        INDEX=index_type(x, weight, y), ROWS=rows, TAPS=window.size[0] if whole else 1,
+        INDEX=index_type(x, weight, y), UNIT=_unit(columns, x, y), ROWS=rows, TAPS=window.size[0] if whole else 1,
         PIXELS=strip.pixels, CHANNELS=strip.channels, num_warps=strip.warps, **_room(chip),
     )  # fmt: skip
     return parts
@@ -245,6 +265,7 @@ def direct_weight_product(
     sum_pixels(
         direct_weight_grad_kernel, dw, grad, grad, x, nhwc(grad), nhwc(x), tuple(x.shape[2:]), (k, down, across),
         dw.numel(), rows=rows, blocks=(r // taps[0]) * (s // taps[1]), DOWN=walks[0].constants(),
-        ACROSS=walks[1].constants(), R=r, S=s, OUTPUTS=dw.shape[0] // groups, PADDING=window.padding_mode, ROWS=rows,
+        ACROSS=walks[1].constants(), R=r, S=s, OUTPUTS=dw.shape[0] // groups, PADDING=window.padding_mode,
+        UNIT=_unit(grad.shape[1], grad, x), ROWS=rows,
         TAPS=taps[0], ACROSS_TAPS=taps[1], INDEX=index_type(grad, x), **_room(tiles.chip_name()),
     )  # fmt: skip

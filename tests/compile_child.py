@@ -49,11 +49,11 @@ def call(what, dtype, channels):
     shares_won = torch.empty(share.shape, dtype=torch.uint8).to(memory_format=LAST)
     reflect = (*_WINDOW[:-1], "reflect")
 
-    def grouped(size, stride, of, c=144, groups=144):
-        """A layer of c channels in groups at 56 x 56."""
-        p, last = 56 // stride, {"memory_format": LAST, "dtype": dtype}
-        x, y = torch.empty(32, c, 56, 56, **last), torch.empty(32, c, p, p, **last)
-        w, b = torch.empty(c, c // groups, size, size, **last), torch.empty(c, dtype=dtype)
+    def grouped(size, stride, of, c=144, groups=None, times=1):
+        """A layer of c channels in groups, each its own unless told otherwise, to times as many, at 56 x 56."""
+        p, last, groups = 56 // stride, {"memory_format": LAST, "dtype": dtype}, groups or c
+        x, y = torch.empty(32, c, 56, 56, **last), torch.empty(32, times * c, p, p, **last)
+        w, b = torch.empty(times * c, c // groups, size, size, **last), torch.empty(times * c, dtype=dtype)
         window = ((stride,) * 2, (size // 2,) * 4, (1, 1), groups, "zeros")
         return {
             "conv2d": lambda: (conv2d.CONV2D, (x, w, b, None, None, *window, "relu")),
@@ -134,8 +134,11 @@ def call(what, dtype, channels):
         "bias_grad": lambda: (epilogue.BIAS_GRAD, (y,)),
         "activation_grad": lambda: (epilogue.ACTIVATION_GRAD, (y, y, "relu")),
         **{
-            f"{of} depthwise {size} by {stride}": lambda of=of, size=size, stride=stride: grouped(size, stride, of)
+            f"{of} depthwise {size} by {stride}{rest}": lambda of=of, size=size, stride=stride, how=how: grouped(
+                size, stride, of, **how
+            )
             for of in ("conv2d", "conv2d_moments", "conv2d_input_grad", "conv2d_weight_grad")
+            for rest, how in (("", {}), (" of 72", {"c": 72}), (" times 4", {"c": 64, "times": 4}))
             for size, stride in ((3, 1), (3, 2), (5, 1), (7, 1), (9, 1))
         },
         **{

@@ -131,9 +131,12 @@ def test_variants(chip):
 
 @pytest.mark.cover
 @pytest.mark.parametrize("chip", CHIPS)
-@pytest.mark.parametrize("window", ["3 by 1", "3 by 2", "5 by 1", "7 by 1", "9 by 1"])
+@pytest.mark.parametrize(
+    "window", ["3 by 1", "3 by 2", "5 by 1", "7 by 1", "9 by 1", "3 by 1 of 72", "7 by 1 of 72", "5 by 1 times 4"]
+)
 def test_depthwise(window, chip):
-    """Depthwise convolution, size by stride: no spills, every load 16 bytes wide."""
+    """Depthwise convolution, size by stride: no spills; every load 16 bytes wide, unless there are several outputs for
+    each channel."""
     whats = (*MATRIX, "conv2d_moments")
     calls = as_picked(f"{what} depthwise {window}" for what in whats)
     for call, codes in zip(calls, compiled(chip, calls), strict=True):
@@ -142,7 +145,7 @@ def test_depthwise(window, chip):
         for code in direct:
             said = f"{call}: {code}"
             assert code["spills"] == 0, said
-            assert code["load_bytes"] >= 16, said
+            assert "times" in window or code["load_bytes"] >= 16, said
 
 
 @pytest.mark.cover
