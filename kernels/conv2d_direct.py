@@ -206,11 +206,13 @@ def _room(chip: str) -> dict[str, int]:
 
 
 def _unit(columns: int, *tensors: torch.Tensor) -> int:
-    """Elements that a load of 16 bytes takes, where the channels are adjacent and the pixels a multiple of it apart."""
+    """Elements in 16 bytes, where channels are adjacent and pixels a multiple of as many apart; 1 where they are not,
+    or where Triton knows by itself."""
     unit = 16 // tensors[0].element_size()
-    apart = [stride for tensor in tensors for stride in (*tensor.stride()[:1], *tensor.stride()[2:])]
+    apart = [columns, *(stride for tensor in tensors for stride in (*tensor.stride()[:1], *tensor.stride()[2:]))]
     adjacent = all(tensor.stride(1) == 1 for tensor in tensors)
-    return unit if adjacent and all(stride % unit == 0 for stride in (columns, *apart)) else 1
+    known = all(stride % 16 == 0 for stride in apart)
+    return unit if adjacent and not known and all(stride % unit == 0 for stride in apart) else 1
 
 
 def is_direct(weight_size: Any, groups: int) -> bool:
