@@ -24,6 +24,8 @@ from cnn_triton.kernels.precision import accumulator
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 FORMATS = ("contiguous", "channels_last", "strided")
+# Each dtype in each format; strided ones in two dtypes, a wide and a narrow one, for strides know nothing of dtypes.
+KINDS = tuple((d, f) for d in DTYPES for f in FORMATS if f != "strided" or d in (torch.float32, torch.bfloat16))
 
 
 class Conv(NamedTuple):

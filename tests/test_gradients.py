@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cases import ACTIVATIONS, ADAPTIVES, BLOCKS, CONVS, DTYPES, FORMATS, LINEARS, LOCALS, POOLS, TRANSPOSED, draw
+from cases import ACTIVATIONS, ADAPTIVES, BLOCKS, CONVS, KINDS, LINEARS, LOCALS, POOLS, TRANSPOSED, draw
 from checks import assert_accurate, kernels_only, operator_of, unfolded
 from cnn_triton import functional
 from cnn_triton.kernels import activations, conv2d_pool, geometry, relu_pool
@@ -194,13 +194,12 @@ def differentiate(function, tensors, rest, grad):
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize(
-    ("label", "dtype"),
+    ("label", "dtype", "form"),
     [
-        pytest.param(label, dtype, id=f"{label}-{str(dtype).removeprefix('torch.')}")
+        pytest.param(label, dtype, form, id=f"{label}-{str(dtype).removeprefix('torch.')}-{form}")
         for label, pair in FUNCTIONS.items()
-        for dtype in DTYPES
+        for dtype, form in KINDS
         if not (pair.smooth and dtype == torch.float64) and not (pair.kinked and dtype.itemsize == 2)
     ],
 )

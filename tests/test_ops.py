@@ -4,7 +4,7 @@ import pytest
 import torch
 from wide import exact
 
-from cases import CASES, DTYPES, FORMATS
+from cases import CASES, KINDS
 from checks import assert_accurate, assert_code, kernels_only
 from cnn_triton.kernels import conv2d_pool
 from cnn_triton.kernels.registry import OPS
@@ -25,8 +25,7 @@ def on(args, device):
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize(("dtype", "form"), KINDS, ids=lambda each: str(each).removeprefix("torch."))
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_accuracy(case, dtype, form, device):
     args = on(case.make(dtype, form), device)
