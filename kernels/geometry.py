@@ -137,6 +137,8 @@ def flag(argument: str, value: Any) -> bool:
 def pair(argument: str, value: Any, least: int, dims: int = 2) -> Pair:
     """(vertical, horizontal) of an argument that is one integer, or one for each of `dims` directions, none below
     `least`; a single direction is the horizontal one. Errors: TypeError, RuntimeError (length, value)."""
+    if type(value) is int and value >= least:  # as it is nearly always
+        return (value if dims == 2 else least, value)
     values = (value,) if _is_int(value) else value
     if not isinstance(values, Sequence) or isinstance(value, str) or not all(_is_int(v) for v in values):
         raise TypeError(f"{argument} must be an int or a sequence of {dims} ints, but got {value!r}")

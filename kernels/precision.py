@@ -42,6 +42,11 @@ def matmul_dot(dtype: torch.dtype) -> str:
     return _dot(dtype, torch.backends.cuda.matmul.fp32_precision)
 
 
+def switches() -> tuple[str, str]:
+    """Both."""
+    return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+
+
 def _dot(dtype: torch.dtype, setting: str) -> str:
     # Unset ("none") means full precision; PyTorch resolves the settings' inheritance itself.
     return "tf32" if dtype == torch.float32 and setting == "tf32" else "ieee"

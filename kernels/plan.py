@@ -1,0 +1,310 @@
+"""What a launcher decides, kept: a call like an earlier one repeats its steps without deciding anew.
+
+    plan = plans[key(call)]           shapes, strides, dtypes, alignments, numbers: all that a launcher looks at
+    with a plan:     allocate results and workspaces, launch the compiled kernels on them       a few microseconds
+    without:         the launcher runs on a tape, which notes its steps and whose tensors they take
+
+The tape sees all that a launcher does: its launches, and by a dispatch mode PyTorch's own operators. A launcher whose
+steps depend on values, or take tensors that the tape can't tell apart, is never repeated from a plan.
+"""
+
+import contextlib
+import contextvars
+import operator
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .lang import INTERPRETING, triton
+from .precision import switches
+
+_interpreter = threading.RLock()  # Triton's interpreter is not thread-safe
+_tape: contextvars.ContextVar["Tape | None"] = contextvars.ContextVar("tape", default=None)
+_deciding = False
+_MOST = 4096  # plans of an operator
+
+Step = Callable[[list[torch.Tensor]], None]
+_ALLOCATIONS = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"}
+
+
+def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+    """Device memory for the descriptors that a kernel builds; PyTorch's is aligned to 512 bytes, and stream-ordered."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
+
+
+def _in_own_context(run: Callable[..., Any], *args: Any, **constants: Any) -> Any:
+    """Calls it where our allocator is Triton's; the caller's stays as it is."""
+
+    def call() -> Any:
+        triton.set_allocator(_scratch)
+        return run(*args, **constants)
+
+    return contextvars.copy_context().run(call)
+
+
+@contextlib.contextmanager
+def _on(device: torch.device) -> Iterator[None]:
+    """Within, launches go to the device; in the interpreter, one at a time."""
+    if INTERPRETING:
+        with _interpreter:
+            yield
+    elif device.type == "cuda" and torch.cuda.current_device() != device.index:
+        with torch.cuda.device(device):
+            yield
+    else:
+        yield
+
+
+def start(kernel: Any, device: torch.device, programs: int, args: tuple[Any, ...], constants: dict[str, Any]) -> None:
+    """Launches so many programs of the kernel, and notes it on the tape, if there is one."""
+    tape = _tape.get()
+    with _on(device), tape.paused() if tape else contextlib.nullcontext():
+        compiled = _in_own_context(kernel[(programs,)], *args, **constants)
+    if tape:
+        tape.launched(kernel, device, programs, args, constants, compiled)
+
+
+@contextlib.contextmanager
+def deciding() -> Iterator[None]:
+    """Within: launchers decide anew at every call, for those who change what they decide by."""
+    global _deciding
+    before, _deciding = _deciding, True
+    try:
+        yield
+    finally:
+        _deciding = before
+
+
+def key(args: tuple[Any, ...]) -> Any:
+    """All that a launcher may look at; None where plans are out of question."""
+    if _deciding:
+        return None
+    found: list[Any] = []
+    for value in args:
+        if isinstance(value, torch.Tensor):
+            found += (value.shape, value.stride(), value.dtype, value.device, value.data_ptr() % 16)
+        else:
+            found.append(tuple(value) if isinstance(value, list) else value)
+    if torch.float32 in found:
+        found.append(switches())
+    return tuple(found)
+
+
+class Slot(NamedTuple):
+    """The tensor of this number, of a call's arguments, results, and what it allocates."""
+
+    number: int
+
+
+class View(NamedTuple):
+    """A view of the memory of a tensor; offset counts from the tensor's own."""
+
+    number: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+
+def _filler(template: Any) -> Callable[[list[torch.Tensor]], Any]:
+    """The function of a call's tensors that puts them into the template's slots and views."""
+    if isinstance(template, Slot):
+        return operator.itemgetter(template.number)
+    if isinstance(template, View):
+        number, shape, strides, offset = template
+        return lambda tensors: tensors[number].as_strided(shape, strides, tensors[number].storage_offset() + offset)
+    if not _has_tensors(template):
+        return lambda tensors: template
+    whole, kind = list(template), type(template)
+    slots = [(i, each.number) for i, each in enumerate(whole) if isinstance(each, Slot)]
+    fillers = [(i, _filler(each)) for i, each in enumerate(whole) if not isinstance(each, Slot) and _has_tensors(each)]
+
+    def fill(tensors: list[torch.Tensor]) -> Any:
+        filled = whole.copy()
+        for i, number in slots:
+            filled[i] = tensors[number]
+        for i, filler in fillers:
+            filled[i] = filler(tensors)
+        return filled if kind is list else kind(*filled) if hasattr(kind, "_fields") else kind(filled)
+
+    return fill
+
+
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A tuple or list with each element changed; itself if nothing changes, or if it is neither."""
+    if not isinstance(value, tuple | list):
+        return value
+    changed = [change(each) for each in value]
+    if all(new is old for new, old in zip(changed, value, strict=True)):
+        return value
+    return type(value)(*changed) if hasattr(value, "_fields") else type(value)(changed)
+
+
+class _NotAgain(Exception):
+    """What was done can't be repeated."""
+
+
+class Tape(TorchDispatchMode):
+    """Within: steps are noted, and run."""
+
+    def __init__(self, args: tuple[Any, ...], results: tuple[torch.Tensor, ...]) -> None:
+        super().__init__()
+        given = [value for value in args if isinstance(value, torch.Tensor)]
+        self.given, self.results = len(given), results
+        self.tensors: list[torch.Tensor] = [*given, *results]
+        memories = [_memory(tensor) for tensor in self.tensors]
+        self.steps: list[Step] | None = [] if len({*memories}) == len(memories) else None
+        self.launches = 0
+        self._paused = False
+
+    def __enter__(self) -> "Tape":
+        self._token = _tape.set(self)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        _tape.reset(self._token)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within: nothing is noted."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def note(self, make: Callable[[], Step]) -> None:
+        """Adds a step, if all of them can be repeated so far."""
+        if self.steps is not None:
+            try:
+                self.steps.append(make())
+            except _NotAgain:
+                self.steps = None
+
+    def template(self, value: Any, exact: bool) -> Any:
+        """A value with slots and views for tensors. A kernel takes no more of a tensor than where it begins; what else
+        takes it `exact`."""
+        if isinstance(value, torch.Tensor):
+            for number, tensor in enumerate(self.tensors):
+                if _memory(tensor) == _memory(value):
+                    offset = value.storage_offset() - tensor.storage_offset()
+                    same = not exact or (tensor.shape, tensor.stride()) == (value.shape, value.stride())
+                    if tensor.dtype != value.dtype:
+                        raise _NotAgain
+                    return Slot(number) if offset == 0 and same else View(number, value.shape, value.stride(), offset)
+            raise _NotAgain
+        return _each(value, lambda each: self.template(each, exact))
+
+    def launched(
+        self, kernel: Any, device: torch.device, programs: int, args: tuple[Any, ...], constants: dict[str, Any],
+        compiled: Any,
+    ) -> None:  # fmt: skip
+        """Notes a launch of what is compiled now; in the interpreter, of the kernel."""
+        self.launches += 1
+        if INTERPRETING:
+            names, run, scratch = {}, kernel[(programs,)], False
+        else:
+            names = {name: constants[name] for name in kernel.arg_names[len(args) :]}
+            run, constants = compiled[(programs, 1, 1)], {}
+            scratch = bool(getattr(compiled.metadata, "global_scratch_size", 0))
+
+        def make() -> Step:
+            fill = _filler([self.template(value, False) for value in (*args, *names.values())])
+
+            def step(tensors: list[torch.Tensor]) -> None:
+                with _on(device):
+                    if scratch or INTERPRETING:
+                        _in_own_context(run, *fill(tensors), **constants)
+                    else:
+                        run(*fill(tensors))
+
+            return step
+
+        self.note(make)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if self.steps is None or self._paused:
+            return result
+        tensors = () if result is None else result if isinstance(result, tuple | list) else (result,)
+        if not all(isinstance(each, torch.Tensor) for each in tensors):
+            self.steps = None  # a number: what follows may depend on it
+            return result
+        fresh = [each for each in tensors if _memory(each) not in map(_memory, self.tensors)]
+        allocates = func._schema.name in _ALLOCATIONS
+        if func._schema.is_mutable or not tensors or (fresh and not allocates):  # else it is a view, or an allocation
+            self.note(lambda: self._again(func, args, kwargs, len(fresh)))
+        elif fresh:
+            (like,) = fresh
+            size, strides, how = like.shape, like.stride(), {"dtype": like.dtype, "device": like.device}
+            self.note(lambda: lambda tensors: tensors.append(torch.empty_strided(size, strides, **how)))
+        self.tensors += fresh
+        return result
+
+    def _again(self, func: Any, args: Any, kwargs: Any, fresh: int) -> Step:
+        """The step that calls one of PyTorch's operators."""
+        if fresh > 1:
+            raise _NotAgain
+        names = tuple(kwargs)
+        fill = _filler(self.template([*args, *kwargs.values()], True))
+
+        def step(tensors: list[torch.Tensor]) -> None:
+            (*filled,) = fill(tensors)
+            named = {name: filled.pop() for name in reversed(names)}
+            result = func(*filled, **named)
+            if fresh:
+                tensors.append(result)
+
+        return step
+
+    def plan(self, single: bool) -> "Plan | None":
+        """What was noted; None if it can't be repeated."""
+        if self.steps is None:
+            return None
+        made = tuple((t.shape, t.stride(), t.dtype, t.device) for t in self.results)
+        return Plan(made, tuple(self.steps), self.launches, single)
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _has_tensors(template: Any) -> bool:
+    if isinstance(template, Slot | View):
+        return True
+    return isinstance(template, tuple | list) and any(map(_has_tensors, template))
+
+
+UNKNOWN: Any = object()  # where nothing is kept of a key; None is kept where there can be no plan
+
+
+def keep(plans: dict[Any, "Plan | None"], key: Any, plan: "Plan | None") -> None:
+    """Keeps a plan, among not too many."""
+    if len(plans) >= _MOST:
+        plans.clear()
+    plans[key] = plan
+
+
+class Plan(NamedTuple):
+    """Steps to the results of a call, with so many launches; `single`: it has one result, which isn't in a tuple."""
+
+    results: tuple[tuple[Any, ...], ...]
+    steps: tuple[Step, ...]
+    launches: int
+    single: bool
+
+    def __call__(self, args: tuple[Any, ...]) -> Any:
+        results = tuple(
+            torch.empty_strided(size, strides, dtype=dtype, device=device)
+            for size, strides, dtype, device in self.results
+        )
+        tensors = [value for value in args if isinstance(value, torch.Tensor)]
+        tensors += results
+        for step in self.steps:
+            step(tensors)
+        return results[0] if self.single else results
