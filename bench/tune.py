@@ -26,6 +26,7 @@ from cnn_triton.ahead import compile_launches
 from cnn_triton.kernels import tiles
 from cnn_triton.kernels.lang import INTERPRETING
 from cnn_triton.kernels.op import Op, noting
+from cnn_triton.kernels.plan import deciding
 
 from .calls import ARITHMETICS, PASSES, calls, float32_precision
 from .layers import BATCH, LAYERS, Layer
@@ -47,7 +48,7 @@ def picking() -> Iterator[SimpleNamespace]:
         return noted.tile or noted.pick
 
     names = ("pick_product", "pick_weight_grad")
-    with patch.multiple(tiles, **{name: partial(answer, getattr(tiles, name)) for name in names}):
+    with deciding(), patch.multiple(tiles, **{name: partial(answer, getattr(tiles, name)) for name in names}):
         yield noted
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from .geometry import real
 from .lang import device_function, tl
+from .plan import apart
 from .precision import accumulator
 
 
@@ -241,7 +242,10 @@ class Applied(NamedTuple):
 
     def numbers_as(self, dtype: torch.dtype) -> tuple[float, ...]:
         """The numbers beside something saved in this dtype."""
-        return tuple(torch.tensor(self.numbers, dtype=dtype).tolist()) if self.rule.bounded else self.numbers
+        if not self.rule.bounded:
+            return self.numbers
+        with apart():
+            return tuple(torch.tensor(self.numbers, dtype=dtype).tolist())
 
     def reference_grad(self, grad: torch.Tensor, saved: torch.Tensor) -> Any:
         """act'(x) · grad, by PyTorch."""

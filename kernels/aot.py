@@ -21,6 +21,7 @@ from . import sass
 from .chips import CHIPS
 from .lang import INTERPRETING, triton
 from .op import Op
+from .plan import deciding
 
 
 class Code(NamedTuple):
@@ -105,7 +106,8 @@ def compiling_for(chip: str) -> Iterator[None]:
     active = getattr(driver, "_active", None)
     driver.set_active(_Driver(chip, target(chip)))
     try:
-        yield
+        with deciding():
+            yield
     finally:
         driver._active = active
 

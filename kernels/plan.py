@@ -23,6 +23,7 @@ from .precision import switches
 
 _interpreter = threading.RLock()  # Triton's interpreter is not thread-safe
 _tape: contextvars.ContextVar["Tape | None"] = contextvars.ContextVar("tape", default=None)
+_HERE = contextlib.nullcontext()
 _deciding = False
 _MOST = 4096  # plans of an operator
 
@@ -45,33 +46,34 @@ def _in_own_context(run: Callable[..., Any], *args: Any, **constants: Any) -> An
     return contextvars.copy_context().run(call)
 
 
-@contextlib.contextmanager
-def _on(device: torch.device) -> Iterator[None]:
-    """Within, launches go to the device; in the interpreter, one at a time."""
+def _on(device: torch.device) -> Any:
+    """A context in which launches go to the device; in the interpreter, one at a time."""
     if INTERPRETING:
-        with _interpreter:
-            yield
-    elif device.type == "cuda" and torch.cuda.current_device() != device.index:
-        with torch.cuda.device(device):
-            yield
-    else:
-        yield
+        return _interpreter
+    elsewhere = device.type == "cuda" and torch.cuda.current_device() != device.index
+    return torch.cuda.device(device) if elsewhere else _HERE
+
+
+def apart() -> Any:
+    """A context in which what is done is no step: it is the same for all calls that are alike."""
+    tape = _tape.get()
+    return tape.paused() if tape else _HERE
 
 
 def start(kernel: Any, device: torch.device, programs: int, args: tuple[Any, ...], constants: dict[str, Any]) -> None:
     """Launches so many programs of the kernel, and notes it on the tape, if there is one."""
-    tape = _tape.get()
-    with _on(device), tape.paused() if tape else contextlib.nullcontext():
+    with _on(device), apart():
         compiled = _in_own_context(kernel[(programs,)], *args, **constants)
+    tape = _tape.get()
     if tape:
         tape.launched(kernel, device, programs, args, constants, compiled)
 
 
 @contextlib.contextmanager
-def deciding() -> Iterator[None]:
-    """Within: launchers decide anew at every call, for those who change what they decide by."""
+def deciding(anew: bool = True) -> Iterator[None]:
+    """Within: launchers decide anew at every call, for those who change what they decide by; or do not."""
     global _deciding
-    before, _deciding = _deciding, True
+    before, _deciding = _deciding, anew
     try:
         yield
     finally:

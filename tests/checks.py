@@ -48,18 +48,24 @@ def operator_of(function):
 
 
 @contextlib.contextmanager
+def fresh_is_nan():
+    """Within: fresh tensors are NaN, or the largest integer."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextlib.contextmanager
 def kernels_only(*operators):
     """Within: no aten convolution, pool or matrix product may run, fresh tensors are NaN, and at the end each named
     operator (at least one, if none is named) must have launched a kernel."""
     before = launches.copy()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)  # fills every fresh tensor with NaN, or the largest integer
-    try:
-        with _NoAtenKernels():
-            yield
-    finally:
-        torch.use_deterministic_algorithms(deterministic)
-    assert torch.utils.deterministic.fill_uninitialized_memory
+    with fresh_is_nan(), _NoAtenKernels():
+        yield
     ran = launches - before
     assert ran.total() > 0, "no kernel ran"
     for name in operators:

@@ -99,7 +99,9 @@ def _overflow_checks():
 @pytest.fixture(autouse=True)
 def _seed(request):
     """Each test draws its own values: the same ones again by the same seed, others by another seed."""
-    torch.manual_seed(zlib.crc32(f"{request.config.getoption('--cover-seed')} {request.node.nodeid}".encode()))
+    seed = zlib.crc32(f"{request.config.getoption('--cover-seed')} {request.node.nodeid}".encode())
+    torch.manual_seed(seed)
+    random.seed(seed)
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ from cnn_triton.kernels import (
     geometry,
     locally_connected2d,
     max_pool2d,
+    plan,
     relu_pool,
     tiles,
     unpool2d,
@@ -65,6 +66,13 @@ def blocks():
             for weight_grad in (False, True):
                 found |= {block(kind, weight_grad, tile) for tile in tiles.every_tile(kind, chip, weight_grad)}
     return sorted(found, key=repr)
+
+
+@pytest.fixture(autouse=True)
+def _deciding():
+    """These tests change what is picked from call to call."""
+    with plan.deciding():
+        yield
 
 
 @pytest.fixture
