@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .jobs import choose, compare_runs, fail, free_folder, guarded, open_run, run_data, train_run, write_report
+from .jobs import choose, compare_runs, fail, free_folder, guarded, open_run, place, run_data, train_run, write_report
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -252,6 +252,45 @@ def show(
     except (OSError, ValueError) as error:
         fail(error)
     print(page.resolve())
+
+
+@app.command()
+@guarded
+def profile(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help=f"{', '.join(Model)}; a run's folder; or module:function of your own.")],
+    input: Annotated[str | None, typer.Option(help="Images: CHANNELSxHEIGHTxWIDTH.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 32,
+    training: Annotated[bool, typer.Option("--training", help="A training step: forward and backward.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="PyTorch's own operators beside ours, in one run.")
+    ] = False,
+    device: Where = Device.auto,
+    dtype: Kind = Dtype.float32,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that the figures are of.")] = 10,
+    json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="File for a trace that Chrome and Perfetto open.")] = None,
+    roofline: Annotated[Path | None, typer.Option(help="File for a plot, as roofline.png.")] = None,
+    proton: Annotated[Path | None, typer.Option(help="File for the tree of Triton's profiler, where it is.")] = None,
+    ncu: Annotated[str | None, typer.Option(help="A kernel that Nsight Compute is to count for, by its name.")] = None,
+) -> None:
+    """Where a step's time goes: by layer, operator and kernel, against what the chip can do."""
+    if ncu is not None:
+        from .workbench import ncu as count
+
+        words = sys.argv[sys.argv.index("profile") + 1 :]
+        at = next(i for i, word in enumerate(words) if word.startswith("--ncu"))
+        return count(ncu, words[:at] + words[at + (1 if "=" in words[at] else 2) :])
+    where = place(device)
+    import torch
+
+    from .workbench import profile_model
+
+    profile_model(
+        model, input, batch_size, where, getattr(torch, dtype.value), steps,
+        training=training, compare=compare, json=json, trace=trace, roofline=roofline, proton=proton,
+    )  # fmt: skip
+    return None
 
 
 def main() -> None:

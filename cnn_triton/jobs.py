@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from .training import Config, Trainer
 
 __all__ = [
-    "choose", "compare_runs", "fail", "free_folder", "guarded", "open_data", "open_run", "run_data", "train_run",
-    "write_report",
+    "choose", "compare_runs", "fail", "free_folder", "guarded", "open_data", "open_run", "place", "run_data",
+    "train_run", "write_report",
 ]  # fmt: skip
 
 
@@ -77,16 +77,23 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
+def place(device: str) -> "torch.device":
+    """The device of a word."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        fail("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
+    return torch.device("cuda" if cuda and device != "cpu" else "cpu")
+
+
 def choose(device: str) -> "torch.device":
     """The device to run on; on a CPU, Triton's interpreter is switched on, so that the kernels run there too."""
     # The interpreter's many small steps are 2.5 times slower on several threads, which wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
 
-    cuda = torch.cuda.is_available()
-    if device == "cuda" and not cuda:
-        fail("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
-    if device == "cpu" or not cuda:
+    if place(device).type == "cpu":
         os.environ.setdefault("TRITON_INTERPRET", "1")
         warnings.filterwarnings("ignore", "(overflow|invalid value) encountered", RuntimeWarning)  # NumPy's, in there
         return torch.device("cpu")
