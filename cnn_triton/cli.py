@@ -278,9 +278,11 @@ def profile(
     if ncu is not None:
         from .workbench import ncu as count
 
-        words = sys.argv[sys.argv.index("profile") + 1 :]
-        at = next(i for i, word in enumerate(words) if word.startswith("--ncu"))
-        return count(ncu, words[:at] + words[at + (1 if "=" in words[at] else 2) :])
+        words = [model]
+        for name in sorted(typed(context) - {"ncu", "model"}):
+            value = context.params[name]
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        return count(ncu, words)
     where = place(device)
     import torch
 

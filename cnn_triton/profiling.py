@@ -238,7 +238,7 @@ def _work(func: Any, args: Any, kwargs: Any, result: Any) -> tuple[int, int]:
     namespace, _, name = func.name().partition("::")
     if namespace == "cnn_triton":
         op = _OURS[name.split(".")[0]]
-        return op.flops(*args), op.bytes(*args)
+        return op.flops(*args) if op.product else 0, op.bytes(*args)
     formula = flop_registry.get(func._overloadpacket)
     flops = int(formula(*args, **kwargs, out_val=result)) if formula else 0
     tensors = {id(t): t for t in _tensors((args, list(kwargs.values()), result))}

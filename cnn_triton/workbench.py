@@ -155,6 +155,8 @@ def _plot(path: Path, result: Profile) -> None:
     """The roofline: each layer's arithmetic intensity and rate, below what the chip reaches."""
     from matplotlib.figure import Figure
 
+    if not result.ceilings:
+        raise ValueError("what this machine reaches is not known where kernels run in Triton's interpreter")
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     copy_rate, top = result.ceilings["copy, GB/s"] / 1e3, result.ceilings["product, TFLOP/s"]
