@@ -14,7 +14,7 @@ OLDEST := $(VENV)/oldest/.ready
 endif
 WORKERS ?= 2
 
-.PHONY: demo test check conformance lint ledger gpu bench clean
+.PHONY: demo test check conformance lint ledger gpu results bench clean
 
 # Trains a CNN on handwritten digits through the kernels and shows what it predicts.
 demo: $(READY)
@@ -44,9 +44,13 @@ lint: $(READY)
 ledger: $(READY) $(OLDEST)
 	$(RUN) bench.ledger write --workers $(WORKERS) --reason "$(REASON)"
 
-# On a machine with a CUDA GPU: the tests natively, then the benchmarks; everything into one folder.
+# On a machine with a CUDA GPU: the tests natively, then the benchmarks; everything into one folder. One part: PART=conv
 gpu: $(READY)
-	$(RUN) bench.gpu
+	$(RUN) bench.gpu $(if $(PART),--part $(PART)) $(ARGS)
+
+# The README's table of results, and the plots, from the raw files in bench/results/.
+results: $(READY)
+	$(RUN) bench.publish
 
 # The interpreter's time for the demo's shapes, or on a GPU every operator against PyTorch.
 bench: $(READY)

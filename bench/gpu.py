@@ -15,10 +15,17 @@ from pathlib import Path
 
 import torch
 
+from . import problems
+
 ROOT = Path(__file__).parents[1]
 TESTS = [f"tests/test_{name}.py" for name in ("ops", "gradients", "tiles", "semantics", "nn", "warmup")]
+ONCE = ("host", "memory")  # benchmarks that take seconds
 NEEDS = {"tests/test_cli.py": ("typer", "rich", "sklearn", "safetensors", "PIL")}
-PARTS = ("tests", "sanitizer", "bench")
+# In this order, each with its share of the time that is left; tune, a search of tiles, runs only if it is named.
+PARTS = {
+    "tests": 1 / 3, "sanitizer": 1 / 8, "host": 1 / 8, "memory": 1 / 8, "conv": 0.4, "block": 0.3, "pool": 0.3,
+    "model": 0.5, "local": 0.3, "linear": 0.9,
+}  # fmt: skip
 
 
 def stop(process: subprocess.Popen) -> None:
@@ -50,7 +57,7 @@ def part(name: str, command: list[str], out: Path, minutes: float, **variables: 
             stop(process)
     lines = (out / f"{name}.log").read_text(errors="replace").strip().splitlines()
     last = next((line for line in reversed(lines) if line.strip("= !|")), "no output")
-    ended = f"{ended}; {last.strip('= !')[:200]}" if name != "bench" else ended
+    ended = f"{ended}; {last.strip('= !')[:200]}" if name not in problems.PARTS else ended
     print(f"{name}: {ended}", flush=True)
     return ended
 
@@ -64,23 +71,24 @@ def commands(out: Path, minutes: float, resume: bool = False) -> dict[str, tuple
     checked = [*pytest, "-v", "tests/test_ops.py", "-k", "same_bits_twice"]
     memcheck = [shutil.which("compute-sanitizer") or "", "--tool", "memcheck", "--error-exitcode", "1", *checked]
     bench = [sys.executable, "-m", "bench.run", "--out", str(out), "--minutes", f"{minutes:.3g}"]
-    bench += ["--resume"] if resume else []
+    again = ["--resume"] if resume else []
+    single = {name: [sys.executable, "-m", f"bench.{name}", "--out", str(out / f"{name}.json")] for name in ONCE}
     tune = [sys.executable, "-m", "bench.tune", "--out", str(out), "--minutes", f"{minutes:.3g}"]
-    tune += ["--resume"] if resume else []
     return {
         "tests": (native, {}),
         "sanitizer": (memcheck, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}),
-        "bench": (bench, {}),
-        "tune": (tune, {}),
+        **{name: ([*bench, "--part", name, *again], {}) for name in problems.PARTS},
+        **{name: (command, {}) for name, command in single.items()},
+        "tune": ([*tune, *again], {}),
     }
 
 
 def run_parts(chosen: tuple[str, ...], out: Path, minutes: float, resume: bool = False) -> dict[str, str]:
-    """How each part ended. The tests get a third of the time, the checker a minute, the benchmarks what is left."""
+    """How each part ended, each in its share of the time that is left, the checker in a minute at most."""
     end, ended = time.monotonic() + 60 * minutes, {}
     for name in chosen:
         left = (end - time.monotonic()) / 60
-        share = left if len(chosen) == 1 else {"tests": minutes / 3, "sanitizer": minutes / 9}.get(name, left)
+        share = left if name == chosen[-1] else left * PARTS[name]
         limit = min(share, 1.0) if name == "sanitizer" else share
         command, variables = commands(out, 0.85 * limit, resume)[name]
         if command[0]:
@@ -105,7 +113,7 @@ def summary(ended: dict[str, str], out: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", choices=(*PARTS, "tune"), help="one part alone; tune, a search of tiles, only so")
+    parser.add_argument("--part", choices=[*PARTS, "tune"], help="one part alone; tune, a search of tiles, only so")
     parser.add_argument("--minutes", type=float, default=9, help="for all parts together")
     parser.add_argument("--resume", action="store_true", help="the benchmarks go on with the folder's earlier run")
     parser.add_argument("--out", type=Path, help="folder; bench/results/<gpu> unless given")
@@ -121,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
     gpu = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
     out = (options.out or ROOT / "bench" / "results" / gpu).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    ended = run_parts((options.part,) if options.part else PARTS, out, options.minutes, options.resume)
+    ended = run_parts((options.part,) if options.part else tuple(PARTS), out, options.minutes, options.resume)
     summary(ended, out)
     print(f"written to {out}")
     return 0 if all(how.startswith(("exit 0", "skipped")) for how in ended.values()) else 1

@@ -24,21 +24,8 @@ import cnn_triton
 from cnn_triton.nn import LocallyConnected2d
 
 from .measure import DTYPES
+from .networks import vgg16_features
 from .report import environment
-
-STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions; a 2 x 2 maximum after each
-
-
-def features(**where: Any) -> nn.Sequential:
-    """VGG-16's feature stack, of this device and dtype: Simonyan, Zisserman, 2015, table 1, D."""
-    layers: list[nn.Module] = []
-    c = 3
-    for k, convs in STAGES:
-        for _ in range(convs):
-            layers += [nn.Conv2d(c, k, 3, padding=1, **where), nn.ReLU(inplace=True)]
-            c = k
-        layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers)
 
 
 class Unfolded(nn.Module):
@@ -58,7 +45,7 @@ class Unfolded(nn.Module):
 
 def vgg(**where: Any) -> tuple[nn.Module, nn.Module]:
     """VGG-16's feature stack, PyTorch's and converted."""
-    original, converted = features(**where), features(**where)
+    original, converted = vgg16_features(**where), vgg16_features(**where)
     cnn_triton.convert(converted)
     return original, converted
 

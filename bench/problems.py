@@ -3,12 +3,15 @@
 Every layer is measured with bias and ReLU, whatever its network puts between: the figures compare like with like.
 """
 
+import copy
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+import cnn_triton
 from cnn_triton import functional
 from cnn_triton.kernels import conv2d_pool
 from cnn_triton.models import LeNet5
@@ -16,6 +19,7 @@ from cnn_triton.ops import operator
 
 from .layers import BATCH, BY_NAME, LAYERS, Layer
 from .layers import conv as conv_layer
+from .networks import NETWORKS
 
 Call = Callable[..., Any]
 LAST = torch.channels_last
@@ -26,6 +30,9 @@ class Problem(NamedTuple):
 
     mode: "forward" without gradients; "training", forward and backward; or "backward" alone
     wrt: which of the tensors' gradients are taken
+    others: further baselines of a forward pass, by name
+    limit: the error against float64 above which PyTorch's result is no reference
+    images: of a whole model's step, whose rate is to be said
     """
 
     ours: Call
@@ -33,6 +40,9 @@ class Problem(NamedTuple):
     tensors: tuple[torch.Tensor, ...]
     mode: str
     wrt: tuple[int, ...]
+    others: dict[str, Call] = {}  # noqa: RUF012
+    limit: float = 0.25
+    images: int = 0
 
 
 POOLS = {"vgg16 2x2": (BATCH, 64, 224, 2, 2, 0), "resnet50 3x3 stride 2": (BATCH, 64, 112, 3, 2, 1)}
@@ -42,8 +52,9 @@ POOLED = {
 }
 # Locally connected layers.
 PLACED = {f"{layer.name} local": layer for layer in (conv_layer(32, 28, 32, 3), conv_layer(64, 14, 64, 3))}
-# The few for fp16 and TF32.
-FEW = ("1x1 64-256 @56 s1", "3x3 64-64 @56 s1", "3x3 256-256 @56 s1", "vgg16 2x2", "fc 4096-4096")
+BATCHES = (BATCH, 256)
+DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp16": torch.float16}
+PARTS = ("conv", "linear", "pool", "block", "local", "model")
 CONV_MODES = ("forward", "training", "input grad", "weight grad")
 # torch.compile tunes each of its kernels for tens of seconds: only these are worth the wait, in this order.
 COMPILED = (
@@ -67,13 +78,19 @@ def conv(layer: Layer, n: int, mode: str, dtype: torch.dtype, device: torch.devi
         ours = lambda x, w: functional.conv2d(x, w, None, *how)  # noqa: E731
         return Problem(ours, lambda x, w: F.conv2d(x, w, None, *how), (x, w), "backward", wrt)
     b = torch.randn(layer.k, device=device).to(dtype)
+    fused = lambda x, w, b: torch.cudnn_convolution_relu(x, w, b, *map(_pair, how[:3]), how[3])  # noqa: E731
     return Problem(
         lambda x, w, b: functional.conv2d_relu(x, w, b, *how),
         lambda x, w, b: F.relu(F.conv2d(x, w, b, *how)),
         (x, w, b),
         mode,
         (0, 1, 2),
+        {"cudnn": fused} if device.type == "cuda" and mode == "forward" else {},
     )
+
+
+def _pair(number: int) -> tuple[int, int]:
+    return number, number
 
 
 def pool(kind: str, shape: tuple[int, ...], mode: str, dtype: torch.dtype, device: torch.device) -> Problem:
@@ -89,7 +106,7 @@ def pool(kind: str, shape: tuple[int, ...], mode: str, dtype: torch.dtype, devic
 def block(layer: Layer, n: int, mode: str, dtype: torch.dtype, device: torch.device) -> Problem:
     """conv2d_relu_max_pool2d of 2 x 2, forward or training; or its gradients alone, by what is pooled being written out
     (ours), and by reading it through the code (theirs): the ratio says which is faster."""
-    _, _, (x, w, b), _, _ = conv(layer, n, "training", dtype, device)
+    x, w, b = conv(layer, n, "training", dtype, device).tensors
     padding = layer.padding
     if mode != "gradients, written":
         ours = lambda x, w, b: functional.conv2d_relu_max_pool2d(x, w, b, 1, padding)  # noqa: E731
@@ -128,6 +145,27 @@ def dense(shape: tuple[int, int, int], mode: str, dtype: torch.dtype, device: to
     return Problem(functional.linear_relu, lambda x, w, b: F.relu(F.linear(x, w, b)), (x, w, b), mode, (0, 1, 2))
 
 
+def whole(name: str, n: int, mode: str, dtype: torch.dtype, device: torch.device) -> Problem:
+    """A network of torch.nn's layers, and the same converted, on the same weights."""
+    make, shape = NETWORKS[name]
+    with device:
+        original = make()
+    original.to(device, dtype, memory_format=LAST).train(mode == "training")
+    converted = copy.deepcopy(original)
+    cnn_triton.convert(converted)
+    weights, rest = dict(original.named_parameters()), dict(original.named_buffers())
+    names = (*weights, *rest)
+    x = torch.randn(n, *shape, device=device).to(dtype).to(memory_format=LAST)
+    tensors = (x, *(t.detach().clone() for t in (*weights.values(), *rest.values())))
+
+    def of(model: torch.nn.Module) -> Call:
+        call = torch.func.functional_call
+        return lambda x, *tensors: call(model, dict(zip(names, tensors, strict=True)), (x,))
+
+    wrt = tuple(range(1, 1 + len(weights)))
+    return Problem(of(converted), of(original), tensors, mode, wrt, limit=math.inf, images=n)
+
+
 def network(shape: tuple[int, int, int], width: int, dtype: torch.dtype, device: torch.device) -> Problem:
     """A training step's forward and backward of the LeNet-5-like network; PyTorch's on the same weights."""
     batch, channels, size = shape
@@ -154,14 +192,15 @@ def network(shape: tuple[int, int, int], width: int, dtype: torch.dtype, device:
 def _layers(
     prefix: str, named: dict[str, Layer], n: int, modes: tuple[str, ...], *to: Any
 ) -> Iterator[tuple[str, Call]]:
+    many = f" n{n}" if n != BATCH and all(BY_NAME.get(name) for name in named) else ""
     for mode in modes:
         for name, layer in named.items():
             if layer.kind == "conv":
                 what = "conv2d_relu" if mode in ("forward", "training") else "conv2d"
-                yield f"{prefix} {what} {name}, {mode}", lambda a=(layer, n, mode, *to): conv(*a)
+                yield f"{prefix} {what} {name}{many}, {mode}", lambda a=(layer, n, mode, *to): conv(*a)
             elif mode in ("forward", "training"):
                 rows = (layer.shapes(n).input[0], layer.c, layer.k)
-                yield f"{prefix} linear_relu {name}, {mode}", lambda a=(rows, mode, *to): dense(*a)
+                yield f"{prefix} linear_relu {name}{many}, {mode}", lambda a=(rows, mode, *to): dense(*a)
 
 
 def _pools(prefix: str, pools: dict[str, tuple[int, ...]], *to: Any) -> Iterator[tuple[str, Call]]:
@@ -189,50 +228,70 @@ def _demo(batch: int, device: torch.device) -> Iterator[tuple[str, Call]]:
     pools = {"demo pool1": (batch, 16, 8, 2, 2, 0), "demo pool2": (batch, 32, 4, 2, 2, 0)}
     to = (torch.float32, device)
     yield f"fp32 LeNet5 {batch}x1x8x8, training", lambda: network((batch, 1, 8), 16, *to)
+    yield from (each for each in _whole("fp32", 2, *to) if "LeNet" in each[0])
     yield from _layers("fp32", layers, batch, CONV_MODES, *to)
     yield from _pools("fp32", pools, *to)
     yield from _blocks("fp32", {name: layers[name] for name in ("demo conv1", "demo conv2")}, batch, *to)
     yield from _placed("fp32", {"demo conv1": layers["demo conv1"]}, batch, *to)
 
 
+def _whole(prefix: str, n: int, *to: Any) -> Iterator[tuple[str, Call]]:
+    for mode in CONV_MODES[:2]:
+        for name in NETWORKS:
+            yield f"{prefix} {name} n{n}, {mode}", lambda a=(name, n, mode, *to): whole(*a)
+
+
 def _every(device: torch.device) -> Iterator[tuple[str, Call]]:
-    few = {name: layer for name, layer in BY_NAME.items() if name in FEW}
     step = ((256, 3, 64), 64, torch.bfloat16, device)
     yield "bf16 LeNet5 256x3x64x64, training", lambda: network(*step)
-    yield from _layers("bf16", BY_NAME, BATCH, CONV_MODES, torch.bfloat16, device)
-    yield from _pools("bf16", POOLS, torch.bfloat16, device)
-    yield from _blocks("bf16", POOLED, BATCH, torch.bfloat16, device)
-    yield from _placed("bf16", PLACED, BATCH, torch.bfloat16, device)
-    yield from _layers("tf32", few, BATCH, CONV_MODES, torch.float32, device)
-    yield from _pools("tf32", {name: shape for name, shape in POOLS.items() if name in FEW}, torch.float32, device)
-    # pools read bytes: float16's are bfloat16's
-    yield from _layers("fp16", few, BATCH, CONV_MODES[:2], torch.float16, device)
+    for prefix, dtype in DTYPES.items():
+        for n in BATCHES:
+            yield from _layers(prefix, BY_NAME, n, CONV_MODES[:2], dtype, device)
+    bf16 = (torch.bfloat16, device)
+    yield from _layers("bf16", BY_NAME, BATCH, CONV_MODES[2:], *bf16)
+    yield from _pools("bf16", POOLS, *bf16)
+    yield from _pools("tf32", POOLS, torch.float32, device)  # pools read bytes: float16's are bfloat16's
+    yield from _blocks("bf16", POOLED, BATCH, *bf16)
+    yield from _placed("bf16", PLACED, BATCH, *bf16)
+    for n in BATCHES:
+        yield from _whole("bf16", n, *bf16)
+
+
+def part_of(problem: str) -> str:
+    """Which of PARTS a problem is of, by its name."""
+    word = problem.split()[1]
+    if "conv2d_relu_" in word:
+        return "block"
+    kinds = {"conv2d": "conv", "conv2d_relu": "conv", "linear_relu": "linear", "locally_connected2d": "local"}
+    return kinds.get(word, "pool" if word.endswith("_pool2d") else "model")
 
 
 def layer_of(problem: str) -> Layer | None:
     """The network's layer that a problem measures, by the problem's name; None for a pool, a network, the demo."""
     _, _, rest = problem.partition(" ")
-    return BY_NAME.get(rest.rpartition(", ")[0].partition(" ")[2])
+    return BY_NAME.get(rest.rpartition(", ")[0].partition(" ")[2].partition(" n")[0])
 
 
 def _turn(problem: str) -> int:
     """When a problem's turn comes, for time may run out: heavy layers, those of ResNet-50 and VGG-16, the rest."""
     layer = layer_of(problem)
     if layer is None:
-        return 0 if "LeNet5" in problem else 2
+        return 0 if part_of(problem) == "model" else 2
+    later = 3 * (not problem.startswith("bf16") or " n" in problem)
     if layer.heavy:
-        return 1
-    return 2 if layer.times("ResNet-50") or layer.times("VGG-16") else 3
+        return 1 + later
+    return later + (2 if layer.times("ResNet-50") or layer.times("VGG-16") else 3)
 
 
 def _gpu(device: torch.device) -> list[tuple[str, Call]]:
     return sorted(_every(device), key=lambda named: _turn(named[0]))
 
 
-def problems(device: torch.device, batch: int = 128) -> dict[str, Callable[[], Problem]]:
-    """Makers of the problems by name: on a GPU real layers in bf16, TF32 and fp16, the important ones first; else the
-    demo's, at this batch.
+def problems(device: torch.device, batch: int = 128, part: str = "") -> dict[str, Callable[[], Problem]]:
+    """Makers of the problems by name, of all parts unless one is named: on a GPU real layers and networks in bf16, TF32
+    and fp16, the important ones first; else the demo's, at this batch.
 
     The first word of a name is the arithmetic, and names the ceiling that its rate is compared with.
     """
-    return dict(_gpu(device) if device.type == "cuda" else _demo(batch, device))
+    every = _gpu(device) if device.type == "cuda" else _demo(batch, device)
+    return {name: make for name, make in every if part in ("", part_of(name))}

@@ -12,25 +12,27 @@ from typing import Any
 import torch
 
 from .measure import ceilings, clock_for, measure, memory_returned, prepare
-from .problems import COMPILED, problems
+from .problems import COMPILED, PARTS, problems
 from .report import environment, means, table
 
 Report = dict[str, Any]
 
 
-def write(report: Report, out: Path) -> None:
+def write(report: Report, out: Path, part: str = "") -> None:
     """Both files, each replaced in one step: a run that is stopped leaves what it had."""
     report["means"] = means(report["rows"])
-    for name, text in (("bench.json", json.dumps(report, indent=1) + "\n"), ("results.md", table(report))):
+    files = (f"{part or 'bench'}.json", f"{part}.md" if part else "results.md")
+    for name, text in zip(files, (json.dumps(report, indent=1) + "\n", table(report)), strict=True):
         (out / f"{name}.part").write_text(text)
         (out / f"{name}.part").replace(out / name)
 
 
-def earlier(out: Path, where: dict[str, str]) -> Report | None:
+def earlier(out: Path, where: dict[str, str], part: str = "") -> Report | None:
     """The run that this folder holds; errors: ValueError if it had another chip, commit or version of anything."""
-    if not (out / "bench.json").exists():
+    kept = out / f"{part or 'bench'}.json"
+    if not kept.exists():
         return None
-    found: Report = json.loads((out / "bench.json").read_text())
+    found: Report = json.loads(kept.read_text())
     then = found["environment"]
     other = [name for name in sorted({*then, *where} - {"date"}) if then.get(name) != where.get(name)]
     if other:
@@ -58,6 +60,7 @@ def bench(
     batch: int = 128,
     compiled: tuple[str, ...] = COMPILED,
     resume: bool = False,
+    part: str = "",
 ) -> Report:
     """Measures what fits into the time; both files are there after every row. torch.compile comes second, since it
     takes long and may fail: its rows replace those without it. A resumed run keeps its rows and its ceilings."""
@@ -66,14 +69,14 @@ def bench(
     prepare(device)
     out.mkdir(parents=True, exist_ok=True)
     clock, where = clock_for(device), environment(device)
-    report = (earlier(out, where) if resume else None) or {
+    report = (earlier(out, where, part) if resume else None) or {
         "environment": where, "ceilings": ceilings(clock, device), "rows": [], "failed": {}, "left out": [],
     }  # fmt: skip
     limits = report["ceilings"]
-    chosen = {name: make for name, make in problems(device, batch).items() if only in name}
+    chosen = {name: make for name, make in problems(device, batch, part).items() if only in name}
     passes = planned(list(chosen), compiled, report["rows"])
     report["left out"] = [what for what in report["left out"] if what not in passes]
-    write(report, out)
+    write(report, out, part)
     for what, (name, compile, spare) in passes.items():
         if time.perf_counter() > end - spare * 60 * minutes:
             report["left out"].append(what)
@@ -93,8 +96,8 @@ def bench(
             report["failed"].pop(what, None)
             report["left out"] = [left for left in report["left out"] if left != name]
         print(f"{time.perf_counter() - begun:6.1f} s  {what}", flush=True)
-        write(report, out)
-    write(report, out)
+        write(report, out, part)
+    write(report, out, part)
     return report
 
 
@@ -103,12 +106,16 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for bench.json and results.md")
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--only", default="", help="problems whose name holds this")
+    parser.add_argument("--part", choices=PARTS, default="", help="of the problems; its files are named after it")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--batch", type=int, default=128, help="of the demo's shapes, without a GPU")
     parser.add_argument("--resume", action="store_true", help="go on with the run that the folder holds")
     options = parser.parse_args()
     try:
-        report = bench(options.out, options.minutes, options.only, options.rounds, options.batch, resume=options.resume)
+        report = bench(
+            options.out, options.minutes, options.only, options.rounds, options.batch, resume=options.resume,
+            part=options.part,
+        )  # fmt: skip
     except ValueError as reason:
         parser.error(str(reason))
     print(table(report))

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import cnn_triton  # noqa: E402
-from bench import gpu, layers, measure, memory, problems, report  # noqa: E402
+from bench import gpu, layers, measure, memory, problems, publish, report  # noqa: E402
+from bench.networks import vgg16_features  # noqa: E402
 from bench.run import bench, planned  # noqa: E402
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -57,12 +58,18 @@ def test_layers_of_the_networks(tmp_path, monkeypatch):
     found = bench(tmp_path, minutes=5, rounds=1, batch=2, compiled=())
     assert not found["failed"]
     assert len(found["rows"]) == 2 * len(few)
+    publish.plots(tmp_path)
+    assert all((tmp_path / f"{name}.svg").read_text().startswith("<?xml") for name in ("roofline", "ratios"))
     text = (tmp_path / "results.md").read_text()
     for mode, mean in zip(("forward", "training"), found["means"], strict=True):
         ratios = [row["ratio"]["eager"] for row in found["rows"] if row["problem"].endswith(f", {mode}")]
         assert mean["layers"] == len(ratios) == len(few)
         assert math.isclose(mean["best baseline / ours"], math.prod(ratios) ** (1 / len(ratios)))
-        assert f"| fp32 {mode} | {mean['best baseline / ours']:.3g} | {len(few)} of {len(layers.LAYERS)} |" in text
+        assert mean["batch"] == 2
+        assert (
+            f"| fp32 {mode}, batch 2 | {mean['best baseline / ours']:.3g} | {len(few)} of {len(layers.LAYERS)} |"
+            in text
+        )
 
 
 @no_gpu
@@ -155,13 +162,26 @@ def test_gpu_problems_are_well_formed(monkeypatch):
 def test_gpu_problems_cover_the_layers():
     """Every layer forward and in training, every convolution's gradients alone; the important layers first."""
     listed = list(problems.problems(torch.device("cuda")))
-    for mode in problems.CONV_MODES:
-        found = [problems.layer_of(name) for name in listed if name.startswith("bf16") and name.endswith(f", {mode}")]
-        wanted = [layer for layer in layers.LAYERS if layer.kind == "conv" or mode in ("forward", "training")]
-        assert {layer for layer in found if layer} == set(wanted)
-        assert len([layer for layer in found if layer]) == len(wanted)
-    few = {name.partition(" ")[2] for name in listed if name.startswith("tf32")}
-    assert {name for name in problems.FEW if not any(f" {name}, forward" in other for other in few)} == set()
+
+    def found(start, mode, large):
+        names = [n for n in listed if n.startswith(start) and n.endswith(f", {mode}") and (" n256," in n) == large]
+        return [layer for layer in map(problems.layer_of, names) if layer]
+
+    for arithmetic in ("bf16", "tf32", "fp16"):
+        for mode in problems.CONV_MODES:
+            for large in (False, True):
+                each, gradient = found(arithmetic, mode, large), mode in problems.CONV_MODES[2:]
+                wanted = [layer for layer in layers.LAYERS if layer.kind == "conv" or not gradient]
+                assert set(each) == set(wanted if not gradient or (arithmetic, large) == ("bf16", False) else ())
+                assert len(each) == len(set(each))
+    for part in problems.PARTS:
+        assert (
+            list(problems.problems(torch.device("cuda"), part=part))
+            == [name for name in listed if problems.part_of(name) == part]
+            != []
+        )
+    assert sum(problems.part_of(name) == "model" for name in listed) == 1 + 4 * 2 * 2
+    listed = [name for name in listed if name.startswith("bf16") and " n256" not in name]
     order = [layer for layer in map(problems.layer_of, listed) if layer]
     old = {"ResNet-50", "VGG-16"}
     kinds = ["heavy" if layer.heavy else "old" if old & set(dict(layer.networks)) else "rest" for layer in order]
@@ -242,19 +262,49 @@ def test_gpu_command_end_to_end(tmp_path, monkeypatch, capsys):
     """All of `bench.gpu` but the GPU: its processes run, here in the interpreter, and one folder holds the results."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "Some GPU")
-    made = gpu.commands(tmp_path, 1)["bench"][0]
-    assert gpu.commands(tmp_path, 1, resume=True)["bench"][0] == [*made, "--resume"]
-    short = [*made, "--only", "linear_relu demo fc3, forward", "--batch", "4"]
-    quick = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/test_ops.py", "--cover", "0.01"]
-    monkeypatch.setattr(
-        gpu, "commands", lambda out, m, resume: {"tests": (quick, {}), "sanitizer": ([""], {}), "bench": (short, {})}
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    out = tmp_path / "some-gpu"
+    made = gpu.commands(out, 1)
+    assert set(made) == {*gpu.PARTS, "tune"}
+    resumed = gpu.commands(out, 1, resume=True)
+    assert all(resumed[name][0] == [*made[name][0], "--resume"] for name in (*problems.PARTS, "tune"))
+    small = {name: [*made[name][0], "--batch", "4", "--rounds", "1", "--minutes", "3"] for name in problems.PARTS}
+    small["tests"] = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/test_ops.py", "--cover", "0.01"]
+    small |= {"sanitizer": [""], "host": [*made["host"][0], "--rounds", "3"], "memory": made["memory"][0]}
+    monkeypatch.setattr(gpu, "commands", lambda out, m, resume: {name: (small[name], {}) for name in small})
+    assert gpu.main(["--out", str(out), "--minutes", "20"]) == 0, capsys.readouterr().out
+    text = (out / "results.md").read_text()
+    for name in gpu.PARTS:
+        assert f"- {name}: {'skipped' if name == 'sanitizer' else 'exit 0'}" in text
+    every = [name for part in problems.PARTS for name in problems.problems(CPU, 4, part)]
+    rows = {
+        row["problem"]: row for part in problems.PARTS for row in json.loads((out / f"{part}.json").read_text())["rows"]
+    }
+    assert sorted(rows) == sorted(every) == sorted(problems.problems(CPU, 4))
+    assert all(row["images/s"]["ours"] > 0 for name, row in rows.items() if " n2, " in name)
+    readme = tmp_path / "README.md"
+    readme.write_text("\n".join(["# Mine", *publish.MARKS, "the end"]))
+    for _ in range(2):  # the second time over what the first wrote
+        assert publish.main(["--results", str(tmp_path), "--readme", str(readme), "--arithmetic", "fp32"]) == 0
+    table = readme.read_text()
+    assert table.startswith("# Mine\n")
+    assert table.endswith("\nthe end")
+    assert "| fp32, channels_last | | some-gpu |" in table
+    ratio = publish.mean(
+        min(rows[name]["ratio"].values()) for name in rows if "conv2d_relu demo" in name and "forward" in name
     )
-    assert gpu.main(["--out", str(tmp_path), "--minutes", "3"]) == 0, capsys.readouterr().out
-    text = (tmp_path / "results.md").read_text()
-    assert "| fp32 linear_relu demo fc3, forward |" in text
-    assert "- tests: exit 0" in text
-    assert "- sanitizer: skipped" in text
-    assert {f.name for f in tmp_path.iterdir()} >= {"bench.json", "bench.log", "tests.log", "results.md", "parts.json"}
+    assert f"| conv + bias + ReLU, forward | best baseline / ours | {ratio:.2f}x (2) |" in table
+    assert "| whole networks, training step | best baseline / ours | not" not in table
+    assert f"| 3x3, 128 channels or more, forward | of the product's ceiling | {publish.NONE} |" in table
+    assert f"| conv2d_relu of 1x16x8x8, forward | the host's time | {publish.NONE} |" in table  # PyTorch's isn't known
+
+
+def test_readme_is_what_the_raw_files_say(tmp_path):
+    """`make results` changes nothing."""
+    copied = tmp_path / "README.md"
+    copied.write_text((ROOT / "README.md").read_text())
+    assert publish.main(["--readme", str(copied)]) == 0
+    assert copied.read_text() == (ROOT / "README.md").read_text()
 
 
 def test_table_says_what_failed():
@@ -282,7 +332,7 @@ def test_memory():
         assert kept["PyTorch"] >= 9 * 32 * 64 * 28**2 * measure.DTYPES[dtype].itemsize
         assert kept["ours"] == 0
     small = memory.measured(vgg, 1, "fp32", (3, 32, 32))["saved, bytes"]
-    model, x = memory.features(), torch.randn(1, 3, 32, 32)
+    model, x = vgg16_features(), torch.randn(1, 3, 32, 32)
     assert memory.saved(model, x) == small["PyTorch"]
     report = cnn_triton.convert(model)
     assert (report.count("fused"), report.count("left")) == (31, 0)
