@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-if not os.environ.get("CUDA_VISIBLE_DEVICES"):
-    os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported: kernels are to be compiled
+os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported: kernels are to be compiled
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +24,6 @@ from cnn_triton import functional
 from cnn_triton.dispatch import as_on_a_gpu
 from cnn_triton.kernels import aot
 from cnn_triton.kernels.lang import triton
-from cnn_triton.kernels.plan import deciding
 from cnn_triton.kernels.registry import OPS
 
 from .measure import HostClock, interleaved
@@ -49,7 +47,7 @@ def launching_nothing(chip: str) -> Iterator[None]:
 
     compiled._init_handles = no_handles
     try:
-        with aot.compiling_for(chip), deciding(False), as_on_a_gpu():
+        with aot.targeting(chip), as_on_a_gpu():
             yield
     finally:
         compiled._init_handles = init

@@ -8,12 +8,8 @@ with a GPU also by torch.cuda.max_memory_allocated.
 import argparse
 import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
-
-if not os.environ.get("CUDA_VISIBLE_DEVICES"):
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # without a GPU, a CPU's tensors are to go to the kernels
 
 import torch
 import torch.nn.functional as F

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 from .kernels.op import Op
@@ -37,6 +38,7 @@ def apply(function: type[Function], *args: Any) -> Any:
     if transforming():
         return _transformable(function).apply(*args)
     # Function.apply would look up forward's signature, which takes longer than all the rest of a call.
+    args = unwrap_dead_wrappers(args)
     return super(torch.autograd.Function, function).apply(*args)
 
 

@@ -274,7 +274,8 @@ def reference(activation: str, x: torch.Tensor) -> Any:
 
 def _exact(number: float) -> bool:
     """Has every dtype this number?"""
-    return all(torch.tensor(number, dtype=dtype).item() == number for dtype in (torch.float16, torch.bfloat16))
+    with apart():
+        return all(torch.tensor(number, dtype=dtype).item() == number for dtype in (torch.float16, torch.bfloat16))
 
 
 def spell(activation: Any) -> str:

@@ -102,12 +102,18 @@ class _Driver:
 @contextlib.contextmanager
 def compiling_for(chip: str) -> Iterator[None]:
     """Within, Triton compiles for the chip; what is launched fails."""
+    with targeting(chip), deciding():
+        yield
+
+
+@contextlib.contextmanager
+def targeting(chip: str) -> Iterator[None]:
+    """Within, Triton takes the chip for that of this machine."""
     driver = triton.runtime.driver
     active = getattr(driver, "_active", None)
     driver.set_active(_Driver(chip, target(chip)))
     try:
-        with deciding():
-            yield
+        yield
     finally:
         driver._active = active
 

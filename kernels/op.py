@@ -50,12 +50,12 @@ class Op:
     bytes: Callable[..., int]
     folds: tuple[Fold, ...]
     product: bool = False
-    plans: dict[Any, plan.Plan | None] = field(default_factory=dict, init=False, repr=False)
+    plans: dict[Any, plan.Plan | str] = field(default_factory=dict, init=False, repr=False)
 
     def launch(self, *args: Any) -> Any:
         """The results, from our kernels, which count as this operator's."""
-        key = None if _notes.get() is not None else plan.key(args)
-        known = None if key is None else self.plans.get(key, plan.UNKNOWN)
+        key = plan.key(args) if _notes.get() is None else None
+        known = self.plans.get(key)
         if isinstance(known, plan.Plan):
             launches[self.name] += known.launches
             return known(args)
@@ -63,16 +63,23 @@ class Op:
         results = self.fake(*args)
         token = _current.set(self.name)
         try:
-            if known is None:
-                self.launcher(results, *args)
-            else:
+            self._decide(key, known, results, args)
+        finally:
+            _current.reset(token)
+        return results
+
+    def _decide(self, key: Any, known: Any, results: Any, args: tuple[Any, ...]) -> None:
+        """Runs the launcher; on a tape, if such a call was seen once."""
+        with plan.on(next(value for value in args if isinstance(value, torch.Tensor)).device):
+            if known is plan.SEEN and plan.can_be_taped(args):
                 single = isinstance(results, torch.Tensor)
                 with plan.Tape(args, (results,) if single else results) as tape:
                     self.launcher(results, *args)
                 plan.keep(self.plans, key, tape.plan(single))
-        finally:
-            _current.reset(token)
-        return results
+                return
+            self.launcher(results, *args)
+            if key is not None and known is None:
+                plan.keep(self.plans, key, plan.SEEN)
 
     def reference(self, *args: Any) -> Any:
         """The same results, strides included, from PyTorch's own operators on any device."""

@@ -1,8 +1,9 @@
 """What a launcher decides, kept: a call like an earlier one repeats its steps without deciding anew.
 
-    plan = plans[key(call)]           shapes, strides, dtypes, alignments, numbers: all that a launcher looks at
-    with a plan:     allocate results and workspaces, launch the compiled kernels on them       a few microseconds
-    without:         the launcher runs on a tape, which notes its steps and whose tensors they take
+    key(call): shapes, strides, dtypes, alignments, numbers: all that a launcher looks at
+        seen never:    the launcher runs
+        seen once:     it runs on a tape, which notes its steps and whose tensors they take: a plan
+        with a plan:   results and workspaces are allocated, compiled kernels launched on them      a few microseconds
 
 The tape sees all that a launcher does: its launches, and by a dispatch mode PyTorch's own operators. A launcher whose
 steps depend on values, or take tensors that the tape can't tell apart, is never repeated from a plan.
@@ -23,8 +24,9 @@ from .precision import switches
 
 _interpreter = threading.RLock()  # Triton's interpreter is not thread-safe
 _tape: contextvars.ContextVar["Tape | None"] = contextvars.ContextVar("tape", default=None)
+_recording = threading.RLock()  # dispatch modes are noted process-wide, too
 _HERE = contextlib.nullcontext()
-_deciding = False
+_deciding = 0
 _MOST = 4096  # plans of an operator
 
 Step = Callable[[list[torch.Tensor]], None]
@@ -46,7 +48,7 @@ def _in_own_context(run: Callable[..., Any], *args: Any, **constants: Any) -> An
     return contextvars.copy_context().run(call)
 
 
-def _on(device: torch.device) -> Any:
+def on(device: torch.device) -> Any:
     """A context in which launches go to the device; in the interpreter, one at a time."""
     if INTERPRETING:
         return _interpreter
@@ -62,7 +64,7 @@ def apart() -> Any:
 
 def start(kernel: Any, device: torch.device, programs: int, args: tuple[Any, ...], constants: dict[str, Any]) -> None:
     """Launches so many programs of the kernel, and notes it on the tape, if there is one."""
-    with _on(device), apart():
+    with on(device), apart():
         compiled = _in_own_context(kernel[(programs,)], *args, **constants)
     tape = _tape.get()
     if tape:
@@ -70,14 +72,16 @@ def start(kernel: Any, device: torch.device, programs: int, args: tuple[Any, ...
 
 
 @contextlib.contextmanager
-def deciding(anew: bool = True) -> Iterator[None]:
-    """Within: launchers decide anew at every call, for those who change what they decide by; or do not."""
+def deciding() -> Iterator[None]:
+    """Within: launchers decide anew at every call, for those who change what they decide by."""
     global _deciding
-    before, _deciding = _deciding, anew
+    with _recording:
+        _deciding += 1
     try:
         yield
     finally:
-        _deciding = before
+        with _recording:
+            _deciding -= 1
 
 
 def key(args: tuple[Any, ...]) -> Any:
@@ -92,6 +96,8 @@ def key(args: tuple[Any, ...]) -> Any:
             found.append(tuple(value) if isinstance(value, list) else value)
     if torch.float32 in found:
         found.append(switches())
+    if not INTERPRETING:  # what else decides how Triton compiles
+        found += (triton.knobs.runtime.debug, triton.knobs.compilation.instrumentation_mode)
     return tuple(found)
 
 
@@ -153,15 +159,19 @@ class Tape(TorchDispatchMode):
 
     def __init__(self, args: tuple[Any, ...], results: tuple[torch.Tensor, ...]) -> None:
         super().__init__()
-        given = [value for value in args if isinstance(value, torch.Tensor)]
-        self.given, self.results = len(given), results
-        self.tensors: list[torch.Tensor] = [*given, *results]
-        memories = [_memory(tensor) for tensor in self.tensors]
-        self.steps: list[Step] | None = [] if len({*memories}) == len(memories) else None
+        self.results = results
+        self.tensors = [*(value for value in args if isinstance(value, torch.Tensor)), *results]
+        self.steps: list[Step] | None = []
         self.launches = 0
         self._paused = False
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """torch.compile's business is none of a tape's."""
+        return True
+
     def __enter__(self) -> "Tape":
+        _recording.acquire()
         self._token = _tape.set(self)
         super().__enter__()
         return self
@@ -169,15 +179,16 @@ class Tape(TorchDispatchMode):
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)
         _tape.reset(self._token)
+        _recording.release()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Within: nothing is noted."""
-        self._paused = True
+        before, self._paused = self._paused, True
         try:
             yield
         finally:
-            self._paused = False
+            self._paused = before
 
     def note(self, make: Callable[[], Step]) -> None:
         """Adds a step, if all of them can be repeated so far."""
@@ -207,10 +218,14 @@ class Tape(TorchDispatchMode):
     ) -> None:  # fmt: skip
         """Notes a launch of what is compiled now; in the interpreter, of the kernel."""
         self.launches += 1
+        if compiled is None and not INTERPRETING:  # someone's hook took the launch
+            self.steps = None
+            return
         if INTERPRETING:
             names, run, scratch = {}, kernel[(programs,)], False
         else:
             names = {name: constants[name] for name in kernel.arg_names[len(args) :]}
+            compiled = compiled.result() if hasattr(compiled, "result") else compiled  # of a compilation under way
             run, constants = compiled[(programs, 1, 1)], {}
             scratch = bool(getattr(compiled.metadata, "global_scratch_size", 0))
 
@@ -218,7 +233,7 @@ class Tape(TorchDispatchMode):
             fill = _filler([self.template(value, False) for value in (*args, *names.values())])
 
             def step(tensors: list[torch.Tensor]) -> None:
-                with _on(device):
+                with on(device):
                     if scratch or INTERPRETING:
                         _in_own_context(run, *fill(tensors), **constants)
                     else:
@@ -234,8 +249,8 @@ class Tape(TorchDispatchMode):
         if self.steps is None or self._paused:
             return result
         tensors = () if result is None else result if isinstance(result, tuple | list) else (result,)
-        if not all(isinstance(each, torch.Tensor) for each in tensors):
-            self.steps = None  # a number: what follows may depend on it
+        if not all(isinstance(each, torch.Tensor) for each in tensors) or _depends & {*func.tags}:
+            self.steps = None  # what follows may depend on values
             return result
         fresh = [each for each in tensors if _memory(each) not in map(_memory, self.tensors)]
         allocates = func._schema.name in _ALLOCATIONS
@@ -260,16 +275,19 @@ class Tape(TorchDispatchMode):
             named = {name: filled.pop() for name in reversed(names)}
             result = func(*filled, **named)
             if fresh:
-                tensors.append(result)
+                tensors.append(result[0] if isinstance(result, tuple | list) else result)
 
         return step
 
-    def plan(self, single: bool) -> "Plan | None":
-        """What was noted; None if it can't be repeated."""
+    def plan(self, single: bool) -> "Plan | str":
+        """What was noted; NEVER if it can't be repeated."""
         if self.steps is None:
-            return None
+            return NEVER
         made = tuple((t.shape, t.stride(), t.dtype, t.device) for t in self.results)
         return Plan(made, tuple(self.steps), self.launches, single)
+
+
+_depends = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 
 
 def _memory(tensor: torch.Tensor) -> int:
@@ -282,14 +300,22 @@ def _has_tensors(template: Any) -> bool:
     return isinstance(template, tuple | list) and any(map(_has_tensors, template))
 
 
-UNKNOWN: Any = object()  # where nothing is kept of a key; None is kept where there can be no plan
+SEEN, NEVER = "seen", "never"  # kept for a key without a plan: once seen, or never to be repeated
 
 
-def keep(plans: dict[Any, "Plan | None"], key: Any, plan: "Plan | None") -> None:
-    """Keeps a plan, among not too many."""
+def keep(plans: dict[Any, Any], key: Any, what: "Plan | str") -> None:
+    """Keeps what is known of a key, of not too many."""
     if len(plans) >= _MOST:
         plans.clear()
-    plans[key] = plan
+    plans[key] = what
+
+
+def can_be_taped(args: tuple[Any, ...]) -> bool:
+    """Can the tape see what is done here, and tell the arguments apart?"""
+    if torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.Python):
+        return False
+    memories = [_memory(value) for value in args if isinstance(value, torch.Tensor)]
+    return len({*memories}) == len(memories)
 
 
 class Plan(NamedTuple):
