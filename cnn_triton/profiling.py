@@ -5,7 +5,7 @@
         watched        each operator between two marks of the clock, counted to the module that called it
         traced         torch.profiler: kernels, and the trace that Chrome and Perfetto open
 
-A module is known forward by hooks, and backward by the autograd nodes that its forward made.
+A module is known forward by its call, and backward by the autograd nodes that its call made.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from . import fused
 from .dispatch import launches, where
 from .kernels.lang import INTERPRETING
 from .kernels.registry import OPS
-from .modules import hooked
 
-__all__ = ["Kernel", "Profile", "Row", "ceilings", "profile", "step_of"]
+__all__ = ["Kernel", "Profile", "Row", "ceilings", "in_mode", "profile", "step_of"]
 
 _OURS = {op.name: op for op in OPS}
 _REST = "(rest)"  # what no module called: the loss, sums of gradients
@@ -112,15 +112,23 @@ class _Clock:
         if self.gpu:
             torch.cuda.synchronize()
 
+    def occupy(self, milliseconds: float) -> None:
+        """Keeps the GPU busy for about as long, so that what is queued meanwhile runs without a gap."""
+        if self.gpu and milliseconds:
+            torch.cuda._sleep(int(2e6 * milliseconds))  # at two cycles a nanosecond
+
     def between(self, start: Any, end: Any) -> float:
         return float(start.elapsed_time(end)) if self.gpu else 1e3 * (end - start)
 
 
 class _Layers:
-    """Which module is at work: forward by hooks, backward by hooks on autograd's nodes."""
+    """Which module is at work: forward by its call, backward by hooks on the autograd nodes that its call made.
+
+    No hooks on modules: where somebody looks in between, a converted model would call its layers one by one.
+    """
 
     def __init__(self, model: torch.nn.Module, ranges: bool) -> None:
-        self.model, self.ranges = model, ranges
+        self.ranges = ranges
         self.names = {module: name or "(model)" for name, module in model.named_modules()}
         self.at: list[tuple[str, str]] = []
         self.seen: set[Any] = set()
@@ -129,62 +137,67 @@ class _Layers:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Within, `at` is a stack of (name, phase)."""
-        handles: list[Any] = []
-        for module in self.names:
-            handles.append(module.register_forward_pre_hook(self._enter))
-            handles.append(module.register_forward_hook(self._leave, always_call=True))
+        whole, kernel = torch.nn.Module.__call__, fused._kernel
+
+        def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return self._counted(module, whole, module, *args, **kwargs)
+
+        def several(input: torch.Tensor, steps: Any) -> Any:  # what a converted model calls in the layers' place
+            return self._counted(steps[0][1], kernel, input, steps)
+
+        torch.nn.Module.__call__, fused._kernel = call, several  # type: ignore[method-assign]
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
-            self.seen.clear()
+            torch.nn.Module.__call__, fused._kernel = whole, kernel  # type: ignore[method-assign]
 
-    def _enter(self, module: torch.nn.Module, args: Any) -> None:
-        name = self.names[module]
-        self.at.append((name, "forward"))
-        self._begin(name)
+    def _counted(self, module: torch.nn.Module, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The function's result, counted to the module."""
+        name = self.names.get(module)
+        if name is None:
+            return function(*args, **kwargs)
+        parent = self.at[-1][0] if self.at else _REST
+        self._own((args, list(kwargs.values())), parent)  # what was made before is not this module's
+        self._enter(name, "forward")
+        try:
+            output = function(*args, **kwargs)
+        finally:
+            self._leave()
+        self._own(output, name)
+        return output
 
-    def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        self._end()
-        self.at.pop()
-        for tensor in output if isinstance(output, tuple | list) else (output,):
-            if isinstance(tensor, torch.Tensor) and tensor.grad_fn is not None:
-                self._own(tensor.grad_fn, self.names[module])
+    def step_ends(self) -> None:
+        """Forgets the step's nodes, which hold its tensors."""
+        self.seen.clear()
 
-    def _own(self, last: Any, name: str) -> None:
-        """Counts the nodes that nobody has to the module: inner modules have theirs already."""
-        nodes = [last]
+    def _own(self, value: Any, name: str) -> None:
+        """Counts the nodes behind the value's tensors that nobody has to the module."""
+        nodes = [tensor.grad_fn for tensor in _tensors(value)]
         while nodes:
             node = nodes.pop()
             if node is None or node in self.seen or type(node).__name__ == "AccumulateGrad":
                 continue
             self.seen.add(node)
-            node.register_prehook(lambda grads, name=name: self._back(name))
-            node.register_hook(lambda *grads: self._done())
+            node.register_prehook(lambda grads, name=name: self._enter(name, "backward"))
+            node.register_hook(lambda *grads: self._leave())
             nodes += [each for each, _ in node.next_functions]
 
-    def _back(self, name: str) -> None:
-        self.at.append((name, "backward"))
-        self._begin(f"{name}, backward")
-
-    def _done(self) -> None:
-        self._end()
-        self.at.pop()
-
-    def _begin(self, name: str) -> None:
+    def _enter(self, name: str, phase: str) -> None:
+        self.at.append((name, phase))
         if self.ranges:
-            scope = torch.profiler.record_function(name)
+            said = name if phase == "forward" else f"{name}, backward"
+            scope = torch.profiler.record_function(said)
             scope.__enter__()
             self.open.append(scope)
             if torch.cuda.is_available():
-                torch.cuda.nvtx.range_push(name)
+                torch.cuda.nvtx.range_push(said)
 
-    def _end(self) -> None:
+    def _leave(self) -> None:
         if self.ranges:
             if torch.cuda.is_available():
                 torch.cuda.nvtx.range_pop()
             self.open.pop().__exit__(None, None, None)
+        self.at.pop()
 
 
 class _Watched(TorchDispatchMode):
@@ -228,9 +241,9 @@ class _Watched(TorchDispatchMode):
 def _is_free(func: Any) -> bool:
     """Does it compute nothing: a view, an allocation, a question?"""
     name = func.name()
-    asks = not any(isinstance(each.type, torch.TensorType) for each in func._schema.returns)
+    asks = not func._schema.returns and not func._schema.is_mutable
     views = any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
-    return views or asks or name.startswith(("aten::empty", "aten::new_empty", "aten::detach"))
+    return views or asks or name.startswith(("aten::empty", "aten::new_empty", "aten::detach", "aten::_unsafe_view"))
 
 
 def _work(func: Any, args: Any, kwargs: Any, result: Any) -> tuple[int, int]:
@@ -248,13 +261,16 @@ def _work(func: Any, args: Any, kwargs: Any, result: Any) -> tuple[int, int]:
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
     elif isinstance(value, tuple | list):
         for each in value:
             yield from _tensors(each)
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """What the device reaches here and now: a large copy, GB/s read and written, and a large product, TFLOP/s."""
+    """What the device reaches here and now: a large copy, GB/s read and written, and a large product, TFLOP/s; in
+    float32 as convolutions have it, in TF32 where PyTorch's switch says so."""
     gpu, clock = device.type == "cuda", _Clock(device)
     size, side = (1 << 30, 8192) if gpu else (1 << 26, 1024)
     source = torch.empty(size, dtype=torch.int8, device=device)
@@ -269,8 +285,25 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
         clock.wait()
         return min(clock.between(*pair) for pair in pairs[2:])
 
-    copy, product = fastest(lambda: target.copy_(source)), fastest(lambda: a @ a)
+    switch = torch.backends.cuda.matmul
+    before, switch.fp32_precision = switch.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+    try:
+        copy, product = fastest(lambda: target.copy_(source)), fastest(lambda: a @ a)
+    finally:
+        switch.fp32_precision = before
     return {"copy, GB/s": 2 * size / copy / 1e6, "product, TFLOP/s": 2 * side**3 / product / 1e9}
+
+
+@contextlib.contextmanager
+def in_mode(model: torch.nn.Module, training: bool) -> Iterator[None]:
+    """Within, the model is in training mode or not; after it, each module is as it was."""
+    before = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
 
 
 def profile(
@@ -282,33 +315,45 @@ def profile(
 
     trace: file for the Chrome and Perfetto trace, ranges named after the modules. Errors: those of the model.
     """
-    device, before = images.device, model.training
-    clock, gpu = _Clock(device), images.device.type == "cuda"
-    step = step_of(model, images, training)
-    model.train(training)
-    try:
+    device, gpu = images.device, images.device.type == "cuda"
+    clock, step = _Clock(device), step_of(model, images, training)
+    with in_mode(model, training), torch.cuda.device(device) if gpu else contextlib.nullcontext():
         for _ in range(3):
             step()
         hosts, devices = _bare(step, clock, steps)
         kinds = {name or "(model)": type(module).__name__ for name, module in model.named_modules()}
-        layers = _Layers(model, ranges=False)
-        watched = _Watched(layers, clock, kinds)
-        with layers.watching(), watched:
-            for _ in range(steps):
-                step()
-        rows = watched.finished(steps)
+        rows, covered = _watch(_Layers(model, ranges=False), kinds, clock, step, steps)
         kernels = _traced(model, step, steps, trace)
         limits = {} if INTERPRETING and not gpu else ceilings(device, images.dtype)
-    finally:
-        model.train(before)
     unknown = [] if gpu else [
         "no GPU is here: the times are of the CPU, and of what runs there. The kernels' times and launches, the gap "
         "between them, and their share of what a chip can do are known on a GPU alone"
     ]  # fmt: skip
-    if hooked(model):
-        unknown.append("the model has hooks, whose work is in these times")
+    if not covered:
+        unknown.append("the host was slower than the GPU while operators were timed: their times hold some of its own")
     host, whole = statistics.median(hosts), statistics.median(devices)
     return Profile(title, where(device), training, host, whole, rows, kernels, limits, unknown)
+
+
+def _watch(
+    layers: _Layers, kinds: dict[str, str], clock: _Clock, step: Callable[[], None], steps: int
+) -> tuple[list[Row], bool]:
+    """The rows of a step; and was the GPU kept busy while the host queued it, so that times are the GPU's alone?"""
+    slow, covered = 0.0, True
+    with layers.watching():
+        for i in range(2):  # the first says how long the host takes
+            watched = _Watched(layers, clock, kinds)
+            for _ in range(steps if i else 1):
+                clock.occupy(1.5 * slow)
+                with watched:
+                    begun, start = time.perf_counter(), clock.mark()
+                    step()
+                    spent = 1e3 * (time.perf_counter() - begun)
+                layers.step_ends()
+                covered = covered and (not clock.gpu or not i or not start.query())
+                slow = max(slow, spent)
+                clock.wait()
+    return watched.finished(steps), covered
 
 
 def step_of(model: torch.nn.Module, images: torch.Tensor, training: bool) -> Callable[[], None]:
@@ -347,9 +392,11 @@ def _traced(model: torch.nn.Module, step: Callable[[], None], steps: int, trace:
     if not gpu and trace is None:
         return []
     activities = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if gpu else [])]
-    with torch.profiler.profile(activities=activities) as seen, _Layers(model, ranges=True).watching():
+    layers = _Layers(model, ranges=True)
+    with torch.profiler.profile(activities=activities) as seen, layers.watching():
         for _ in range(steps):
             step()
+            layers.step_ends()
         if gpu:
             torch.cuda.synchronize()
     if trace is not None:
@@ -357,7 +404,7 @@ def _traced(model: torch.nn.Module, step: Callable[[], None], steps: int, trace:
     count: Counter[str] = Counter()
     spent: Counter[str] = Counter()
     for event in seen.events() or ():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
             count[event.name] += 1
             spent[event.name] += event.self_device_time_total
     return [Kernel(name, count[name] // steps, time / 1e3 / steps) for name, time in spent.most_common()]

@@ -1,7 +1,6 @@
 """What `cnn-triton profile` does: finds a model, profiles it, and shows the figures."""
 
 import contextlib
-import copy
 import difflib
 import importlib
 import re
@@ -18,7 +17,7 @@ from rich.table import Table
 from . import backend, convert, nn, runs
 from .jobs import fail, open_run
 from .models import MODELS
-from .profiling import Profile, Row, profile
+from .profiling import Profile, Row, in_mode, profile, step_of
 
 __all__ = ["ncu", "profile_model"]
 
@@ -41,20 +40,28 @@ def profile_model(
     found = find(name, _shape(shape), device)
     model = found.model.to(device, dtype, memory_format=torch.channels_last)
     x = torch.randn(batch, *found.shape).to(device, dtype, memory_format=torch.channels_last)
-    original = None
+    original, into = None, {}
     if compare:
-        twin = model if found.ours else copy.deepcopy(model)
         with backend("aten") if found.ours else contextlib.nullcontext():
-            original = profile(twin, x, training=training, steps=steps, title=f"{name}, PyTorch's own operators")
+            original = profile(model, x, training=training, steps=steps, title=f"{name}, PyTorch's own operators")
+        model.zero_grad(set_to_none=True)
     if not found.ours:
-        print(convert(model))
+        report = convert(model)
+        print(report)
+        into = {
+            layer.name: layer.why.removeprefix("into ").split(" ")[0]
+            for layer in report.layers
+            if layer.why.startswith("into ")
+        }
+    if proton is not None:  # before PyTorch's profiler, which would keep the GPU's counters to itself
+        _proton(model, x, training, proton)
+    if trace is not None:
+        trace.parent.mkdir(parents=True, exist_ok=True)
     result = profile(model, x, training=training, steps=steps, title=name, trace=trace)
-    show(result, original)
+    show(result, original, into)
     for file, write in ((json, result.write), (roofline, lambda path: _plot(path, result))):
         if file is not None:
             _replace(file, write)
-    if proton is not None:
-        _proton(model, x, training, proton)
 
 
 def find(name: str, shape: tuple[int, int, int] | None, device: torch.device) -> Found:
@@ -97,16 +104,17 @@ def _shape(text: str | None) -> tuple[int, int, int] | None:
     return c, h, w
 
 
-def show(result: Profile, original: Profile | None) -> None:
-    """The tables: layers, kernels, the step; and what is not known."""
+def show(result: Profile, original: Profile | None, into: dict[str, str]) -> None:
+    """The tables: layers, kernels, the step; and what is not known. `into`: the layer whose kernel does a layer's work
+    in the converted model, to which PyTorch's time for it is counted."""
     console = Console(width=None if Console().is_terminal else 160)
     table = Table(title=f"{result.title}: {'training' if result.training else 'forward'} step by layer")
     names = ["layer", "kind", "pass", "operators", "launches", "ms", "GFLOP", "MB", "TFLOP/s", "GB/s", "of roofline"]
     names += ["PyTorch, ms", "PyTorch / ours"] if original else []
     for i, name in enumerate(names):
         table.add_column(name, justify="left" if i < 4 else "right", overflow="fold")
-    theirs = _by_layer(original) if original else {}
-    ours = _by_layer(result)
+    theirs = _by_layer(original, into) if original else {}
+    ours = _by_layer(result, into)
     for layer, phase in [*ours, *(each for each in theirs if each not in ours)]:
         rows, others = ours.get((layer, phase), []), theirs.get((layer, phase), [])
         table.add_row(*_cells(result, layer, phase, rows, others, bool(original)))
@@ -128,10 +136,10 @@ def show(result: Profile, original: Profile | None) -> None:
         print(f"note: {line}")
 
 
-def _by_layer(each: Profile) -> dict[tuple[str, str], list[Row]]:
+def _by_layer(each: Profile, into: dict[str, str]) -> dict[tuple[str, str], list[Row]]:
     found: dict[tuple[str, str], list[Row]] = {}
     for row in each.rows:
-        found.setdefault((row.layer, row.phase), []).append(row)
+        found.setdefault((into.get(row.layer, row.layer), row.phase), []).append(row)
     return found
 
 
@@ -189,19 +197,21 @@ def _replace(path: Path, write: Any) -> None:
 
 def _proton(model: torch.nn.Module, x: torch.Tensor, training: bool, out: Path) -> None:
     """Triton's own profiler, where it is there and there is a GPU."""
-    from .profiling import step_of
-
     try:
         import triton.profiler as proton
     except ImportError as error:
         fail(f"--proton: Triton's profiler is not here ({error})")
     if x.device.type != "cuda":
         fail("--proton: Triton's profiler needs a GPU, and none is here")
-    session = proton.start(str(out), hook="triton")
-    step_of(model, x, training)()
-    torch.cuda.synchronize()
-    proton.finalize(session)
-    print(f"written: {out}.hatchet")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    step = step_of(model, x, training)
+    with in_mode(model, training):
+        step()
+        session = proton.start(str(out.with_suffix("")), hook="triton")
+        step()
+        torch.cuda.synchronize()
+        proton.finalize(session)
+    print(f"written: {out.with_suffix('.hatchet')}")
 
 
 def ncu(kernel: str, arguments: list[str]) -> None:

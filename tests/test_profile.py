@@ -148,3 +148,49 @@ def test_ncu():
     assert code == 0
     assert "ncu --kernel-name regex:conv_kernel" in said
     assert "cnn-triton profile lenet5 --training" in said
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
+def test_what_is_profiled_is_what_runs(training, device):
+    """Of a converted model the fused kernels, as without a profiler."""
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 3, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+        torch.nn.Conv2d(3, 4, 2), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8, 3),
+    ).to(device)  # fmt: skip
+    cnn_triton.convert(model)
+    x = torch.randn(2, 2, 8, 6, device=device)
+    before = cnn_triton.launches()
+    plain(model, x, training)
+    after = cnn_triton.launches()
+    ran = {name for name, count in after.items() if count > before.get(name, 0)}
+    result = profile(model, x, training=training, steps=1)
+    assert {row.operator for row in result.rows if row.launches} >= ran - {"bias_grad"}
+    assert {row.operator for row in result.rows if row.layer == "0" and row.phase == "forward"} == {"conv2d_pool"}
+    if training:
+        assert {row.operator for row in result.rows if row.layer == "0" and row.phase == "backward"} >= {
+            "conv2d_pool_grad"
+        }
+
+
+def test_backward_of_what_a_parent_calls(device):
+    """Functions between two children are the parent's, backward too; modes of modules stay as they were."""
+
+    class Parent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(2, 3, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.second(self.first(x).exp().mean((2, 3)))
+
+    model = Parent().to(device)
+    model.first.eval()
+    result = profile(model, torch.randn(2, 2, 5, 5, device=device), training=True, steps=1)
+    assert (model.training, model.first.training, model.second.training) == (True, False, True)
+    by_layer = {}
+    for row in result.rows:
+        by_layer.setdefault((row.layer, row.phase), set()).add(row.operator)
+    assert {"exp", "mean"} <= by_layer["(model)", "forward"]
+    assert {"mul", "div"} <= by_layer["(model)", "backward"]
+    assert "conv2d_weight_grad" in by_layer["first", "backward"]
+    assert "mul" not in by_layer["second", "backward"]
