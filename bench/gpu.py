@@ -23,8 +23,8 @@ ONCE = ("host", "memory")  # benchmarks that take seconds
 NEEDS = {"tests/test_cli.py": ("typer", "rich", "sklearn", "safetensors", "PIL")}
 # In this order, each with its share of the time that is left; tune, a search of tiles, runs only if it is named.
 PARTS = {
-    "tests": 1 / 3, "sanitizer": 1 / 8, "host": 1 / 8, "memory": 1 / 8, "conv": 0.4, "block": 0.3, "pool": 0.3,
-    "model": 0.5, "local": 0.3, "linear": 0.9,
+    "tests": 0.3, "sanitizer": 0.15, "host": 0.1, "memory": 0.1, "model": 0.35, "conv": 0.5, "block": 0.3, "pool": 0.4,
+    "local": 0.4, "linear": 1.0,
 }  # fmt: skip
 
 

@@ -172,41 +172,43 @@ class Counted(TorchDispatchMode):
 def verified(problem: Problem, row: dict[str, Any], compile: bool) -> dict[str, Run]:
     """The runs that may be timed. Ours and torch.compile's must be as near to float64 as eager, within a factor and
     an epsilon; errors: AssertionError for ours or eager's."""
-    grad = gradient(problem)
-    reference = exact(problem, grad)
-    runs = {"ours": step(problem.ours, problem, grad), "eager": step(problem.theirs, problem, grad)}
+    sample = problem if problem.sample is None else problem._replace(tensors=problem.sample())
+    grad = gradient(sample)
+    reference = exact(sample, grad)
     before = sum(cnn_triton.launches().values())
-    row["errors"] = {name: error(run(), reference) for name, run in runs.items()}
+    calls = {"ours": problem.ours, "eager": problem.theirs}
+    row["errors"] = {name: error(step(call, sample, grad)(), reference) for name, call in calls.items()}
     row["launches"] = sum(cnn_triton.launches().values()) - before
-    allowed = 2 * row["errors"]["eager"] + EPS[problem.tensors[0].dtype]
+    allowed = 2 * row["errors"]["eager"] + EPS[sample.tensors[0].dtype]
     assert row["launches"] > 0, "no kernel of ours ran"
-    assert row["errors"]["eager"] < problem.limit, f"PyTorch's error against float64 is {row['errors']['eager']:.2g}"
+    assert row["errors"]["eager"] < 0.25, f"PyTorch's error against float64 is {row['errors']['eager']:.2g}"
     assert row["errors"]["ours"] <= allowed, f"our error is {row['errors']['ours']:.2g}, allowed {allowed:.2g}"
     for who, other in problem.others.items():
-        candidate = step(other, problem, grad)
         try:
-            found = error(candidate(), reference)
+            found = error(step(other, sample, grad)(), reference)
         except RuntimeError as reason:
             row["notes"].append(f"{who} failed: {str(reason)[:300]}")
             continue
         if found <= allowed:
-            runs[who], row["errors"][who] = candidate, found
+            calls[who], row["errors"][who] = other, found
         else:
             row["notes"].append(f"{who} has error {found:.2g}, allowed {allowed:.2g}: not timed")
     for options in COMPILE if compile else ():
         way = " ".join(map(str, options.values()))
         try:
             torch._dynamo.reset()
-            candidate = step(torch.compile(problem.theirs, dynamic=False, **options), problem, grad)
-            found = error(candidate(), reference)
+            candidate = torch.compile(problem.theirs, dynamic=False, **options)
+            found = error(step(candidate, sample, grad)(), reference)
         except Exception as reason:
             row["notes"].append(f"torch.compile ({way}) failed: {type(reason).__name__}: {str(reason)[:300]}")
             continue
         if found <= allowed:
-            runs["compile"], row["errors"]["compile"], row["compile"] = candidate, found, way
+            calls["compile"], row["errors"]["compile"], row["compile"] = candidate, found, way
             break
         row["notes"].append(f"torch.compile ({way}) has error {found:.2g}, allowed {allowed:.2g}: not timed")
-    return runs
+    del reference
+    whole = grad if sample is problem else gradient(problem)
+    return {who: step(call, problem, whole) for who, call in calls.items()}
 
 
 def measure(
@@ -233,8 +235,9 @@ def measure(
     row["share of product"] = row["TFLOP/s"] / limits[f"{name.split()[0]} product, TFLOP/s"]
     row["share of copy"] = row["GB/s"] / limits["copy, GB/s"]
     row["achieved / compulsory"] = 1 / row["share of copy"]
+    row["host-bound"] = [who for who, t in row["milliseconds"].items() if t["host"] > clock.covered]
     for who, t in row["milliseconds"].items():
-        if t["host"] > clock.covered:
+        if who in row["host-bound"]:
             row["notes"].append(f"{who}: the host took {t['host']:.3g} ms to queue it, so the GPU waited for the host")
     return row
 

@@ -9,11 +9,13 @@ import json
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from matplotlib.figure import Figure
 
-from .problems import PARTS, layer_of, part_of
+from .layers import Layer
+from .problems import BATCHES, PARTS, layer_of, part_of, problems
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -22,23 +24,26 @@ NONE = "not measured yet"
 Row = dict[str, Any]
 
 
-def read(folder: Path) -> tuple[dict[str, Row], dict[str, float], list[Row]]:
-    """(rows by problem, ceilings, rows of the host's time) of a GPU's folder."""
+def read(folder: Path) -> tuple[dict[str, Row], dict[str, float], list[Row], set[str]]:
+    """(rows by problem, ceilings, rows of the host's time, commits) of a GPU's folder."""
     rows: dict[str, Row] = {}
     ceilings: dict[str, float] = {}
+    commits: set[str] = set()
     for name in ("bench", *PARTS):
         file = folder / f"{name}.json"
         if file.exists():
             found = json.loads(file.read_text())
             rows |= {row["problem"]: row for row in found["rows"]}
             ceilings |= found["ceilings"]
+            commits.add(found["environment"]["commit"])
     host = folder / "host.json"
-    return rows, ceilings, json.loads(host.read_text())["rows"] if host.exists() else []
+    return rows, ceilings, json.loads(host.read_text())["rows"] if host.exists() else [], commits
 
 
 def best(row: Row) -> float:
-    """How much faster ours is than the row's best baseline."""
-    return float(min(row["ratio"].values()))
+    """How much faster ours is than the row's best baseline, of those for whose host the GPU didn't wait, if any."""
+    fair = [ratio for who, ratio in row["ratio"].items() if who not in row.get("host-bound", ())]
+    return float(min(fair or row["ratio"].values()))
 
 
 def mean(values: Iterable[float]) -> float | None:
@@ -47,71 +52,75 @@ def mean(values: Iterable[float]) -> float | None:
     return statistics.geometric_mean(every) if every else None
 
 
-def chosen(rows: dict[str, Row], part: str, mode: str, test: Callable[[str], bool] = lambda name: True) -> list[Row]:
-    """The rows of a part in a mode."""
-    return [row for name, row in rows.items() if part_of(name) == part and name.endswith(f", {mode}") and test(name)]
+class Line(NamedTuple):
+    """A line of the table: its words, the problems that it is of, and what is said of them: "ratio" to the best
+    baseline; "product", "copy", shares of what the chip reaches."""
 
+    words: str
+    part: str
+    mode: str
+    quantities: tuple[str, ...] = ("ratio",)
+    layers: Callable[[Layer], bool] | None = None
 
-def _is(**wanted: Any) -> Callable[[str], bool]:
-    """Is a problem's layer of this kind?"""
-
-    def test(name: str) -> bool:
+    def has(self, name: str) -> bool:
+        """Is it of this problem? Of networks' layers at the usual batch, and of no demo."""
+        if part_of(name) != self.part or not name.endswith(f", {self.mode}"):
+            return False
+        if self.part == "model":
+            return f" n{BATCHES[0]}," in name or " n2," in name
         layer = layer_of(name)
-        return layer is not None and all(getattr(layer, key) == value for key, value in wanted.items())
-
-    return test
+        return " n" not in name and (self.layers is None or (layer is not None and self.layers(layer)))
 
 
-def _depthwise(name: str) -> bool:
-    layer = layer_of(name)
-    return layer is not None and layer.groups > 1 and layer.size == 3
+def _depthwise(layer: Layer) -> bool:
+    return layer.groups > 1 and layer.size == 3
 
 
-# What the table says: a line's words, its rows, and what is quoted of them: "ratio" to the best baseline, or to eager;
-# "product" and "copy", shares of what the chip reaches.
-LINES: tuple[tuple[str, Callable[[dict[str, Row]], list[Row]], tuple[str, ...]], ...] = (
-    ("conv + bias + ReLU, forward", lambda rows: chosen(rows, "conv", "forward"), ("ratio",)),
-    ("conv + bias + ReLU, forward and backward", lambda rows: chosen(rows, "conv", "training"), ("ratio",)),
-    ("3x3, 128 channels or more, forward", lambda rows: chosen(rows, "conv", "forward", _is(heavy=True)), ("product",)),
-    ("1x1 with bias and ReLU, forward", lambda rows: chosen(rows, "conv", "forward", _is(size=1)), ("copy",)),
-    ("depthwise 3x3, forward", lambda rows: chosen(rows, "conv", "forward", _depthwise), ("ratio", "copy")),
-    ("depthwise 3x3, forward and backward", lambda rows: chosen(rows, "conv", "training", _depthwise), ("ratio",)),
-    ("max and average pooling, forward", lambda rows: chosen(rows, "pool", "forward"), ("ratio", "copy")),
-    ("max and average pooling, backward", lambda rows: chosen(rows, "pool", "backward"), ("ratio", "copy")),
-    ("conv + ReLU + max pool, forward", lambda rows: chosen(rows, "block", "forward"), ("ratio",)),
-    ("conv + ReLU + max pool, forward and backward", lambda rows: chosen(rows, "block", "training"), ("ratio",)),
-    ("locally connected, forward, against unfold", lambda rows: chosen(rows, "local", "forward"), ("ratio",)),
-    ("whole networks, forward", lambda rows: chosen(rows, "model", "forward"), ("ratio",)),
-    ("whole networks, training step", lambda rows: chosen(rows, "model", "training"), ("ratio",)),
+LINES = (
+    Line("conv + bias + ReLU, forward", "conv", "forward"),
+    Line("conv + bias + ReLU, forward and backward", "conv", "training"),
+    Line("3x3, 128 channels or more, forward", "conv", "forward", ("product",), lambda layer: layer.heavy),
+    Line("1x1 with bias and ReLU, forward", "conv", "forward", ("copy",), lambda layer: layer.size == 1),
+    Line("depthwise 3x3, forward", "conv", "forward", ("ratio", "copy"), _depthwise),
+    Line("depthwise 3x3, forward and backward", "conv", "training", ("ratio",), _depthwise),
+    Line("max and average pooling, forward", "pool", "forward", ("ratio", "copy")),
+    Line("max and average pooling, backward", "pool", "backward", ("ratio", "copy")),
+    Line("conv + ReLU + max pool, forward", "block", "forward"),
+    Line("conv + ReLU + max pool, forward and backward", "block", "training"),
+    Line("locally connected, forward, against unfold", "local", "forward"),
+    Line("locally connected, forward and backward, against unfold", "local", "training"),
+    Line("whole networks, forward", "model", "forward"),
+    Line("whole networks, training step", "model", "training"),
 )
 
 
-def said(rows: list[Row], quantity: str) -> str:
-    """A cell: the geometric mean, and of how many."""
+def said(line: Line, rows: dict[str, Row], quantity: str, every: list[str]) -> str:
+    """A cell: the geometric mean, and over how many of all."""
+    names = [name for name in rows if line.has(name)]
     if quantity == "ratio":
-        value, shown = mean(map(best, rows)), "{:.2f}x"
+        value, shown = mean(best(rows[name]) for name in names), "{:.2f}x"
     else:
-        value, shown = mean(row[f"share of {quantity}"] for row in rows), "{:.0%}"
-    return NONE if value is None else f"{shown.format(value)} ({len(rows)})"
+        value, shown = mean(rows[name][f"share of {quantity}"] for name in names), "{:.0%}"
+    all_of_it = len({*names, *filter(line.has, every)})
+    return NONE if value is None else f"{shown.format(value)} ({len(names)} of {all_of_it})"
 
 
 def table(folders: list[Path], arithmetic: str = "bf16") -> str:
     """The table as Markdown: a column for each GPU."""
+    start = f"{arithmetic} "
     found = [(folder.name, *read(folder)) for folder in folders]
-    found = [
-        (name, {what: row for what, row in rows.items() if what.startswith(f"{arithmetic} ")}, *rest)
-        for name, rows, *rest in found
-    ]
+    every = [name for name in problems(torch.device("cuda")) if name.startswith(start)]
     names = [name for name, *_ in found] or ["a GPU"]
     lines = [f"| {arithmetic}, channels_last | | " + " | ".join(names) + " |", "| --- | --- |" + " --- |" * len(names)]
     words = {"ratio": "best baseline / ours", "product": "of the product's ceiling", "copy": "of the copy's ceiling"}
-    for what, rows_of, quantities in LINES:
-        for quantity in quantities:
-            cells = [said(rows_of(rows), quantity) for _, rows, _, _ in found] or [NONE]
-            lines.append(f"| {what} | {words[quantity]} | " + " | ".join(cells) + " |")
+    columns = [{name: row for name, row in rows.items() if name.startswith(start)} for _, rows, *_ in found]
+    for line in LINES:
+        for quantity in line.quantities:
+            cells = [said(line, rows, quantity, every) for rows in columns] or [NONE]
+            lines.append(f"| {line.words} | {words[quantity]} | " + " | ".join(cells) + " |")
     for mode in ("forward", "forward and backward"):
         cells = []
-        for _, _, _, host in found:
+        for _, _, _, host, _ in found:
             times = next((row["microseconds"] for row in host if row["mode"] == mode), {})
             cells.append(
                 f"{times['ours']['p50']:.0f} us, PyTorch {times['PyTorch']['p50']:.0f} us"
@@ -119,12 +128,14 @@ def table(folders: list[Path], arithmetic: str = "bf16") -> str:
                 else NONE
             )
         lines.append(f"| conv2d_relu of 1x16x8x8, {mode} | the host's time | " + " | ".join(cells or [NONE]) + " |")
+    commits = [", ".join(sorted({commit[:10] for commit in each})) for *_, each in found] or [NONE]
+    lines.append("| commit | | " + " | ".join(commits) + " |")
     return "\n".join(lines)
 
 
 def plots(folder: Path) -> None:
     """roofline.svg and ratios.svg of a folder with rows."""
-    rows, ceilings, _ = read(folder)
+    rows, ceilings, *_ = read(folder)
     layers = {name: row for name, row in rows.items() if layer_of(name)}
     if not layers:
         return

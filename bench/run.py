@@ -75,7 +75,7 @@ def bench(
     limits = report["ceilings"]
     chosen = {name: make for name, make in problems(device, batch, part).items() if only in name}
     passes = planned(list(chosen), compiled, report["rows"])
-    report["left out"] = [what for what in report["left out"] if what not in passes]
+    report["left out"] = [what for what in report["left out"] if what.partition(":")[0] not in passes]
     write(report, out, part)
     for what, (name, compile, spare) in passes.items():
         if time.perf_counter() > end - spare * 60 * minutes:
@@ -86,6 +86,8 @@ def bench(
         try:
             with memory_returned(device):
                 row = measure(name, chosen[name](), clock, limits, rounds, compile=compile)
+        except torch.OutOfMemoryError:
+            report["left out"].append(f"{what}: more than this GPU's memory")
         except Exception as reason:  # one problem's failure must not cost the others, and is in the report
             report["failed"][what] = f"{type(reason).__name__}: {reason}"[:1000]
         else:

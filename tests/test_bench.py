@@ -293,7 +293,7 @@ def test_gpu_command_end_to_end(tmp_path, monkeypatch, capsys):
     ratio = publish.mean(
         min(rows[name]["ratio"].values()) for name in rows if "conv2d_relu demo" in name and "forward" in name
     )
-    assert f"| conv + bias + ReLU, forward | best baseline / ours | {ratio:.2f}x (2) |" in table
+    assert f"| conv + bias + ReLU, forward | best baseline / ours | {ratio:.2f}x (2 of 2) |" in table
     assert "| whole networks, training step | best baseline / ours | not" not in table
     assert f"| 3x3, 128 channels or more, forward | of the product's ceiling | {publish.NONE} |" in table
     assert f"| conv2d_relu of 1x16x8x8, forward | the host's time | {publish.NONE} |" in table  # PyTorch's isn't known
