@@ -17,7 +17,8 @@ Run = Callable[[], Any]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
 # Distance from 1 to the next number; TF32's for float32.
 EPS = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10, torch.float32: 2.0**-10}
-# torch.compile's ways, tried in turn. No CUDA graphs: they would time replays instead of launches.
+# torch.compile's ways, tried in turn; of a whole network, whose kernels are too many to tune, the last alone. No CUDA
+# graphs: they would time replays instead of launches.
 COMPILE: tuple[dict[str, Any], ...] = ({"mode": "max-autotune-no-cudagraphs"}, {"mode": "default"})
 
 
@@ -193,7 +194,7 @@ def verified(problem: Problem, row: dict[str, Any], compile: bool) -> dict[str, 
             calls[who], row["errors"][who] = other, found
         else:
             row["notes"].append(f"{who} has error {found:.2g}, allowed {allowed:.2g}: not timed")
-    for options in COMPILE if compile else ():
+    for options in COMPILE[-1 if problem.images else 0 :] if compile else ():
         way = " ".join(map(str, options.values()))
         try:
             torch._dynamo.reset()

@@ -62,6 +62,7 @@ COMPILED = (
     *(f"bf16 conv2d_relu_max_pool2d {name}, {mode}" for mode in ("forward", "training") for name in POOLED),
     "bf16 linear_relu fc 4096-4096, forward",
     "bf16 LeNet5 256x3x64x64, training",
+    *(f"bf16 {name} n{BATCH}, {mode}" for mode in CONV_MODES[:2] for name in NETWORKS),
     *(f"bf16 conv2d_relu {layer.name}, {mode}" for mode in CONV_MODES[:2] for layer in LAYERS if layer.heavy),
 )
 

@@ -25,6 +25,7 @@ from torch.utils.flop_counter import flop_registry
 from . import fused
 from .dispatch import launches, where
 from .kernels.lang import INTERPRETING
+from .kernels.precision import switches
 from .kernels.registry import OPS
 
 __all__ = ["Kernel", "Profile", "Row", "ceilings", "in_mode", "profile", "step_of"]
@@ -286,7 +287,7 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
         return min(clock.between(*pair) for pair in pairs[2:])
 
     switch = torch.backends.cuda.matmul
-    before, switch.fp32_precision = switch.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+    before, switch.fp32_precision = switch.fp32_precision, switches()[0]
     try:
         copy, product = fastest(lambda: target.copy_(source)), fastest(lambda: a @ a)
     finally:
@@ -404,7 +405,7 @@ def _traced(model: torch.nn.Module, step: Callable[[], None], steps: int, trace:
     count: Counter[str] = Counter()
     spent: Counter[str] = Counter()
     for event in seen.events() or ():
-        if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
+        if event.device_type == torch._C._autograd.DeviceType.CUDA and not event.is_user_annotation:
             count[event.name] += 1
             spent[event.name] += event.self_device_time_total
     return [Kernel(name, count[name] // steps, time / 1e3 / steps) for name, time in spent.most_common()]

@@ -38,7 +38,7 @@ def profile_model(
 ) -> None:  # fmt: skip
     """Profiles a step, and shows it as a table; writes what has a file."""
     found = find(name, _shape(shape), device)
-    model = found.model.to(device, dtype, memory_format=torch.channels_last)
+    model = found.model.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.randn(batch, *found.shape).to(device, dtype, memory_format=torch.channels_last)
     original, into = None, {}
     if compare:

@@ -304,10 +304,11 @@ SEEN, NEVER = "seen", "never"  # kept for a key without a plan: once seen, or ne
 
 
 def keep(plans: dict[Any, Any], key: Any, what: "Plan | str") -> None:
-    """Keeps what is known of a key, of not too many."""
-    if len(plans) >= _MOST:
-        plans.clear()
-    plans[key] = what
+    """Keeps what is known of a key; of too many, the oldest goes."""
+    with _recording:
+        if len(plans) >= _MOST:
+            del plans[next(iter(plans))]
+        plans[key] = what
 
 
 def can_be_taped(args: tuple[Any, ...]) -> bool:

@@ -43,7 +43,7 @@ def matmul_dot(dtype: torch.dtype) -> str:
 
 
 def switches() -> tuple[str, str]:
-    """Both."""
+    """Of convolutions, and of matrix products."""
     return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
 
 
