@@ -122,7 +122,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{row['mode']}:", *(f"{who} {t['p50']:.1f} us" for who, t in row["microseconds"].items()))
     if options.out:
         found = environment(torch.device("cuda" if gpu else "cpu"))
-        found["launches"] = "on the GPU" if gpu else f"of kernels for {options.chip}, dropped by a stub of the driver"
+        if not gpu:
+            found["kernels"] = f"Triton's, for {options.chip}; their launches are dropped by a stub of the driver"
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"environment": found, "rows": rows}, indent=1) + "\n")
     return 0

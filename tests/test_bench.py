@@ -106,13 +106,14 @@ def row(problem, share=1.0, **ratio):
 
 
 def test_means():
-    """Of the best baseline of each layer, by arithmetic and mode; of heavy layers' shares; of nothing else."""
+    """Of the best baseline of each layer, by arithmetic, batch and mode; of heavy layers' shares; of nothing else."""
     rows = [
         row("bf16 conv2d_relu 3x3 256-256 @14 s1, forward", 0.4, eager=2.0, compile=1.0),
         row("bf16 conv2d_relu 3x3 512-512 @7 s1, forward", 0.1, eager=4.0),
         row("bf16 conv2d_relu 3x3 64-64 @56 s1, forward", 0.7, eager=8.0, compile=32.0),
         row("bf16 conv2d_relu 3x3 384-384 @14 s1 g384, forward", 0.9, eager=0.5),
         row("bf16 linear_relu fc 96-384 @56, forward", 0.5, eager=1.0),
+        row("bf16 conv2d_relu 3x3 256-256 @14 s1 n256, forward", 0.6, eager=6.0, compile=9.0),
         row("bf16 conv2d_relu 3x3 256-256 @14 s1, training", 0.3, eager=3.0),
         row("bf16 conv2d 3x3 256-256 @14 s1, weight grad", 0.2, eager=5.0),
         row("tf32 conv2d_relu 3x3 64-64 @56 s1, forward", 0.7, eager=7.0),
@@ -120,13 +121,14 @@ def test_means():
         row("bf16 LeNet5 256x3x64x64, training", 0.7, eager=100.0),
         row("fp32 conv2d_relu demo conv1, forward", 0.7, eager=100.0),
     ]
-    found = {(mean.pop("arithmetic"), mean.pop("mode")): list(mean.values()) for mean in report.means(rows)}
+    found = {(mean.pop("arithmetic"), mean.pop("batch"), mean.pop("mode")): list(mean.values()) for mean in report.means(rows)}
     # layers, of these with torch.compile, geometric mean of the ratios; heavy layers, geometric mean of their shares
     assert found == {
-        ("bf16", "forward"): [5, 2, pytest.approx((1.0 * 4.0 * 8.0 * 0.5 * 1.0) ** 0.2), 2, pytest.approx(0.2)],
-        ("bf16", "training"): [1, 0, pytest.approx(3.0), 1, pytest.approx(0.3)],
-        ("bf16", "weight grad"): [1, 0, pytest.approx(5.0), 1, pytest.approx(0.2)],
-        ("tf32", "forward"): [1, 0, pytest.approx(7.0), 0, None],
+        ("bf16", 32, "forward"): [5, 2, pytest.approx((1.0 * 4.0 * 8.0 * 0.5 * 1.0) ** 0.2), 2, pytest.approx(0.2)],
+        ("bf16", 256, "forward"): [1, 1, pytest.approx(6.0), 1, pytest.approx(0.6)],
+        ("bf16", 32, "training"): [1, 0, pytest.approx(3.0), 1, pytest.approx(0.3)],
+        ("bf16", 32, "weight grad"): [1, 0, pytest.approx(5.0), 1, pytest.approx(0.2)],
+        ("tf32", 32, "forward"): [1, 0, pytest.approx(7.0), 0, None],
     }
     text = "\n".join(report._means(rows))
     assert "| bf16 forward | 1.74 | 5 of 89 | 20.00% | 2 of 12 |" in text
