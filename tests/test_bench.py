@@ -121,7 +121,8 @@ def test_means():
         row("bf16 LeNet5 256x3x64x64, training", 0.7, eager=100.0),
         row("fp32 conv2d_relu demo conv1, forward", 0.7, eager=100.0),
     ]
-    found = {(mean.pop("arithmetic"), mean.pop("batch"), mean.pop("mode")): list(mean.values()) for mean in report.means(rows)}
+    key = ("arithmetic", "batch", "mode")
+    found = {tuple(map(mean.pop, key)): list(mean.values()) for mean in report.means(rows)}
     # layers, of these with torch.compile, geometric mean of the ratios; heavy layers, geometric mean of their shares
     assert found == {
         ("bf16", 32, "forward"): [5, 2, pytest.approx((1.0 * 4.0 * 8.0 * 0.5 * 1.0) ** 0.2), 2, pytest.approx(0.2)],
@@ -132,9 +133,10 @@ def test_means():
     }
     text = "\n".join(report._means(rows))
     assert "| bf16 forward | 1.74 | 5 of 89 | 20.00% | 2 of 12 |" in text
+    assert "| bf16 forward, batch 256 | 6 | 1 of 89 | 60.00% | 1 of 12 |" in text
     assert "| bf16 weight grad | 5 | 1 of 73 | 20.00% | 1 of 12 |" in text
     assert "| tf32 forward | 7 | 1 of 89 |  | 0 of 12 |" in text
-    assert "torch.compile, which 2 of these 8 rows have" in text
+    assert "torch.compile, which 3 of these 9 rows have" in text
 
 
 @no_gpu
