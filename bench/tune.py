@@ -18,7 +18,6 @@ from pathlib import Path
 from statistics import geometric_mean
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
@@ -26,7 +25,6 @@ from cnn_triton.ahead import compile_launches
 from cnn_triton.kernels import tiles
 from cnn_triton.kernels.lang import INTERPRETING
 from cnn_triton.kernels.op import Op, noting
-from cnn_triton.kernels.plan import deciding
 
 from .calls import ARITHMETICS, PASSES, calls, float32_precision
 from .layers import BATCH, LAYERS, Layer
@@ -43,12 +41,11 @@ def picking() -> Iterator[SimpleNamespace]:
     are given `tile` instead, if there is one."""
     noted = SimpleNamespace(tile=None)
 
-    def answer(pick: Callable[..., tiles.Tile], *asked: Any) -> tiles.Tile:
-        noted.asked, noted.pick = asked, pick(*asked)
-        return noted.tile or noted.pick
+    def choose(pick: tiles.Tile, *asked: Any) -> tiles.Tile:
+        noted.asked, noted.pick = asked, pick
+        return noted.tile or pick
 
-    names = ("pick_product", "pick_weight_grad")
-    with deciding(), patch.multiple(tiles, **{name: partial(answer, getattr(tiles, name)) for name in names}):
+    with tiles.picking(choose):
         yield noted
 
 

@@ -1,6 +1,7 @@
-"""The command line: cnn-triton train, evaluate, predict, report, show, compare, demo; jobs.py does it."""
+"""The command line: cnn-triton train, evaluate, predict, report, show, compare, profile, inspect, demo."""
 
 import io
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -293,6 +294,41 @@ def profile(
         training=training, compare=compare, json=json, trace=trace, roofline=roofline, proton=proton,
     )  # fmt: skip
     return None
+
+
+@app.command("inspect")
+@guarded
+def inspect_command(
+    op: Annotated[
+        str,
+        typer.Argument(help="A function of cnn_triton.functional, as conv2d_relu; or file.py:function of your own."),
+    ],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(help="NAME=VALUE: input=32x64x56x56, padding=1; a layer of ResNet-50 unless given."),
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="A chip, as sm_90 or gfx942; may be given several times. All unless given.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16, tf32, float32 or float64.")] = "bfloat16",
+    layout: Annotated[str, typer.Option(help="Of images: channels_last or contiguous.")] = "channels_last",
+    gradients: Annotated[bool, typer.Option("--gradients", help="The backward pass, too.")] = False,
+    operator: Annotated[str | None, typer.Option(help="Only this operator of those that the call runs.")] = None,
+    tile: Annotated[str | None, typer.Option(help="Another tile than is picked, as 128x64x64,stages=3.")] = None,
+    tiles: Annotated[bool, typer.Option("--tiles", help="A table of every tile that could serve.")] = False,
+    sort: Annotated[str | None, typer.Option(help="The figure that sorts the table of tiles, as registers.")] = None,
+    dump: Annotated[Path | None, typer.Option(help="Folder for TTIR, TTGIR, LLIR, PTX or AMDGCN, and SASS.")] = None,
+    html: Annotated[Path | None, typer.Option(help="File for a page: source beside code, linked both ways.")] = None,
+    json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
+) -> None:
+    """What a call compiles to on any chip, and what limits it there; no GPU is needed."""
+    os.environ["TRITON_INTERPRET"] = "0"
+    from .inspector import inspect_op
+
+    inspect_op(
+        op, arguments or [], targets=target or ["all"], dtype=dtype, layout=layout, gradients=gradients,
+        operator=operator, tile=tile, every_tile=tiles, sort=sort, dump=dump, html=html, json=json,
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ the code is the one a user's GPU would get. Needs a process in which Triton's in
 import contextlib
 import functools
 import hashlib
+import math
 import re
 import struct
 import subprocess
@@ -40,6 +41,8 @@ class Code(NamedTuple):
     load_bytes:   of the narrowest global load, None without one
     instructions: all of them, branches not taken too
     per_flop:     instructions that the block's warps issue for 1000 FLOPs of matrix products or multiply-adds
+    grid:         programs of this launch
+    load_widths, store_widths: of the whole kernel, in words
     """
 
     kernel: str
@@ -62,6 +65,9 @@ class Code(NamedTuple):
     load_bytes: int | None = None
     instructions: int | None = None
     per_flop: float | None = None
+    grid: int = 1
+    load_widths: str | None = None
+    store_widths: str | None = None
 
 
 def residency(chip: str, registers: int, shared: int, warps: int, columns: int = 0) -> tuple[int | None, str | None]:
@@ -167,32 +173,40 @@ def _placeless() -> Iterator[None]:
 _known: dict[str, Code] = {}  # what this process has compiled, by source
 
 
+Texts = dict[str, dict[str, Any]]  # by source, what the compiler made on its way: "ttir", "ttgir", "llir", ...
+
+
 @contextlib.contextmanager
-def recording(chip: str, compile: bool = True) -> Iterator[list[Code]]:
+def recording(chip: str, compile: bool = True, texts: Texts | None = None) -> Iterator[list[Code]]:
     """Within: launches compile for the chip instead of running, the same code once a process. After: the list holds a
-    code for each launch. With compile=False they only say what they would compile, in a millisecond each."""
+    code for each launch. With compile=False they only say what they would compile, in a millisecond each. `texts` gets
+    the texts of what is launched. The codes are in the list as they are launched, with their figures in the end."""
     if INTERPRETING:
         raise RuntimeError("Triton's interpreter is on (TRITON_INTERPRET): compile in a process without it")
-    codes: list[Code] = []
     launched: list[Code] = []
     new: dict[str, _Compiled] = {}
     run = triton.runtime.jit.JITFunction.run
 
     def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         code = Code(kernel.__name__, chip, _shown(options), source(kernel, chip, args, options))
-        if compile and code.source not in _known and code.source not in new:
-            new[code.source] = _usage(code, run(kernel, *args, grid=grid, warmup=True, **options))
+        wanted = code.source not in _known or (texts is not None and code.source not in texts)
+        if compile and wanted and code.source not in new:
+            compiled = run(kernel, *args, grid=grid, warmup=True, **options)
+            new[code.source] = _usage(code, compiled)
+            if texts is not None:
+                texts[code.source] = dict(compiled.asm)
             kernel.device_caches[chip][0].clear()  # Triton would keep every text of every kernel
-        launched.append(code)
+        sides = grid(dict(zip(kernel.arg_names, args, strict=False)) | options) if callable(grid) else grid
+        launched.append(code._replace(grid=math.prod(sides)))
 
     triton.runtime.jit.JITFunction.run = record
     try:
         with compiling_for(chip):
-            yield codes
+            yield launched
     finally:
         triton.runtime.jit.JITFunction.run = run
         _known.update((code.source, code) for code in _finish(chip, list(new.values())))
-        codes.extend(_known.get(code.source, code) for code in launched)
+        launched[:] = [_known.get(code.source, code)._replace(grid=code.grid) for code in launched]
 
 
 def compile_op(op: Op, args: tuple[Any, ...], chip: str, compile: bool = True) -> list[Code]:
@@ -268,7 +282,10 @@ def _finish(chip: str, new: list[_Compiled]) -> Iterator[Code]:
         listings = [sass.amd(each.body) for each in new]
     for (code, _, tcgen05), steps in zip(new, listings, strict=True):
         names, looped = sass.main_loop(steps)
+        every = [step.name for step in steps]
         yield code._replace(
+            load_widths=sass.widths(every, sass.load_bytes),
+            store_widths=sass.widths(every, sass.store_bytes),
             looped=looped,
             loop_matrix=sum(map(sass.is_matrix, names)),
             instruction=next(filter(sass.is_matrix, names), None),
@@ -277,6 +294,11 @@ def _finish(chip: str, new: list[_Compiled]) -> Iterator[Code]:
             instructions=len(names),
             per_flop=sass.per_flop(names, code.warps, tcgen05),
         )
+
+
+def disassembled(chip: str, texts: dict[str, Any]) -> str:
+    """The machine code of a kernel with the lines of its source that each part is from."""
+    return _tool(texts["cubin"], "nvdisasm", "-c", "-gi") if chip.startswith("sm_") else str(texts["amdgcn"])
 
 
 def _tool(binary: bytes, name: str, *arguments: str) -> str:

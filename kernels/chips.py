@@ -1,8 +1,9 @@
-"""The chips that kernels run on: what the model of tiles.py and the residency of compiled code need to know of each.
+"""The chips that kernels run on: what the model of tiles.py and the residency of compiled code need to know of each,
+and the boards that have them, by their datasheets.
 
-Sources: the vendors' datasheets and architecture papers (A100, Ada, H100, Blackwell, CDNA 3), "Technical Specifications
-per Compute Capability" in the CUDA C++ Programming Guide, LLVM's AMDGPU target. `fill`, `latency` and `start` are
-rounded from public microbenchmarks.
+Sources: the vendors' datasheets and architecture papers (A100, Ada, H100, Blackwell, CDNA 3 and 4), "Technical
+Specifications per Compute Capability" in the CUDA C++ Programming Guide, LLVM's AMDGPU target. `fill`, `latency` and
+`start` are rounded from public microbenchmarks.
 """
 
 from typing import NamedTuple
@@ -36,9 +37,33 @@ CHIPS = {
     "sm_100": Chip(148, 227 << 10, (8192, 4096, 256, 128), 64, 1000, sums=128, boxes=True),  # B200
     "sm_120": Chip(170, 99 << 10, (512, 256, 256, 4), 20, 700, warps=48, blocks=24),  # RTX 5090
     "gfx942": Chip(304, 64 << 10, (2048, 1024, 256, 256), 56, 900, **_AMD),  # MI300X
+    "gfx950": Chip(256, 160 << 10, (4096, 0, 256, 128), 64, 900, **_AMD),  # MI355X
     "gfx": Chip(256, 64 << 10, (2048, 0, 256, 256), 56, 900, **_AMD),  # other AMD chips
     "interpreter": Chip(1, 1 << 30, (1, 1, 1, 1), 1, 1),
 }
+
+
+class Board(NamedTuple):
+    """What a datasheet says of a board with a chip: TFLOP/s of half, tf32, float, double, dense, 0 where there is no
+    instruction for it; GB/s of its memory."""
+
+    name: str
+    chip: str
+    rates: tuple[float, float, float, float]
+    bandwidth: float
+    source: str
+
+
+BOARDS = (
+    Board("H200", "sm_90", (989.4, 494.7, 66.9, 66.9), 4800, "NVIDIA H200 Tensor Core GPU datasheet, SXM"),
+    Board("H100", "sm_90", (989.4, 494.7, 66.9, 66.9), 3350, "NVIDIA H100 Tensor Core GPU datasheet, SXM"),
+    Board("A100", "sm_80", (312, 156, 19.5, 19.5), 2039, "NVIDIA A100 datasheet, SXM, 80 GB"),
+    Board("B200", "sm_100", (2250, 1100, 80, 40), 8000, "NVIDIA Blackwell Architecture Technical Brief, HGX B200"),
+    Board("MI300X", "gfx942", (1307.4, 653.7, 163.4, 163.4), 5300, "AMD Instinct MI300X data sheet"),
+    Board("MI355X", "gfx950", (2516.6, 0, 157.3, 78.6), 8000, "AMD Instinct MI355X data sheet"),
+    Board("RTX 4090", "sm_89", (165.2, 82.6, 82.6, 1.3), 1008, "NVIDIA Ada GPU Architecture, appendix A"),
+    Board("RTX 5090", "sm_120", (209.5, 104.8, 104.8, 1.6), 1792, "NVIDIA RTX Blackwell GPU Architecture, appendix A"),
+)
 ELSEWHERE = "sm_89"  # an NVIDIA chip that is not in the table is treated as the most modest that is
 
 

@@ -5,7 +5,8 @@ flow, so a wait that the compiler put behind the kernel's end still belongs to t
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -174,9 +175,28 @@ _AMD_WIDTHS = {"dwordx4": 16, "b128": 16, "dwordx3": 12, "b96": 12, "dwordx2": 8
 
 def load_bytes(name: str) -> int:
     """Bytes a thread loads from global memory with it; 16 for a box that the copy engine loads, 0 for no load."""
+    return _access_bytes(name, ("LDG", "LDGSTS"), "load", "UTMALDG")
+
+
+def store_bytes(name: str) -> int:
+    """Bytes a thread stores to global memory with it; 16 for a box that the copy engine stores, 0 for no store."""
+    return _access_bytes(name, ("STG",), "store", "UTMASTG")
+
+
+def _access_bytes(name: str, plain: tuple[str, ...], verb: str, box: str) -> int:
     base, *modifiers = name.split(".")
-    if base in ("LDG", "LDGSTS"):
+    if base in plain:
         return next((_WIDTHS[word] for word in modifiers if word in _WIDTHS), 4)
-    if found := re.match(r"(?:global|buffer|flat)_load_(?:lds_)?(\w+?)(?:_|$)", name):
+    if found := re.match(rf"(?:global|buffer|flat)_{verb}_(?:lds_)?(\w+?)(?:_|$)", name):
         return _AMD_WIDTHS.get(found[1], 1 if "byte" in found[1] or found[1][1:] == "8" else 2)
-    return 16 if base == "UTMALDG" else 0
+    return 16 if base == box else 0
+
+
+def widths(names: list[str], bytes_of: Callable[[str], int]) -> str:
+    """How many accesses of each width there are: "16 B x 12, 2 B x 1", boxes of the copy engine apart."""
+    found = Counter("box" if name.startswith("UTMA") else f"{bytes_of(name)} B" for name in names if bytes_of(name))
+    return ", ".join(f"{width} x {found[width]}" for width in sorted(found, key=_width, reverse=True))
+
+
+def _width(what: str) -> int:
+    return 64 if what == "box" else int(what.split()[0])

@@ -16,14 +16,16 @@ end. The choice depends on its arguments alone, so every process picks the same 
 bench/tune.py says on a GPU how far that leads.
 """
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from .chips import CHIPS
 from .chips import chip_name as chip_name  # launchers ask here for the chip and its tile
+from .plan import deciding
 
 Box = tuple[int, int, int]  # batch, rows, columns
 
@@ -368,6 +370,23 @@ def pick_weight_grad(problem: WeightGrad, kind: str, chip: str) -> Tile:
     return tile._replace(box=box, parts=parts)
 
 
+@contextlib.contextmanager
+def picking(choose: Callable[[Tile, Product | WeightGrad, str, str], Tile]) -> Iterator[None]:
+    """Within: launchers are given what `choose(pick, problem, arithmetic, chip)` returns, instead of the pick."""
+    global pick_product, pick_weight_grad
+    before = pick_product, pick_weight_grad
+
+    def instead(pick: Any) -> Any:
+        return lambda problem, kind, chip: choose(pick(problem, kind, chip), problem, kind, chip)
+
+    try:
+        with deciding():
+            pick_product, pick_weight_grad = map(instead, before)
+            yield
+    finally:
+        pick_product, pick_weight_grad = before
+
+
 def serving(problem: Product | WeightGrad, kind: str, chip: str) -> Iterator[Tile]:
     """Every valid tile that can serve a problem, whatever the model thinks of it: for bench/tune.py to time."""
     images, columns, channels, *_ = problem
@@ -393,6 +412,11 @@ def serving(problem: Product | WeightGrad, kind: str, chip: str) -> Iterator[Til
                 elif problem.phases == 1 or columns % n == 0:
                     slots = CHIPS[chip].multiprocessors * resident(tile, _BYTES[kind], chip, boxes, beside)
                     yield tile._replace(programs=min(count * -(-columns // n) * problem.phases, slots))
+
+
+def count(problem: Product, tile: Tile) -> int:
+    """How many of the tile's boxes a product has: its programs take them in turns."""
+    return box_of(tile.m, problem.images)[1] * -(-problem.columns // tile.n) * problem.phases
 
 
 def every_tile(kind: str, chip: str, weight_grad: bool, beside: str = "", placed: bool = False) -> tuple[Tile, ...]:
