@@ -322,7 +322,8 @@ def inspect_command(
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
 ) -> None:
     """What a call compiles to on any chip, and what limits it there; no GPU is needed."""
-    os.environ["TRITON_INTERPRET"] = "0"
+    if "cnn_triton.kernels.lang" not in sys.modules:  # which decides once whether kernels are interpreted
+        os.environ["TRITON_INTERPRET"] = "0"
     from .inspector import inspect_op
 
     inspect_op(
