@@ -12,14 +12,13 @@ import difflib
 import importlib
 import importlib.util
 import inspect
-import math
 import re
 import sys
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,10 +32,25 @@ from .dispatch import as_on_a_gpu
 from .kernels import aot, tiles
 from .kernels.aot import Code
 from .kernels.chips import BOARDS, CHIPS, Board
-from .kernels.op import nbytes
 from .kernels.registry import OPS
 
-__all__ = ["DTYPES", "EXAMPLES", "Call", "Operator", "Roof", "call_of", "candidates", "inspect_call", "roofs", "waves"]
+__all__ = [
+    "DTYPES",
+    "EXAMPLES",
+    "Call",
+    "Choice",
+    "Launch",
+    "Operator",
+    "Roof",
+    "call_of",
+    "candidates",
+    "chosen",
+    "inspect_call",
+    "nearest",
+    "roofs",
+    "tile_name",
+    "waves",
+]
 
 DTYPES = {
     "bfloat16": (torch.bfloat16, "half"), "float16": (torch.float16, "half"), "tf32": (torch.float32, "tf32"),
@@ -89,8 +103,9 @@ class Call(NamedTuple):
 
     def __str__(self) -> str:
         shown = ", ".join(f"{name}={_shown(value)}" for name, value in self.arguments.items())
-        layout = "channels_last" if self.channels_last else "contiguous"
-        return f"{self.name}({shown}), {self.dtype}, {layout}{', with gradients' if self.gradients else ''}"
+        images = any(isinstance(value, Shape) and len(value) == 4 for value in self.arguments.values())
+        layout = "" if not images else ", channels_last" if self.channels_last else ", contiguous"
+        return f"{self.name}({shown}), {self.dtype}{layout}{', with gradients' if self.gradients else ''}"
 
 
 class Shape(tuple[int, ...]):
@@ -101,23 +116,42 @@ def _shown(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, Shape) else str(value)
 
 
+class Choice(NamedTuple):
+    """A tile, and what it was picked for: a problem of kernels.tiles, its arithmetic, the chip."""
+
+    tile: tiles.Tile
+    problem: tiles.Product | tiles.WeightGrad
+    kind: str
+    chip: str
+
+
+class Launch(NamedTuple):
+    """A kernel as it is launched; the choice of its tile, None for one whose blocks follow from the shapes."""
+
+    code: Code
+    choice: Choice | None
+
+
 @dataclass
 class Operator:
-    """What one operator of a call launches; `codes` in order.
+    """What one operator of a call launches, in order.
 
-    flops, bytes: arithmetic (None where it isn't known), and compulsory memory traffic
+    flops, bytes: arithmetic, and compulsory memory traffic; None where they aren't known
     product: is the arithmetic that of matrix instructions?
-    asked: what tiles were picked for: (pick, problem, arithmetic, chip), none where there was no choice
     args: its arguments, to be launched again
     """
 
     name: str
     flops: int | None
-    bytes: int
+    bytes: int | None
     product: bool
-    codes: list[Code]
-    asked: list[tuple[tiles.Tile, Any, str, str]] = field(default_factory=list)
+    launches: list[Launch]
     args: tuple[Any, ...] = ()
+
+    @property
+    def choice(self) -> Choice | None:
+        """Of its first launch that has one."""
+        return next((launch.choice for launch in self.launches if launch.choice), None)
 
 
 def call_of(name: str, words: list[str], **how: Any) -> Call:
@@ -132,9 +166,12 @@ def call_of(name: str, words: list[str], **how: Any) -> Call:
     return Call(name, function, _arguments(name, function, words or EXAMPLES.get(name, "").split()), **how)
 
 
-def _nearest(word: str, names: Any) -> str:
-    near = difflib.get_close_matches(word, names, 3, 0.4)
-    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
+def nearest(word: str, names: Iterable[str]) -> str:
+    """The end of a message about an unknown word: what it may have been meant to be."""
+    every = list(names)
+    near = difflib.get_close_matches(word.lower(), every, 3, 0.4)
+    more = ", ..." if len(every) > 24 else ""
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(every[:24])}{more}"
 
 
 def _function(name: str) -> Callable[..., Any]:
@@ -142,43 +179,51 @@ def _function(name: str) -> Callable[..., Any]:
         return getattr(functional, name)  # type: ignore[no-any-return]
     module, _, function = name.rpartition(":")
     if not module:
-        raise ValueError(f"OP {name!r} is unknown; {_nearest(name, functional.__all__)} Or module:function of your own")
+        raise ValueError(f"OP {name!r} is unknown; {nearest(name, functional.__all__)} Or module:function of your own")
     try:
-        return getattr(_module(module), function)  # type: ignore[no-any-return]
-    except (ImportError, AttributeError, OSError, SyntaxError) as error:
+        found = getattr(_module(module), function)
+    except Exception as error:
         raise ValueError(f"OP {name!r}: {error}; it must name a function, as in file.py:function") from error
+    if not isinstance(found, types.FunctionType):
+        raise ValueError(f"OP {name!r} is a {type(found).__name__}; name the function that launches the kernel")
+    return found
 
 
 def _module(name: str) -> types.ModuleType:
-    if not name.endswith(".py"):
-        sys.path.insert(0, "")
-        try:
+    """A module by its name, or a file, which may import its neighbours."""
+    path = Path(name)
+    sys.path.insert(0, str(path.parent) if path.suffix == ".py" else "")
+    try:
+        if path.suffix != ".py":
             return importlib.import_module(name)
-        finally:
-            sys.path.remove("")
-    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    finally:
+        sys.path.pop(0)
 
 
 def _arguments(name: str, function: Callable[..., Any], words: list[str]) -> dict[str, Any]:
     try:
         known, hints = inspect.signature(function).parameters, typing.get_type_hints(function)
-    except (TypeError, ValueError, NameError) as error:
-        raise ValueError(f"OP {name!r}: {error}") from error
+    except Exception as error:
+        raise ValueError(f"OP {name!r}: its annotations can't be read: {error}") from error
     found: dict[str, Any] = {}
     for word in words:
         argument, equals, value = word.partition("=")
         if not equals or argument not in known:
             what = f"has no argument {argument!r}" if equals else f"takes NAME=VALUE, but got {word!r}"
-            raise ValueError(f"{name} {what}; {_nearest(argument, list(known))}")
+            raise ValueError(f"{name} {what}; {nearest(argument, known)}")
         hint = hints.get(argument)
         tensor = hint is torch.Tensor or torch.Tensor in typing.get_args(hint)
+        if hint is None and re.fullmatch(r"\d+(x\d+)+", value):
+            raise ValueError(f"{argument}={value}: {name} must say that it is a tensor, by {argument}: torch.Tensor")
         found[argument] = _value(argument, value, tensor)
-    needed = [each.name for each in known.values() if each.default is each.empty and each.name not in found]
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p.name for p in known.values() if p.default is p.empty and p.kind not in optional and p.name not in found]
     if needed:
         raise ValueError(
             f"{name} needs {', '.join(needed)}: {EXAMPLES.get(name) or 'NAME=VALUE, a shape for a tensor'}"
@@ -194,43 +239,43 @@ def _value(argument: str, text: str, tensor: bool) -> Any:
         if not re.fullmatch(r"\d+(x\d+)*", text):
             raise ValueError(f"{argument} must be the shape of a tensor, as 32x64x56x56, or none, but got {text!r}")
         return Shape(map(int, text.split("x")))
-    if re.fullmatch(r"-?\d+", text):
-        return int(text)
-    if re.fullmatch(r"-?\d+(,-?\d+)*,?", text):
-        return tuple(int(number) for number in text.split(",") if number)
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    if "," in text:
+        return tuple(_value(argument, each, False) for each in text.split(",") if each)
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 class _Launching(TorchDispatchMode):
     """Within: our operators launch their kernels on whichever tensors they get, and `operators` lists them."""
 
-    def __init__(self, codes: list[Code]) -> None:
+    def __init__(self, codes: list[Code], instead: tuple[Any, tiles.Tile] | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.codes = codes
-        self.operators: list[Operator] = []
-        self.spans: list[tuple[int, int]] = []
-        self.asked: list[tuple[tiles.Tile, Any, str, str]] = []
+        self.instead = instead
+        self.operators: list[tuple[Operator, range]] = []
+        self.choices: dict[int, Choice] = {}  # by the number of the launch that follows
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         namespace, _, name = func.name().partition("::")
         if namespace != "cnn_triton":
             return func(*args, **(kwargs or {}))
         op, first = _OPS[name.split(".")[0]], len(self.codes)
-        self.asked = []
         result = op.launch(*args)
-        self.spans.append((first, len(self.codes)))
-        self.operators.append(
-            Operator(op.name, op.flops(*args), op.bytes(*args), op.product, [], self.asked, tuple(args))
-        )
+        operator = Operator(op.name, op.flops(*args), op.bytes(*args), op.product, [], tuple(args))
+        self.operators.append((operator, range(first, len(self.codes))))
         return result
 
     def choose(self, pick: tiles.Tile, problem: Any, kind: str, chip: str) -> tiles.Tile:
-        """The pick; noted."""
-        self.asked.append((pick, problem, kind, chip))
-        return pick
+        """The pick, or the tile instead; noted."""
+        tile = self.instead[1] if self.instead and self.instead[0] == problem else pick
+        self.choices[len(self.codes)] = Choice(tile, problem, kind, chip)
+        return tile
+
+    def launches(self, span: Iterable[int]) -> list[Launch]:
+        """These of the launches, in the end."""
+        return [Launch(self.codes[i], self.choices.get(i)) for i in span]
 
 
 @contextlib.contextmanager
@@ -249,21 +294,30 @@ def _arithmetic(dtype: str) -> Iterator[None]:
             switch.fp32_precision = value
 
 
-def inspect_call(call: Call, chip: str, texts: aot.Texts | None = None) -> list[Operator]:
-    """The operators that a call runs on a chip, each with the kernels that it launches, in order; `texts` gets what
-    the compiler makes on its way. Errors: what the function raises; RuntimeError in Triton's interpreter."""
+def inspect_call(
+    call: Call, chip: str, texts: aot.Texts | None = None, instead: tuple[Any, tiles.Tile] | None = None
+) -> list[Operator]:
+    """The operators that a call runs on a chip, each with the kernels that it launches, in order.
+
+    texts: gets what the compiler makes on its way
+    instead: a problem, and the tile that it is given instead of its pick
+    Errors: what the function raises; RuntimeError in Triton's interpreter
+    """
     with aot.recording(chip, texts=texts) as codes, as_on_a_gpu(), _arithmetic(call.dtype):
-        mode = _Launching(codes)
+        mode = _Launching(codes, instead)
         with mode, tiles.picking(mode.choose):
             given, results = _run(call)
-        moved = nbytes(*(each for each in tree_leaves((given, results)) if isinstance(each, torch.Tensor)))
-    for operator, span in zip(mode.operators, mode.spans, strict=True):
-        operator.codes = codes[slice(*span)]
-    ours = {i for span in mode.spans for i in range(*span)}
-    own = [code for i, code in enumerate(codes) if i not in ours]  # the user's function launched these itself
-    if own:
-        mode.operators.append(Operator(call.name.rpartition(":")[2], None, moved, True, own))
-    return mode.operators
+        tensors = [each for each in tree_leaves((given, results)) if isinstance(each, torch.Tensor)]
+        moved = sum({each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in tensors}.values())
+    for operator, span in mode.operators:
+        operator.launches = mode.launches(span)
+    operators = [operator for operator, _ in mode.operators]
+    ours = {i for _, span in mode.operators for i in span}
+    own = [i for i in range(len(codes)) if i not in ours]
+    if own:  # the user's function launched these itself
+        name = call.name.rpartition(":")[2]
+        operators.append(Operator(name, None, None if operators else moved, True, mode.launches(own)))
+    return operators
 
 
 def _run(call: Call) -> tuple[dict[str, Any], Any]:
@@ -291,32 +345,37 @@ def _run(call: Call) -> tuple[dict[str, Any], Any]:
 
 
 def candidates(
-    call: Call, operator: Operator, chip: str, chosen: str | None = None, texts: aot.Texts | None = None,
-    progress: Callable[[list[tiles.Tile]], Any] = iter,
-) -> list[tuple[tiles.Tile, Operator]]:  # fmt: skip
-    """Every tile that could serve an operator, its pick first, and what it launches with it; or the `chosen` one alone,
-    as 128x64x64, or with words behind: 128x64x64,stages=3,gathered. Errors: ValueError, for what can't be chosen."""
-    if not operator.asked:
-        raise ValueError(f"{operator.name} has no choice of tiles here: its blocks follow from the shapes alone")
-    pick, problem, kind, _ = operator.asked[-1]
-    every = [each for each in tiles.serving(problem, kind, chip) if each.parts in (1, pick.parts)]
-    every = list(dict.fromkeys([pick, *every]))
-    if chosen is not None:
-        every = [_matching(chosen, every, operator.name, chip)]
-    spans = []
-    with aot.recording(chip, texts=texts) as codes, as_on_a_gpu(), _arithmetic(call.dtype):
-        op = _OPS[operator.name]
+    call: Call, operator: Operator, texts: aot.Texts | None = None,
+    progress: Callable[[list[tiles.Tile]], Iterable[tiles.Tile]] = iter,
+) -> list[tuple[Choice, Launch]]:  # fmt: skip
+    """Every tile that could serve an operator's choice, its own first, and the kernel that it makes; but for weight
+    gradients one number of parts, which make no other code. Errors: ValueError without a choice."""
+    choice = _choice(operator)
+    every = [each for each in serving(choice) if each.parts == choice.tile.parts]
+    with aot.recording(choice.chip, texts=texts) as codes, as_on_a_gpu(), _arithmetic(call.dtype):
+        modes = []
         for tile in progress(every):
-            first = len(codes)
-            with tiles.picking(lambda pick, *asked, tile=tile: tile):
-                op.launcher(op.fake(*operator.args), *operator.args)
-            spans.append((first, len(codes)))
+            mode = _Launching(codes, (choice.problem, tile))
+            with tiles.picking(mode.choose):
+                _OPS[operator.name].launch(*operator.args)
+            modes.append(mode)
     found = []
-    for tile, span in zip(every, spans, strict=True):
-        own = Operator(operator.name, operator.flops, operator.bytes, operator.product, codes[slice(*span)])
-        own.asked, own.args = [(tile, problem, kind, chip)], operator.args
-        found.append((tile, own))
+    for mode in modes:
+        number = next(i for i, each in mode.choices.items() if each.problem == choice.problem)
+        found.append((mode.choices[number], Launch(codes[number], mode.choices[number])))
     return found
+
+
+def _choice(operator: Operator) -> Choice:
+    if operator.choice is None:
+        raise ValueError(f"{operator.name}: there is no other tile to choose for it here")
+    return operator.choice
+
+
+def serving(choice: Choice) -> list[tiles.Tile]:
+    """Every tile that could serve what this one was picked for, itself first, also in as many parts."""
+    every = list(tiles.serving(choice.problem, choice.kind, choice.chip))
+    return list(dict.fromkeys([choice.tile, *(tile._replace(parts=choice.tile.parts) for tile in every), *every]))
 
 
 def tile_name(tile: tiles.Tile) -> str:
@@ -326,13 +385,19 @@ def tile_name(tile: tiles.Tile) -> str:
     return f"{tile.m}x{tile.n}x{tile.k},warps={tile.warps},stages={tile.stages},{how}{parts}"
 
 
-def _matching(chosen: str, every: list[tiles.Tile], operator: str, chip: str) -> tiles.Tile:
-    wanted = set(chosen.split(","))
-    for tile in every:  # the pick is the first
-        if wanted <= set(tile_name(tile).split(",")):
-            return tile
-    names = list(dict.fromkeys(map(tile_name, every)))
-    raise ValueError(f"--tile {chosen}: not one that serves {operator} on {chip}; {_nearest(chosen, names)}")
+def chosen(operator: Operator, words: str) -> tuple[Any, tiles.Tile]:
+    """The problem of an operator's choice, and the tile of these words that could serve it, else like its pick: as
+    128x64x64, or 128x64x64,stages=3,gathered. Errors: ValueError if none could."""
+    choice = _choice(operator)
+    own, wanted = tile_name(choice.tile).split(","), set(words.lower().split(","))
+    named = {tile_name(tile): tile for tile in serving(choice)}
+    fitting = [name for name in named if wanted <= set(name.split(","))]
+    if not fitting:
+        sides = ",".join(sorted(wanted, key=lambda word: "x" not in word))
+        raise ValueError(
+            f"--tile {words}: not one that serves {operator.name} on {choice.chip}; {nearest(sides, named)}"
+        )
+    return choice.problem, named[max(fitting, key=lambda name: len({*own} & {*name.split(",")}))]
 
 
 class Roof(NamedTuple):
@@ -344,37 +409,37 @@ class Roof(NamedTuple):
     bound: str
 
 
-def roofs(operator: Operator, dtype: str, chips: list[str]) -> list[Roof]:
+def roofs(operator: Operator, dtype: str, chips: Iterable[str]) -> list[Roof]:
     """The least time of an operator on every board with one of these chips: the longer of its arithmetic, at the
-    datasheet's rate, and its compulsory memory traffic."""
+    datasheet's rate, and its compulsory memory traffic; nothing where that isn't known."""
+    if operator.bytes is None:
+        return []
     kind = DTYPES[dtype][1] if operator.product or dtype == "float64" else "float"
     found = []
     for board in (board for board in BOARDS if board.chip in chips):
         rate = board.rates[tiles.ARITHMETIC.index(kind)] or board.rates[tiles.ARITHMETIC.index("float")]
         computing = (operator.flops or 0) / rate / 1e6
         moving = operator.bytes / board.bandwidth / 1e3
-        found.append(Roof(board, rate, max(computing, moving), "arithmetic" if computing > moving else "memory"))
+        bound = "arithmetic" if computing > moving else "memory" if operator.flops is not None else "memory at least"
+        found.append(Roof(board, rate, max(computing, moving), bound))
     return found
 
 
-def waves(operator: Operator, code: Code) -> str:
+def waves(launch: Launch) -> str:
     """How the grid of a launch goes through the chip: in how many waves of resident programs, how full the last one
     is; and for programs that take tiles in turns, how many each takes."""
-    if code.resident is None:
-        return "unknown"
+    code, choice = launch
     if not code.resident:
-        return "does not fit"
-    slots = CHIPS[code.chip].multiprocessors * code.resident
-    said = _turns(code.grid, slots, "wave")
-    if operator.asked and operator.asked[-1][0].programs == code.grid:
-        tile, problem, *_ = operator.asked[-1]
-        said += f"; tiles {_turns(tiles.count(problem, tile), code.grid, 'turn')}"
+        return "unknown" if code.resident is None else "does not fit"
+    said = _turns(code.grid, CHIPS[code.chip].multiprocessors * code.resident, "wave")
+    if choice and choice.tile.programs == code.grid and isinstance(choice.problem, tiles.Product):
+        said += f"; tiles {_turns(tiles.count(choice.problem, choice.tile), code.grid, 'turn')}"
     return said
 
 
 def _turns(count: int, slots: int, word: str) -> str:
     whole, rest = divmod(count, slots)
+    share = f"{100 * rest // slots}%" if 100 * rest >= slots else "<1%"
     if not rest:
-        return f"{whole} full {word}{'s' * (whole != 1)}"
-    share = math.floor(100 * rest / slots)
-    return f"{share}% of a {word}" if not whole else f"{whole} {word}{'s' * (whole > 1)} and {share}% of one"
+        return f"{whole:,} full {word}{'s' * (whole != 1)}"
+    return f"{share} of a {word}" if not whole else f"{whole:,} {word}{'s' * (whole > 1)} and {share} of one"

@@ -108,11 +108,11 @@ def _functions(path: str, rows: set[int]) -> Source:
         tree = ast.parse(text)
     except (OSError, SyntaxError, UnicodeDecodeError):
         return Source(path, ())
-    kept: list[int] = []
-    for node in tree.body:
+    kept: set[int] = set()
+    for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             start = min([node.lineno, *(each.lineno for each in node.decorator_list)])
             span = range(start, (node.end_lineno or node.lineno) + 1)
-            kept += span if rows & {*span} else ()
+            kept |= {*span} if rows & {*span} else set()
     lines = text.splitlines()
-    return Source(path, tuple((row, lines[row - 1]) for row in kept))
+    return Source(path, tuple((row, lines[row - 1]) for row in sorted(kept)))

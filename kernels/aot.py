@@ -76,8 +76,7 @@ def residency(chip: str, registers: int, shared: int, warps: int, columns: int =
     if chip not in CHIPS:
         return None, None
     at = CHIPS[chip]
-    granule = 128 if chip.startswith("sm_") else 512
-    taken = -(-shared // granule) * granule + at.reserved
+    taken = -(-shared // at.granule) * at.granule + at.reserved
     fits = {"registers": 512 // max(-(-registers // 8) * 8, 8) * 4 // warps, "warps": at.warps // warps}
     if taken:
         fits["shared"] = (at.shared + at.reserved) // taken
@@ -103,6 +102,9 @@ class _Driver:
 
     def get_current_target(self) -> Any:
         return self.target
+
+    def get_benchmarker(self) -> Any:
+        raise RuntimeError("an autotuned kernel times its configurations, and nothing runs here: leave one")
 
 
 @contextlib.contextmanager
@@ -131,11 +133,16 @@ def target(chip: str) -> Any:
     return GPUTarget("cuda", int(chip[3:]), 32) if chip.startswith("sm_") else GPUTarget("hip", chip, 64)
 
 
+def bound(kernel: Any, chip: str, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """A launch's arguments by name, what Triton specialises the kernel for, and the rest of its options."""
+    *_, bind = kernel.device_caches[chip]
+    return bind(*args, **options)
+
+
 def source(kernel: Any, chip: str, args: tuple[Any, ...], options: dict[str, Any]) -> str:
     """A short hash of what determines a launch's code, but for the compiler: the text of the kernel and of what it
     calls, what Triton specialises it for, the chip. The same with every version of Triton."""
-    *_, bind = kernel.device_caches[chip]
-    _, specialization, rest = bind(*args, **options)
+    _, specialization, rest = bound(kernel, chip, args, options)
     with _placeless():
         key = triton.runtime.jit.compute_cache_key({}, specialization, dict(sorted(rest.items())))
         return hashlib.sha256("\n".join((chip, kernel.cache_key, key)).encode()).hexdigest()[:16]
@@ -196,7 +203,7 @@ def recording(chip: str, compile: bool = True, texts: Texts | None = None) -> It
             if texts is not None:
                 texts[code.source] = dict(compiled.asm)
             kernel.device_caches[chip][0].clear()  # Triton would keep every text of every kernel
-        sides = grid(dict(zip(kernel.arg_names, args, strict=False)) | options) if callable(grid) else grid
+        sides = grid(bound(kernel, chip, args, options)[0]) if callable(grid) else grid
         launched.append(code._replace(grid=math.prod(sides)))
 
     triton.runtime.jit.JITFunction.run = record
@@ -285,7 +292,7 @@ def _finish(chip: str, new: list[_Compiled]) -> Iterator[Code]:
         every = [step.name for step in steps]
         yield code._replace(
             load_widths=sass.widths(every, sass.load_bytes),
-            store_widths=sass.widths(every, sass.store_bytes),
+            store_widths=sass.widths(every, sass.store_bytes) + sass.atomics(every),
             looped=looped,
             loop_matrix=sum(map(sass.is_matrix, names)),
             instruction=next(filter(sass.is_matrix, names), None),

@@ -27,9 +27,10 @@ class Chip(NamedTuple):
     blocks: int = 32
     reserved: int = 1 << 10  # bytes of shared memory that a block takes besides its own; one block's are left out above
     boxes: bool = False  # fetches boxes of images by itself
+    granule: int = 128  # bytes that shared memory is given out in
 
 
-_AMD = {"sums": 32, "lanes": 64, "registers": 131072, "warps": 32, "blocks": 16, "reserved": 0}
+_AMD = {"sums": 32, "lanes": 64, "registers": 131072, "warps": 32, "blocks": 16, "reserved": 0, "granule": 512}
 CHIPS = {
     "sm_80": Chip(108, 163 << 10, (2048, 1024, 128, 128), 44, 600),  # A100
     "sm_89": Chip(128, 99 << 10, (512, 256, 256, 4), 20, 700, warps=48, blocks=24),  # RTX 4090, L40
@@ -37,7 +38,7 @@ CHIPS = {
     "sm_100": Chip(148, 227 << 10, (8192, 4096, 256, 128), 64, 1000, sums=128, boxes=True),  # B200
     "sm_120": Chip(170, 99 << 10, (512, 256, 256, 4), 20, 700, warps=48, blocks=24),  # RTX 5090
     "gfx942": Chip(304, 64 << 10, (2048, 1024, 256, 256), 56, 900, **_AMD),  # MI300X
-    "gfx950": Chip(256, 160 << 10, (4096, 0, 256, 128), 64, 900, **_AMD),  # MI355X
+    "gfx950": Chip(256, 160 << 10, (4096, 0, 256, 128), 64, 900, **_AMD | {"granule": 1280}),  # MI355X
     "gfx": Chip(256, 64 << 10, (2048, 0, 256, 256), 56, 900, **_AMD),  # other AMD chips
     "interpreter": Chip(1, 1 << 30, (1, 1, 1, 1), 1, 1),
 }

@@ -338,6 +338,17 @@ def _flops(pixels_by_outputs: int, weight_size: Sequence[int]) -> int:
     return 2 * pixels_by_outputs * math.prod(weight_size[1:])
 
 
+def _seen(input: torch.Tensor, taps: Sequence[int], image: Sequence[int]) -> int:
+    """Bytes of the input that windows see: not all, where strides are wider than windows."""
+    n, c, h, w = input.shape
+    return n * c * min(h, taps[0] * image[0]) * min(w, taps[1] * image[1]) * input.element_size()
+
+
+def _bytes(input: torch.Tensor, weight: torch.Tensor, *rest: Any) -> int:
+    y = conv2d_fake(input, weight, *rest)
+    return _seen(input, weight.shape[2:], y.shape[2:]) + nbytes(weight, *rest[:3], y)
+
+
 WINDOW = "int[2] stride, int[4] padding, int[2] dilation, int groups, str padding_mode"
 _EPILOGUE = "Tensor? bias, Tensor? scale, Tensor? residual"
 
@@ -348,7 +359,7 @@ CONV2D = Op(
     launcher=conv2d_launch,
     aten=conv2d_aten,
     flops=lambda input, weight, *args: _flops(conv2d_fake(input, weight, *args).numel(), weight.shape),
-    bytes=lambda *args: nbytes(*args[:5], conv2d_fake(*args)),
+    bytes=_bytes,
     folds=(
         Fold({"input": 0, "residual": 0}, (0,)),
         Fold({"input": 1, "weight": 0, "bias": 0, "scale": 0, "residual": 1, "groups": 0}, (1,)),
@@ -397,7 +408,9 @@ CONV2D_WEIGHT_GRAD = Op(
     launcher=weight_grad_launch,
     aten=weight_grad_aten,
     flops=lambda grad, input, weight_size, *args: _flops(grad.numel(), weight_size),
-    bytes=lambda *args: nbytes(*args[:2], weight_grad_fake(*args)),
+    bytes=lambda grad, input, weight_size, *args: (
+        _seen(input, weight_size[2:], grad.shape[2:]) + nbytes(grad, weight_grad_fake(grad, input, weight_size, *args))
+    ),
     folds=(Fold({"grad": 1, "input": 1, "weight_size": 0, "groups": 0}, (0,)),),
     product=True,
 )

@@ -198,5 +198,11 @@ def widths(names: list[str], bytes_of: Callable[[str], int]) -> str:
     return ", ".join(f"{width} x {found[width]}" for width in sorted(found, key=_width, reverse=True))
 
 
+def atomics(names: list[str]) -> str:
+    """How many there are, as an end of widths: ", atomic x 8"."""
+    count = sum(bool(re.match(r"(?:RED|ATOMG?)(?:\.|$)|(?:global|buffer|flat)_atomic_", name)) for name in names)
+    return f", atomic x {count}" if count else ""
+
+
 def _width(what: str) -> int:
     return 64 if what == "box" else int(what.split()[0])

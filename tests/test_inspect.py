@@ -15,7 +15,7 @@ import torch
 
 from bench.ledger import CHIPS, FIGURES, read
 from checks import assert_accurate, fresh_is_nan
-from cnn_triton import functional, inspection, listing
+from cnn_triton import functional, inspection, inspector, listing
 from cnn_triton.inspector import TARGETS
 from cnn_triton.kernels import aot, chips, sass
 from cnn_triton.kernels.lang import INTERPRETING, triton
@@ -64,7 +64,8 @@ for name in json.loads(sys.argv[1]):
     for gradients in (False, True):
         call = inspection.call_of(name, [], gradients=gradients, dtype=sys.argv[3])
         for each in inspection.inspect_call(call, sys.argv[2]):
-            codes = [(code.kernel, code.spills, code.grid, inspection.waves(each, code)) for code in each.codes]
+            codes = [(c.kernel, c.spills, c.grid, inspection.waves(launch), bool(launch.choice))
+                     for launch in each.launches for c in [launch.code]]
             print(json.dumps([name, gradients, each.name, each.flops, each.bytes, codes]))
 """
 
@@ -88,7 +89,8 @@ def test_every_function(chip, dtype):
         assert codes, what
         assert flops > 0, what
         assert moved > 0, what
-        for kernel, spills, grid, waves in codes:
+        for kernel, spills, grid, waves, has_tile in codes:
+            assert has_tile == any(word in kernel for word in ("conv_", "weight_grad", "placed")), (what, kernel)
             assert grid > 0, (what, kernel)
             assert "unknown" not in waves, (what, kernel)
             if dtype in ("bfloat16", "float16"):
@@ -100,9 +102,8 @@ def test_tiles(tmp_path):
     folder = tmp_path / "texts"
     args = (*LAYER, "--target", "sm_90")
     found, out = inspected(tmp_path, *args, "--tiles", "--sort", "registers", "--dump", folder)
-    table = out[out.index("Every tile that could serve") :]
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if line.startswith("│ ")]
-    rows = [row for row in rows if row[0][0].isdigit() and "x" in row[0]]
+    assert "Every tile that could serve conv2d on sm_90" in out
+    rows = found["tables"][-1]["rows"]
     assert len(rows) > 10
     registers = [int(row[1]) for row in rows]
     assert registers == sorted(registers)
@@ -114,10 +115,10 @@ def test_tiles(tmp_path):
     assert texts == {".ttir", ".ttgir", ".llir", ".ptx", ".sass"}
     assert "HGMMA" in next((folder / "sm_90").glob("*.sass")).read_text()
     other, _ = inspected(tmp_path, *args, "--tile", "128x128x64,stages=2,gathered")
-    (chosen,) = other["chips"]["sm_90"]
-    assert chosen["tile"].startswith("128x128x64,")
-    assert chosen["kernels"][0]["kernel"] == "conv_kernel"
-    assert chosen["kernels"][0]["source"] != kernel["source"]
+    (chosen,) = other["chips"]["sm_90"][0]["kernels"]
+    assert chosen["tile"] == "128x128x64,warps=8,stages=2,gathered"
+    assert chosen["kernel"] == "conv_kernel"
+    assert chosen["source"] != kernel["source"]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,10 @@ def test_tiles(tmp_path):
         (("conv2d", "input=1x8x4x4"), ("needs weight",)),
         (("conv2d", "input=1,8,4,4"), ("input must be the shape of a tensor", "'1,8,4,4'")),
         (("conv2d", "stride"), ("NAME=VALUE", "'stride'")),
-        (("conv2d", "--tiles"), ("--tiles", "one chip at a time")),
+        (("conv2d", "--tiles"), ("--tiles", "of one chip at a time")),
+        (("conv2d", "--tiles", "--tile", "64x64x64", "--target", "h100"), ("--tiles", "without --tile")),
+        (("conv2d", "--target", "a10"), ("--target a10", "a100")),
+        (("conv2d", "--html", "."), ("--html .", "a folder")),
         (("conv2d", "--sort", "spills"), ("--sort spills", "--tiles")),
         (("conv2d", "--target", "sm_90", "--tiles", "--sort", "spill"), ("--sort spill", "spills")),
     ],
@@ -148,12 +152,106 @@ def test_bad_words(args, words):
         (("conv2d", "input=1x8x4x4", "weight=8x7x3x3"), ("weight", "7")),
         (("conv2d", "--tile", "129x64x64"), ("--tile 129x64x64", "128x64x64")),
         (("conv2d", "--operator", "conv2d_input_grad"), ("--operator", "--gradients")),
-        (("max_pool2d", "--tile", "64x64x64"), ("max_pool2d has no choice of tiles",)),
+        (("max_pool2d", "--tile", "64x64x64"), ("max_pool2d: there is no other tile",)),
+        (("conv2d", "input=0x64x8x8", "weight=64x64x3x3"), ("launches no kernel",)),
     ],
     ids=lambda value: " ".join(value),
 )
 def test_bad_calls(args, words):
     refused(("inspect", *args, "--target", "sm_90"), "error: ", *words, by=process)
+
+
+OWN = """
+import torch
+import triton
+import triton.language as tl
+
+if True:
+    @triton.jit
+    def double_kernel(x, y, n, B: tl.constexpr = 128):
+        i = tl.program_id(0) * B + tl.arange(0, B)
+        tl.store(y + i, 2 * tl.load(x + i, mask=i < n), mask=i < n)
+
+@triton.jit
+def count_kernel(x, total, n):
+    i = tl.program_id(0) * 64 + tl.arange(0, 64)
+    tl.atomic_add(total + (i & 0), tl.load(x + i, mask=i < n, other=0.0), mask=i < n)
+
+@triton.autotune([triton.Config({}, num_warps=w) for w in (1, 2)], ["n"])
+@triton.jit
+def tuned_kernel(x, n):
+    tl.store(x, n)
+
+def double(x: torch.Tensor):
+    y = torch.empty_like(x)
+    double_kernel[lambda meta: (triton.cdiv(x.numel(), meta["B"]),)](x, y, x.numel())
+    return y
+
+def count(x: torch.Tensor, *rest, **more):
+    double_kernel[(4, 2)](x, x, 512)
+    count_kernel[(triton.cdiv(x.numel(), 64),)](x, x, x.numel())
+
+def tuned(x: torch.Tensor):
+    tuned_kernel[(1,)](x, 3)
+
+def wrong(x: torch.Tensor):
+    return {}["absent"]
+
+def idle(x: torch.Tensor):
+    return x
+
+def bare(x):
+    return x
+"""
+
+
+def test_own_functions(tmp_path):
+    """A user's file: grids of several sides and of a function, atomics, bytes counted once, pages of what is nested."""
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    page = tmp_path / "page.html"
+    args = ("--dtype", "float32", "--target", "h200", "--html", page)
+    found, out = inspected(tmp_path, f"{file}:double", "x=1000", *args)
+    (operator,) = found["chips"]["sm_90"]
+    (kernel,) = operator["kernels"]
+    assert (kernel["kernel"], kernel["grid"], operator["bytes"], operator["flops"]) == ("double_kernel", 8, 8000, None)
+    assert "memory at least" in out
+    assert "2 * tl.load(x + i" in page.read_text()
+    found, _ = inspected(tmp_path, f"{file}:count", "x=1000", "--dtype", "float32", "--target", "sm_90")
+    (operator,) = found["chips"]["sm_90"]
+    assert [(kernel["kernel"], kernel["grid"]) for kernel in operator["kernels"]] == [
+        ("double_kernel", 8), ("count_kernel", 16)
+    ]  # fmt: skip
+    assert "atomic x" in operator["kernels"][1]["store_widths"]
+    assert operator["bytes"] == 4000
+    for name, words in (
+        ("tuned", "an autotuned kernel times its configurations"),
+        ("wrong", "KeyError: 'absent'"),
+        ("idle", "it launches no kernel"),
+    ):
+        refused(("inspect", f"{file}:{name}", "x=64", "--target", "sm_90"), "error: ", words, by=process)
+    refused(("inspect", f"{file}:bare", "x=64x64"), "x: torch.Tensor")
+    refused(("inspect", f"{file}:count_kernel", "x=64x64"), "name the function that launches the kernel")
+
+
+def test_two_products_in_an_operator(tmp_path):
+    """The gradients of a pooled block are of one operator: each product has its own tile, and a chosen one is given
+    to the first alone."""
+    args = ("conv2d_relu_max_pool2d", *LAYER[1:], "--gradients", "--operator", "conv2d_pool_grad", "--target", "sm_90")
+    found, _ = inspected(tmp_path, *args)
+    other, out = inspected(tmp_path, *args, "--tile", "128x128x64,gathered")
+
+    def tiles_of(figures):
+        return {
+            kernel["kernel"]: kernel["tile"] for kernel in figures["chips"]["sm_90"][0]["kernels"] if kernel["tile"]
+        }
+
+    before, after = tiles_of(found), tiles_of(other)
+    assert set(before) == {"conv_box_kernel", "weight_grad_box_kernel"}
+    assert set(after) == {"conv_kernel", "weight_grad_box_kernel"}
+    assert after["weight_grad_box_kernel"] == before["weight_grad_box_kernel"]
+    assert after["conv_kernel"].startswith("128x128x64")
+    assert "sum_kernel" in out
 
 
 def test_what_a_chip_has_not(tmp_path):
@@ -186,13 +284,26 @@ def test_roofline():
 def test_waves():
     def of(grid, resident):
         code = aot.Code("k", "sm_90", "", "", resident=resident, grid=grid)
-        return inspection.waves(inspection.Operator("op", 1, 1, True, [code]), code)
+        return inspection.waves(inspection.Launch(code, None))
 
     assert of(264, 2) == "1 full wave"
     assert of(528, 2) == "2 full waves"
     assert of(66, 1) == "50% of a wave"
     assert of(300, 2) == "1 wave and 13% of one"
+    assert of(1, 1) == "<1% of a wave"
     assert of(5, 0) == "does not fit"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("<1% of a wave", "2% of a wave", "12% of a wave", "1 full wave", "1 wave and 3% of one", "12 full waves"),
+        ("0.198", "1.4", "9", "10", "1,000", "none"),
+        ("16x64x64,gathered", "128x64x32,boxes", "128x64x64,boxes"),
+    ],
+)
+def test_order(words):
+    assert tuple(sorted(sorted(words), key=inspector.order)) == words
 
 
 def test_widths():

@@ -18,6 +18,7 @@ LAYERS = [  # each may import from those before it, and from its own line
     ("kernels/geometry.py", "kernels/lang.py"),
     ("kernels/pool_geometry.py",),
     ("kernels/precision.py", "kernels/chips.py"),
+    ("kernels/plan.py",),
     ("kernels/tiles.py",),
     ("kernels/device.py", "kernels/op.py"),
     ("kernels/stream.py", "kernels/pooling.py"),
@@ -42,7 +43,9 @@ LAYERS = [  # each may import from those before it, and from its own line
     ("cnn_triton/training.py",),
     ("cnn_triton/runs.py", "cnn_triton/terminal.py"),
     ("cnn_triton/report.py", "cnn_triton/photograph.py"),
+    ("cnn_triton/profiling.py", "cnn_triton/inspection.py", "cnn_triton/listing.py"),
     ("cnn_triton/jobs.py",),
+    ("cnn_triton/workbench.py", "cnn_triton/inspector.py"),
     ("cnn_triton/cli.py",),
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
