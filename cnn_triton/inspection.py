@@ -196,10 +196,10 @@ def _module(name: str) -> types.ModuleType:
     try:
         if path.suffix != ".py":
             return importlib.import_module(name)
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec = importlib.util.spec_from_file_location("_inspected", path)
         assert spec is not None
         assert spec.loader is not None
-        module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+        module = sys.modules["_inspected"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
     finally:

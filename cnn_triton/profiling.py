@@ -273,7 +273,7 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """What the device reaches here and now: a large copy, GB/s read and written, and a large product, TFLOP/s; in
     float32 as convolutions have it, in TF32 where PyTorch's switch says so."""
     gpu, clock = device.type == "cuda", _Clock(device)
-    size, side = (1 << 30, 8192) if gpu else (1 << 26, 1024)
+    size, side = (1 << 30, 8192) if gpu else (1 << 26, 2048)
     source = torch.empty(size, dtype=torch.int8, device=device)
     target, a = torch.empty_like(source), torch.randn(side, side, device=device).to(dtype)
 
