@@ -18,7 +18,9 @@ import torch
 from . import problems
 
 ROOT = Path(__file__).parents[1]
-TESTS = [f"tests/test_{name}.py" for name in ("ops", "gradients", "tiles", "semantics", "nn", "warmup")]
+TESTS = [
+    f"tests/test_{name}.py" for name in ("ops", "plan", "gradients", "tiles", "semantics", "nn", "warmup", "ecosystem")
+]
 ONCE = ("host", "memory")  # benchmarks that take seconds
 NEEDS = {"tests/test_cli.py": ("typer", "rich", "sklearn", "safetensors", "PIL")}
 # In this order, each with its share of the time that is left; tune, a search of tiles, runs only if it is named.

@@ -200,6 +200,8 @@ def verified(problem: Problem, row: dict[str, Any], compile: bool) -> dict[str, 
             torch._dynamo.reset()
             candidate = torch.compile(problem.theirs, dynamic=False, **options)
             found = error(step(candidate, sample, grad)(), reference)
+            if sample is not problem:
+                step(candidate, problem, gradient(problem))()  # compiles again, for its shapes
         except Exception as reason:
             row["notes"].append(f"torch.compile ({way}) failed: {type(reason).__name__}: {str(reason)[:300]}")
             continue

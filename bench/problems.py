@@ -166,8 +166,12 @@ def whole(name: str, n: int, mode: str, dtype: torch.dtype, device: torch.device
     if device.type == "cuda":
         cnn_triton.warmup(converted, x)  # in parallel, or the first step would take minutes
     wrt = tuple(range(1, 1 + len(weights)))
-    # In float32, for in 16 bits PyTorch's own gradients of many layers are far from float64's.
-    sample = lambda: (x[:4].float(), *(t.float() for t in tensors[1:]))  # noqa: E731
+
+    def sample() -> tuple[torch.Tensor, ...]:
+        few = (x[:4], *tensors[1:])
+        # In 16 bits PyTorch's own gradients of many layers are far from float64's.
+        return few if mode == "forward" else tuple(t.float() for t in few)
+
     return Problem(of(converted), of(original), tensors, mode, wrt, images=n, sample=sample)
 
 

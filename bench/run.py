@@ -83,6 +83,7 @@ def bench(
             continue
         torch.manual_seed(0)
         begun = time.perf_counter()
+        report["failed"].pop(what, None)
         try:
             with memory_returned(device):
                 row = measure(name, chosen[name](), clock, limits, rounds, compile=compile)
@@ -95,7 +96,6 @@ def bench(
             keep = [r for r in report["rows"] if r["problem"] != name]
             place = next((i for i, r in enumerate(report["rows"]) if r["problem"] == name), len(keep))
             report["rows"] = [*keep[:place], row, *keep[place:]]
-            report["failed"].pop(what, None)
             report["left out"] = [left for left in report["left out"] if left != name]
         print(f"{time.perf_counter() - begun:6.1f} s  {what}", flush=True)
         write(report, out, part)

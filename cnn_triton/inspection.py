@@ -191,7 +191,7 @@ def _function(name: str) -> Callable[..., Any]:
 
 def _module(name: str) -> types.ModuleType:
     """A module by its name, or a file, which may import its neighbours."""
-    path = Path(name)
+    path, before = Path(name), [*sys.path]
     sys.path.insert(0, str(path.parent) if path.suffix == ".py" else "")
     try:
         if path.suffix != ".py":
@@ -203,7 +203,7 @@ def _module(name: str) -> types.ModuleType:
         spec.loader.exec_module(module)
         return module
     finally:
-        sys.path.pop(0)
+        sys.path[:] = before
 
 
 def _arguments(name: str, function: Callable[..., Any], words: list[str]) -> dict[str, Any]:

@@ -163,7 +163,7 @@ _FIGURES: dict[str, Callable[[Launch], str]] = {
     "limited by": lambda launch: launch.code.limit or "",
     "matrix instructions": lambda launch: str(launch.code.matrix),
     "loads": lambda launch: launch.code.load_widths or "none",
-    "stores": lambda launch: (launch.code.store_widths or "none").removeprefix(", "),
+    "stores": lambda launch: launch.code.store_widths or "none",
     "figures below are of": lambda launch: "the main loop" if launch.code.looped else "the whole kernel",
     "matrix instructions there": _in_loop,
     "narrowest load, bytes": _narrowest,

@@ -55,7 +55,8 @@ def _assembly(text: str) -> list[Line]:
         if found := _FILE.match(line):
             number, folder, name = found.groups()
             files[number] = f"{folder}/{name}" if name else folder
-    by_name = {Path(path).name: path for path in files.values()}
+    names = Counter(Path(path).name for path in set(files.values()))
+    by_name = {Path(path).name: path for path in files.values() if names[Path(path).name] == 1}
     lines: list[Line] = []
     places: tuple[Place, ...] = ()
     for line in text.split("\t.section\t.debug")[0].split(".Lfunc_end0:")[0].splitlines():

@@ -63,7 +63,7 @@ class Profile:
     """A step's figures.
 
     host, device: milliseconds of a bare step, medians: until the host had queued it, and until it was done
-    ceilings: copy, GB/s, and product, TFLOP/s; measured in the same process, and empty without a GPU
+    ceilings: copy, GB/s, and product, TFLOP/s; measured in the same process, and empty in Triton's interpreter
     unknown: what can't be known here, in words
     """
 
@@ -76,13 +76,6 @@ class Profile:
     kernels: list[Kernel]
     ceilings: dict[str, float]
     unknown: list[str] = field(default_factory=list)
-
-    def layers(self) -> dict[str, list[Row]]:
-        """Rows by layer, in the order of the forward pass."""
-        found: dict[str, list[Row]] = {}
-        for row in self.rows:
-            found.setdefault(row.layer, []).append(row)
-        return found
 
     def roofline(self, row: Row) -> float | None:
         """The time that the chip would need at its ceilings, over the row's."""
@@ -312,7 +305,8 @@ def profile(
     trace: Path | None = None,
 ) -> Profile:  # fmt: skip
     """Profiles a step of the model on these images: a forward pass in eval mode without gradients, or in training mode
-    forward and backward, from the sum of the squared result.
+    forward and backward, from the sum of the squared result. Training steps leave no gradients, and move what
+    batch normalisation remembers.
 
     trace: file for the Chrome and Perfetto trace, ranges named after the modules. Errors: those of the model.
     """
@@ -328,7 +322,7 @@ def profile(
         limits = {} if INTERPRETING and not gpu else ceilings(device, images.dtype)
     unknown = [] if gpu else [
         "no GPU is here: the times are of the CPU, and of what runs there. The kernels' times and launches, the gap "
-        "between them, and their share of what a chip can do are known on a GPU alone"
+        "between them, and what a chip could do are known on a GPU alone"
     ]  # fmt: skip
     if not covered:
         unknown.append("the host was slower than the GPU while operators were timed: their times hold some of its own")
@@ -352,7 +346,7 @@ def _watch(
                     spent = 1e3 * (time.perf_counter() - begun)
                 layers.step_ends()
                 covered = covered and (not clock.gpu or not i or not start.query())
-                slow = max(slow, spent)
+                slow = slow or spent  # later ones wait for the GPU where its queue is full
                 clock.wait()
     return watched.finished(steps), covered
 

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import importlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,8 @@ def profile_model(
     training: bool, compare: bool, json: Path | None, trace: Path | None, roofline: Path | None, proton: Path | None,
 ) -> None:  # fmt: skip
     """Profiles a step, and shows it as a table; writes what has a file."""
+    if compare and proton is not None:
+        fail("--proton: not with --compare, whose profiler would keep the GPU's counters to itself")
     found = find(name, _shape(shape), device)
     model = found.model.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.randn(batch, *found.shape).to(device, dtype, memory_format=torch.channels_last)
@@ -218,7 +221,7 @@ def ncu(kernel: str, arguments: list[str]) -> None:
     """Prints the command by which Nsight Compute counts for one kernel, and runs it where it is installed."""
     words = ["ncu", "--kernel-name", f"regex:{kernel}", "--launch-skip", "3", "--launch-count", "1", "--set", "full"]
     command = [*words, "cnn-triton", "profile", *arguments]
-    print(" ".join(command))
+    print(shlex.join(command))
     if shutil.which("ncu") and torch.cuda.is_available():
         raise SystemExit(subprocess.run(command, check=False).returncode)
     print("note: Nsight Compute (ncu), or a GPU, is not here; run the command where they are")

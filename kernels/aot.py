@@ -292,7 +292,7 @@ def _finish(chip: str, new: list[_Compiled]) -> Iterator[Code]:
         every = [step.name for step in steps]
         yield code._replace(
             load_widths=sass.widths(every, sass.load_bytes),
-            store_widths=sass.widths(every, sass.store_bytes) + sass.atomics(every),
+            store_widths=", ".join(filter(None, (sass.widths(every, sass.store_bytes), sass.atomics(every)))),
             looped=looped,
             loop_matrix=sum(map(sass.is_matrix, names)),
             instruction=next(filter(sass.is_matrix, names), None),

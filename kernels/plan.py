@@ -161,7 +161,8 @@ class Tape(TorchDispatchMode):
         super().__init__()
         self.results = results
         self.tensors = [*(value for value in args if isinstance(value, torch.Tensor)), *results]
-        self.steps: list[Step] | None = []
+        self.given = len(self.tensors)
+        self.steps: list[tuple[Step, set[int]]] | None = []  # with the numbers of the tensors that they take
         self.launches = 0
         self._paused = False
 
@@ -171,15 +172,16 @@ class Tape(TorchDispatchMode):
         return True
 
     def __enter__(self) -> "Tape":
-        _recording.acquire()
-        self._token = _tape.set(self)
-        super().__enter__()
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(_recording)
+            undo.callback(_tape.reset, _tape.set(self))
+            super().__enter__()
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        super().__exit__(*raised)
-        _tape.reset(self._token)
-        _recording.release()
+        with self._undo:
+            super().__exit__(*raised)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -190,8 +192,8 @@ class Tape(TorchDispatchMode):
         finally:
             self._paused = before
 
-    def note(self, make: Callable[[], Step]) -> None:
-        """Adds a step, if all of them can be repeated so far."""
+    def note(self, make: Callable[[], tuple[Step, set[int]]]) -> None:
+        """Adds a step and the tensors that it takes, if all of them can be repeated so far."""
         if self.steps is not None:
             try:
                 self.steps.append(make())
@@ -218,7 +220,8 @@ class Tape(TorchDispatchMode):
     ) -> None:  # fmt: skip
         """Notes a launch of what is compiled now; in the interpreter, of the kernel."""
         self.launches += 1
-        if compiled is None and not INTERPRETING:  # someone's hook took the launch
+        unnamed = [] if INTERPRETING else [n for n in kernel.arg_names[len(args) :] if n not in constants]
+        if unnamed or (compiled is None and not INTERPRETING):  # a default, or someone's hook took the launch
             self.steps = None
             return
         if INTERPRETING:
@@ -229,8 +232,9 @@ class Tape(TorchDispatchMode):
             run, constants = compiled[(programs, 1, 1)], {}
             scratch = bool(getattr(compiled.metadata, "global_scratch_size", 0))
 
-        def make() -> Step:
-            fill = _filler([self.template(value, False) for value in (*args, *names.values())])
+        def make() -> tuple[Step, set[int]]:
+            template = [self.template(value, False) for value in (*args, *names.values())]
+            fill = _filler(template)
 
             def step(tensors: list[torch.Tensor]) -> None:
                 with on(device):
@@ -239,7 +243,7 @@ class Tape(TorchDispatchMode):
                     else:
                         run(*fill(tensors))
 
-            return step
+            return step, {*_numbers(template)}
 
         self.note(make)
 
@@ -259,16 +263,18 @@ class Tape(TorchDispatchMode):
         elif fresh:
             (like,) = fresh
             size, strides, how = like.shape, like.stride(), {"dtype": like.dtype, "device": like.device}
-            self.note(lambda: lambda tensors: tensors.append(torch.empty_strided(size, strides, **how)))
+            own = {len(self.tensors)}
+            self.note(lambda: (lambda tensors: tensors.append(torch.empty_strided(size, strides, **how)), own))
         self.tensors += fresh
         return result
 
-    def _again(self, func: Any, args: Any, kwargs: Any, fresh: int) -> Step:
-        """The step that calls one of PyTorch's operators."""
+    def _again(self, func: Any, args: Any, kwargs: Any, fresh: int) -> tuple[Step, set[int]]:
+        """The step that calls one of PyTorch's operators, and the tensors that it takes or makes."""
         if fresh > 1:
             raise _NotAgain
         names = tuple(kwargs)
-        fill = _filler(self.template([*args, *kwargs.values()], True))
+        template = self.template([*args, *kwargs.values()], True)
+        fill, used = _filler(template), {*_numbers(template)} | ({len(self.tensors)} if fresh else set())
 
         def step(tensors: list[torch.Tensor]) -> None:
             (*filled,) = fill(tensors)
@@ -277,14 +283,19 @@ class Tape(TorchDispatchMode):
             if fresh:
                 tensors.append(result[0] if isinstance(result, tuple | list) else result)
 
-        return step
+        return step, used
 
     def plan(self, single: bool) -> "Plan | str":
-        """What was noted; NEVER if it can't be repeated."""
+        """What was noted; NEVER if it can't be repeated. A workspace lives until the last step that takes it."""
         if self.steps is None:
             return NEVER
         made = tuple((t.shape, t.stride(), t.dtype, t.device) for t in self.results)
-        return Plan(made, tuple(self.steps), self.launches, single)
+        last = {number: i for i, (_, used) in enumerate(self.steps) for number in used if number >= self.given}
+        ends: list[list[int]] = [[] for _ in self.steps]
+        for number, i in last.items():
+            ends[i].append(number)
+        steps = tuple((step, tuple(end)) for (step, _), end in zip(self.steps, ends, strict=True))
+        return Plan(made, steps, self.launches, single)
 
 
 _depends = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
@@ -294,10 +305,17 @@ def _memory(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _has_tensors(template: Any) -> bool:
+def _numbers(template: Any) -> Iterator[int]:
+    """Those of the tensors in a template."""
     if isinstance(template, Slot | View):
-        return True
-    return isinstance(template, tuple | list) and any(map(_has_tensors, template))
+        yield template.number
+    elif isinstance(template, tuple | list):
+        for each in template:
+            yield from _numbers(each)
+
+
+def _has_tensors(template: Any) -> bool:
+    return next(_numbers(template), None) is not None
 
 
 SEEN, NEVER = "seen", "never"  # kept for a key without a plan: once seen, or never to be repeated
@@ -306,7 +324,7 @@ SEEN, NEVER = "seen", "never"  # kept for a key without a plan: once seen, or ne
 def keep(plans: dict[Any, Any], key: Any, what: "Plan | str") -> None:
     """Keeps what is known of a key; of too many, the oldest goes."""
     with _recording:
-        if len(plans) >= _MOST:
+        if len(plans) >= _MOST and key not in plans:
             del plans[next(iter(plans))]
         plans[key] = what
 
@@ -320,10 +338,11 @@ def can_be_taped(args: tuple[Any, ...]) -> bool:
 
 
 class Plan(NamedTuple):
-    """Steps to the results of a call, with so many launches; `single`: it has one result, which isn't in a tuple."""
+    """Steps to the results of a call, each with the workspaces that nothing takes after it, and so many launches;
+    `single`: there is one result, which isn't in a tuple."""
 
     results: tuple[tuple[Any, ...], ...]
-    steps: tuple[Step, ...]
+    steps: tuple[tuple[Step, tuple[int, ...]], ...]
     launches: int
     single: bool
 
@@ -332,8 +351,10 @@ class Plan(NamedTuple):
             torch.empty_strided(size, strides, dtype=dtype, device=device)
             for size, strides, dtype, device in self.results
         )
-        tensors = [value for value in args if isinstance(value, torch.Tensor)]
+        tensors: list[Any] = [value for value in args if isinstance(value, torch.Tensor)]
         tensors += results
-        for step in self.steps:
+        for step, ends in self.steps:
             step(tensors)
+            for number in ends:
+                tensors[number] = None
         return results[0] if self.single else results

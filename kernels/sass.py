@@ -199,9 +199,9 @@ def widths(names: list[str], bytes_of: Callable[[str], int]) -> str:
 
 
 def atomics(names: list[str]) -> str:
-    """How many there are, as an end of widths: ", atomic x 8"."""
+    """How many there are: "atomic x 8"."""
     count = sum(bool(re.match(r"(?:RED|ATOMG?)(?:\.|$)|(?:global|buffer|flat)_atomic_", name)) for name in names)
-    return f", atomic x {count}" if count else ""
+    return f"atomic x {count}" if count else ""
 
 
 def _width(what: str) -> int:

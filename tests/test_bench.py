@@ -159,8 +159,11 @@ def test_gpu_problems_are_well_formed(monkeypatch):
         assert name.split()[0] in measure.DTYPES
         assert problem.tensors[0].dtype == measure.DTYPES[name.split()[0]]
         results = measure.step(problem.theirs, problem, measure.gradient(problem))()
-        shapes = [problem.tensors[i].shape for i in problem.wrt] if problem.mode != "forward" else []
-        assert [r.shape for r in results[-len(shapes) :]] == shapes or problem.mode == "forward"
+        if problem.mode == "forward":
+            shapes = [result.shape for result in measure.step(problem.ours, problem, None)()]
+        else:
+            shapes = [problem.tensors[i].shape for i in problem.wrt]
+        assert [result.shape for result in results[-len(shapes) :]] == shapes
 
 
 def test_gpu_problems_cover_the_layers():

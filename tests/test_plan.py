@@ -26,8 +26,8 @@ def tensors(result):
 def same(mine, right):
     """The same bits, strides and dtype; NaN in the same places."""
     return all(
-        a.stride() == b.stride() and a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
-        and torch.equal(a.isnan(), b.isnan())
+        a.stride() == b.stride() and a.dtype == b.dtype and torch.equal(a.isnan(), b.isnan())
+        and torch.equal(a[~a.isnan()], b[~b.isnan()]) and torch.equal(a[~a.isnan()].signbit(), b[~b.isnan()].signbit())
         for a, b in zip(tensors(mine), tensors(right), strict=True)
     )  # fmt: skip
 
@@ -163,6 +163,42 @@ def test_errors_are_not_kept(device):
         with pytest.raises(RuntimeError, match="not today"):
             op.launch(x)
     assert not op.plans
+
+
+def test_an_error_on_the_tape_leaves_nothing(device):
+    """One at the second sight: the third call is noted as the second would have been, and no mode is left behind."""
+    days = iter((True, False, True, True))
+
+    def launcher(y, x):
+        if not next(days, True):
+            raise RuntimeError("not today")
+        twice(y, x)
+
+    op, (x,) = op_of(launcher), vectors(device, 1)
+    op.launch(x)
+    with pytest.raises(RuntimeError, match="not today"):
+        op.launch(x)
+    assert plan._tape.get() is None
+    assert not torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+    for _ in range(3):
+        assert torch.equal(op.launch(x), 2 * x)
+    assert [isinstance(kept, plan.Plan) for kept in op.plans.values()] == [True]
+
+
+def test_workspaces_are_freed(device):
+    """In a repeated call a workspace lives until the last step that takes it, as in the launcher."""
+
+    def launcher(y, x):
+        parts = torch.empty(2, 8, device=x.device)
+        launch(double_kernel, 1, x, parts[1], x.numel(), BLOCK=16)
+        launch(double_kernel, 1, parts[1], y, x.numel(), BLOCK=16)
+        launch(double_kernel, 1, x, y, x.numel(), BLOCK=16)
+
+    op, (x,) = op_of(launcher), vectors(device, 1)
+    for _ in range(3):
+        assert torch.equal(op.launch(x), 2 * x)
+    (kept,) = op.plans.values()
+    assert [ends for _, ends in kept.steps] == [(), (), (2,), ()]
 
 
 COMPILED = """
