@@ -208,7 +208,9 @@ def recording(chip: str, compile: bool = True, texts: Texts | None = None) -> It
 
     triton.runtime.jit.JITFunction.run = record
     try:
-        with compiling_for(chip):
+        with compiling_for(chip), triton.knobs.compilation.scope():
+            if texts is not None:  # those in Triton's cache may name files that have moved since
+                triton.knobs.compilation.always_compile = True
             yield launched
     finally:
         triton.runtime.jit.JITFunction.run = run
