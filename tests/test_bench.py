@@ -258,12 +258,14 @@ def test_gpu_clock(monkeypatch):
     assert clock.flushes >= 2
 
 
+@pytest.mark.cover
 def test_a_part_out_of_time_leaves_its_log(tmp_path):
     command = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(600)"]
     assert gpu.part("slow", command, tmp_path, 0.05).startswith("stopped after")
     assert (tmp_path / "slow.log").read_text().startswith("begun")
 
 
+@pytest.mark.cover
 @no_gpu
 def test_gpu_command_end_to_end(tmp_path, monkeypatch, capsys):
     """All of `bench.gpu` but the GPU: its processes run, here in the interpreter, and one folder holds the results."""
@@ -356,6 +358,7 @@ def test_blocks(tmp_path):
     assert all(row["spills"] == 0 for row in rows)
 
 
+@pytest.mark.cover
 def test_converted(tmp_path):
     """What conversion costs on a CPU, at a tiny size, in a process without the interpreter."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

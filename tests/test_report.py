@@ -396,6 +396,7 @@ def test_commands(tmp_path):
     assert not (tmp_path / "new.html").exists()
 
 
+@pytest.mark.cover
 def test_compare(tmp_path):
     """Three first layers trained on the same images: the page says what each run's figures and kernels are."""
     images = write_images(tmp_path / "images", ("dark", "bright"), side=6)

@@ -302,6 +302,7 @@ def test_resume_begins_and_ends(images, tmp_path):
     refused(("train", "--resume"), "--resume needs --out")
 
 
+@pytest.mark.cover
 def test_a_full_disk(images, device, tmp_path):
     """No file may grow past 200 kB, as on a disk that is full: the state after an epoch no longer fits."""
     out = tmp_path / "run"
