@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -138,6 +139,10 @@ def joined(device: torch.device, fsdp: bool = False) -> Iterator[Group]:
         group = Group(device, fsdp)
         with contextlib.nullcontext() if group.first else contextlib.redirect_stdout(None):
             yield group
+        # Gloo's threads need Python's lock to drop the last collectives' tensors. A group's end waits for them with the
+        # lock held, and Python's end they don't survive: here they get it.
+        dist.barrier()
+        time.sleep(0.3)
     finally:
         dist.destroy_process_group()
 
