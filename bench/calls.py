@@ -1,7 +1,5 @@
 """A layer's operator calls on untouched memory: for whatever looks at launches without running them."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,20 +17,6 @@ ARITHMETICS = {
     "fp32": (torch.float32, "ieee"),
 }
 PASSES = ("forward", "input gradient", "weight gradient")
-
-
-@contextlib.contextmanager
-def float32_precision(name: str) -> Iterator[None]:
-    """Within: PyTorch's switches for float32 convolutions and matrix products, "tf32" or "ieee"."""
-    switches = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    before = [switch.fp32_precision for switch in switches]
-    try:
-        for switch in switches:
-            switch.fp32_precision = name
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.fp32_precision = value
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

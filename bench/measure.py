@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cnn_triton
-from cnn_triton.kernels.registry import OPS
+from cnn_triton.kernels.registry import op_of
 
 from .problems import Problem
 
@@ -162,9 +162,8 @@ class Counted(TorchDispatchMode):
         self.flops = self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        namespace, _, name = func.name().partition("::")
-        if namespace == "cnn_triton":
-            op = next(op for op in OPS if op.name == name.split(".")[0])
+        op = op_of(func)
+        if op is not None:
             self.flops += op.flops(*args)
             self.bytes += op.bytes(*args)
         return func(*args, **(kwargs or {}))

@@ -25,8 +25,9 @@ from cnn_triton.ahead import compile_launches
 from cnn_triton.kernels import tiles
 from cnn_triton.kernels.lang import INTERPRETING
 from cnn_triton.kernels.op import Op, noting
+from cnn_triton.kernels.precision import float32_precision
 
-from .calls import ARITHMETICS, PASSES, calls, float32_precision
+from .calls import ARITHMETICS, PASSES, calls
 from .layers import BATCH, LAYERS, Layer
 from .measure import EPS, GpuClock, HostClock, clock_for, interleaved, memory_returned
 from .report import environment

@@ -27,11 +27,9 @@ from .kernels import aot
 from .kernels.chips import CHIPS
 from .kernels.lang import INTERPRETING, require, triton  # type: ignore[attr-defined]
 from .kernels.op import Launch, noting
-from .kernels.registry import OPS
+from .kernels.registry import op_of
 
 __all__ = ["WarmUp", "warmup"]
-
-_OPS = {op.name: op for op in OPS}
 
 
 class WarmUp(NamedTuple):
@@ -167,11 +165,11 @@ class Noting(TorchDispatchMode):
         self.launches: list[Launch] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        namespace, _, name = func.name().partition("::")
-        if namespace != "cnn_triton":
+        op = op_of(func)
+        if op is None:
             return func(*args, **(kwargs or {}))
         with noting() as launches:
-            results = _OPS[name.split(".")[0]].launch(*args, **(kwargs or {}))
+            results = op.launch(*args, **(kwargs or {}))
         self.launches += launches
         return results
 

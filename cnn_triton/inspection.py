@@ -32,7 +32,9 @@ from .dispatch import as_on_a_gpu
 from .kernels import aot, tiles
 from .kernels.aot import Code
 from .kernels.chips import BOARDS, CHIPS, Board
-from .kernels.registry import OPS
+from .kernels.op import Op
+from .kernels.precision import float32_precision
+from .kernels.registry import op_of
 
 __all__ = [
     "DTYPES",
@@ -88,8 +90,6 @@ EXAMPLES = {
 }
 """Arguments of a call that gives none: layers of ResNet-50, or as large."""
 
-_OPS = {op.name: op for op in OPS}
-
 
 class Call(NamedTuple):
     """A function and its arguments: shapes for tensors, values for the rest. dtype: one of DTYPES."""
@@ -138,7 +138,7 @@ class Operator:
 
     flops, bytes: arithmetic, and compulsory memory traffic; None where they aren't known
     product: is the arithmetic that of matrix instructions?
-    args: its arguments, to be launched again
+    op, args: its record and arguments, to be launched again; none of what the user's function launches itself
     """
 
     name: str
@@ -146,6 +146,7 @@ class Operator:
     bytes: int | None
     product: bool
     launches: list[Launch]
+    op: Op | None = None
     args: tuple[Any, ...] = ()
 
     @property
@@ -258,12 +259,11 @@ class _Launching(TorchDispatchMode):
         self.choices: dict[int, Choice] = {}  # by the number of the launch that follows
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        namespace, _, name = func.name().partition("::")
-        if namespace != "cnn_triton":
+        op, first = op_of(func), len(self.codes)
+        if op is None:
             return func(*args, **(kwargs or {}))
-        op, first = _OPS[name.split(".")[0]], len(self.codes)
         result = op.launch(*args)
-        operator = Operator(op.name, op.flops(*args), op.bytes(*args), op.product, [], tuple(args))
+        operator = Operator(op.name, op.flops(*args), op.bytes(*args), op.product, [], op, tuple(args))
         self.operators.append((operator, range(first, len(self.codes))))
         return result
 
@@ -281,17 +281,10 @@ class _Launching(TorchDispatchMode):
 @contextlib.contextmanager
 def _arithmetic(dtype: str) -> Iterator[None]:
     """Within: float32 products round as this dtype says, and fake tensors may be asked for their addresses."""
-    switches = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined, unused-ignore]
-    before = [switch.fp32_precision for switch in switches]
-    try:
-        for switch in switches:
-            switch.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
-        with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
-            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-            yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.fp32_precision = value
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with float32_precision("tf32" if dtype == "tf32" else "ieee"), warnings.catch_warnings(), fake:
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        yield
 
 
 def inspect_call(
@@ -350,14 +343,15 @@ def candidates(
 ) -> list[tuple[Choice, Launch]]:  # fmt: skip
     """Every tile that could serve an operator's choice, its own first, and the kernel that it makes; but for weight
     gradients one number of parts, which make no other code. Errors: ValueError without a choice."""
-    choice = _choice(operator)
+    choice, op = _choice(operator), operator.op
+    assert op is not None
     every = [each for each in serving(choice) if each.parts == choice.tile.parts]
     with aot.recording(choice.chip, texts=texts) as codes, as_on_a_gpu(), _arithmetic(call.dtype):
         modes = []
         for tile in progress(every):
             mode = _Launching(codes, (choice.problem, tile))
             with tiles.picking(mode.choose):
-                _OPS[operator.name].launch(*operator.args)
+                op.launch(*operator.args)
             modes.append(mode)
     found = []
     for mode in modes:

@@ -26,11 +26,10 @@ from . import fused
 from .dispatch import launches, where
 from .kernels.lang import INTERPRETING
 from .kernels.precision import switches
-from .kernels.registry import OPS
+from .kernels.registry import op_of
 
 __all__ = ["Kernel", "Profile", "Row", "ceilings", "in_mode", "profile", "step_of"]
 
-_OURS = {op.name: op for op in OPS}
 _REST = "(rest)"  # what no module called: the loss, sums of gradients
 
 
@@ -242,9 +241,8 @@ def _is_free(func: Any) -> bool:
 
 def _work(func: Any, args: Any, kwargs: Any, result: Any) -> tuple[int, int]:
     """FLOPs of products, and bytes of what is read and written."""
-    namespace, _, name = func.name().partition("::")
-    if namespace == "cnn_triton":
-        op = _OURS[name.split(".")[0]]
+    op = op_of(func)
+    if op is not None:
         return op.flops(*args) if op.product else 0, op.bytes(*args)
     formula = flop_registry.get(func._overloadpacket)
     flops = int(formula(*args, **kwargs, out_val=result)) if formula else 0

@@ -1,5 +1,7 @@
 """One table for numbers: which dtypes the kernels take, what they accumulate in, how dots round, the tests' epsilon."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -45,6 +47,20 @@ def matmul_dot(dtype: torch.dtype) -> str:
 def switches() -> tuple[str, str]:
     """Of convolutions, and of matrix products."""
     return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+
+
+@contextlib.contextmanager
+def float32_precision(name: str) -> Iterator[None]:
+    """Within: PyTorch's switches for float32 convolutions and matrix products, "tf32" or "ieee"."""
+    switches = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = name
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
 
 
 def _dot(dtype: torch.dtype, setting: str) -> str:

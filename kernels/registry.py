@@ -1,5 +1,7 @@
 """Every operator's record; what runs over all operators runs over this list."""
 
+from typing import Any
+
 from . import (
     avg_pool2d,
     batch_norm,
@@ -46,3 +48,10 @@ OPS: tuple[Op, ...] = (
     linear.LINEAR_INPUT_GRAD,
     linear.LINEAR_WEIGHT_GRAD,
 )
+_BY_NAME = {op.name: op for op in OPS}
+
+
+def op_of(overload: Any) -> Op | None:
+    """The record of an operator as torch's dispatcher knows it; None for one that isn't ours."""
+    namespace, _, name = overload.name().partition("::")
+    return _BY_NAME[name.split(".")[0]] if namespace == "cnn_triton" else None

@@ -7,11 +7,12 @@ from unittest import mock
 
 import torch
 
-from bench.calls import PASSES, calls, float32_precision
+from bench.calls import PASSES, calls
 from bench.layers import BATCH, LAYERS, Layer
 from bench.tune import picking
 from cnn_triton.kernels import tiles
 from cnn_triton.kernels.op import noting
+from cnn_triton.kernels.precision import float32_precision
 
 CHIPS = [chip for chip in tiles.CHIPS if chip != "interpreter"]
 DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "float": torch.float32, "double": torch.float64}

@@ -1,6 +1,9 @@
 """What the tests of the classifier share: a few digits, short configurations, image folders, commands."""
 
+import html
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +14,22 @@ from typer.testing import CliRunner
 
 from cnn_triton import data, runs, training
 from cnn_triton.cli import app
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def watched_in_chromium(page, script, tmp_path):
+    """(what the script leaves in document.body.dataset.watch, console lines) of a page opened without a window."""
+    copy = tmp_path / "watched.html"
+    copy.write_text(page.read_text().replace("</body>", script + "</body>"))
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
+         "--virtual-time-budget=10000", f"--user-data-dir={tmp_path / 'profile'}", copy.as_uri()],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    watched = re.search(r'data-watch="([^"]*)"', done.stdout)
+    assert watched, done.stdout[-500:] + done.stderr[-2000:]
+    return html.unescape(watched[1]), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
 def few(train=96, test=20):

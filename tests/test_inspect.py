@@ -4,8 +4,6 @@ import csv
 import importlib.util
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,11 +17,10 @@ from cnn_triton import functional, inspection, inspector, listing
 from cnn_triton.inspector import TARGETS
 from cnn_triton.kernels import aot, chips, sass
 from cnn_triton.kernels.lang import INTERPRETING, triton
-from small import process, refused
+from small import CHROMIUM, process, refused, watched_in_chromium
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ("direct", "tiled", "fused")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LAYER = ("conv2d_relu", "input=32x64x56x56", "weight=64x64x3x3", "bias=64", "padding=1")
 
 
@@ -369,7 +366,7 @@ CLICK = """<script>addEventListener("load", () => {
   const shown = kernel.querySelector(".listing.shown").dataset.name;
   const head = document.querySelector(".sortable th"); head.click(); head.click();
   const result = { ptx, machine, near, back, callers, shown, sorted: head.getAttribute("aria-sort") };
-  document.body.dataset.result = JSON.stringify(result);
+  document.body.dataset.watch = JSON.stringify(result);
 });</script>"""
 
 
@@ -382,23 +379,15 @@ def test_page_in_a_browser(tmp_path):
     text = page.read_text()
     assert "http://" not in text
     assert "https://" not in text
-    copy = tmp_path / "clicked.html"
-    copy.write_text(text.replace("</body>", CLICK + "</body>"))
-    done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
-         "--virtual-time-budget=10000", f"--user-data-dir={tmp_path / 'profile'}", copy.as_uri()],
-        capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
-    result = re.search(r'data-result="([^"]*)"', done.stdout)
-    assert result, done.stderr[-2000:]
-    found = json.loads(result[1].replace("&quot;", '"').replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    result, console = watched_in_chromium(page, CLICK, tmp_path)
+    found = json.loads(result)
     assert any("wgmma.mma_async" in line for line in found["ptx"])
     assert any("HGMMA" in line for line in found["machine"])
     assert any("tl.dot(" in line for line in found["back"])
     assert any("main_loop(" in line for line in found["callers"])
     assert found["shown"] == "SASS"
     assert found["sorted"] == "descending"
-    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+    assert console == []
 
 
 def example(name):

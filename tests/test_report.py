@@ -6,7 +6,6 @@ import dataclasses
 import io
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -19,9 +18,7 @@ from cnn_triton import nn, pages, photograph, report, runs
 from cnn_triton.anatomy import feature_maps, stages, weight_counts
 from cnn_triton.models import MODELS
 from cnn_triton.training import normalised, probabilities
-from small import command, config, few, refused, train, trainer, write_images
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from small import CHROMIUM, command, config, few, refused, train, trainer, watched_in_chromium, write_images
 
 
 def perturbed(features, size, p, q, channels=2):
@@ -339,16 +336,8 @@ def in_browser(path, tmp_path):
       document.body.dataset.watch = [document.images.length, broken, drawn, seen.join("+")].join(",");
     });
     </script>"""
-    copy = tmp_path / "watched.html"
-    copy.write_text(path.read_text().replace("</body>", watch + "</body>"))
-    done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
-         "--virtual-time-budget=10000", f"--user-data-dir={tmp_path / 'profile'}", copy.as_uri()],
-        capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
-    watched = re.search(r'data-watch="([^"]*)"', done.stdout)
-    assert watched, done.stdout[-500:] + done.stderr[-2000:]
-    return watched[1].split(","), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    watched, console = watched_in_chromium(path, watch, tmp_path)
+    return watched.split(","), console
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here (Debian's package chromium)")

@@ -14,7 +14,6 @@ import torch
 from wide import exact
 
 import picked
-from bench.calls import float32_precision
 from bench.layers import BATCH, LAYERS
 from cases import draw
 from checks import assert_accurate, assert_code, kernels_only
@@ -32,6 +31,7 @@ from cnn_triton.kernels import (
     tiles,
     unpool2d,
 )
+from cnn_triton.kernels.precision import float32_precision
 
 ROOT = Path(__file__).parents[1]
 

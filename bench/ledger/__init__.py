@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 from cnn_triton.kernels import aot
 from cnn_triton.kernels.aot import Code
 from cnn_triton.kernels.op import Op
+from cnn_triton.kernels.precision import float32_precision
 
-from ..calls import ARITHMETICS, PASSES, calls, float32_precision
+from ..calls import ARITHMETICS, PASSES, calls
 from ..layers import LAYERS
 
 FOLDER = Path(__file__).parent
