@@ -52,7 +52,8 @@ def photographs(folder, mode, count=40, side=96):
     return unseen
 
 
-@pytest.mark.parametrize("mode", ["L", pytest.param("RGB", marks=pytest.mark.cover)])
+@pytest.mark.cover
+@pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_own_images(mode, tmp_path):
     """A folder of photographs' patches, learned; images of parts not seen are named right, and evaluated."""
     unseen = photographs(tmp_path / "images", mode)

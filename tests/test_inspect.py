@@ -418,6 +418,7 @@ def test_examples_are_right(name, dtype, device):
             assert_accurate(conv(x, weight, bias), theirs, exact)
 
 
+@pytest.mark.cover
 def test_examples_are_as_inspected(tmp_path):
     """The table in examples/README.md is what the command says of them today; nothing spills."""
     rows = list(csv.reader((ROOT / "examples" / "README.md").read_text().splitlines(), delimiter="|"))

@@ -301,6 +301,7 @@ def test_chosen_classes(run, data, device):
     assert path.read_bytes() == before
 
 
+@pytest.mark.cover
 def test_before_the_first_epoch(data, device, tmp_path):
     one = trainer(data, device, model="vgg")
     runs.Run.create(tmp_path / "run", one).close()
