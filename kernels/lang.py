@@ -1,6 +1,5 @@
 """The one place that imports Triton, so that the package imports (and says what is missing) without it."""
 
-import dataclasses
 import os
 from typing import Any
 
@@ -42,48 +41,12 @@ def require() -> None:
 
 
 def device_function(function: Any) -> Any:
-    """`triton.jit` for a function that kernels call.
-
-    Triton's interpreter patches its language anew at every such call (1.5 ms, and each patch wraps the last); the
-    launch has patched it already, so here the call goes straight to the function.
-    """
+    """`triton.jit` for a function that kernels call."""
     jitted = triton.jit(function)
     if INTERPRETING and not MISSING:
-        jitted.__class__ = _Interpreted
+        jitted.__class__ = interpreter.DeviceFunction
     return jitted
 
 
-def check_overflow(on: bool) -> None:
-    """Does the interpreter check every 32-bit integer sum and product for overflow? Half of its time goes there, so it
-    does not, as compiled code does not, unless asked to; the tests ask."""
-    interpreter_builder.options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=on)
-
-
 if INTERPRETING and not MISSING:
-    import torch
-    from triton.runtime import interpreter
-    from triton.runtime.interpreter import InterpretedFunction, TensorHandle, interpreter_builder
-
-    class _Interpreted(InterpretedFunction):
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            return self.rewrite()(*args, **kwargs)
-
-    # The interpreter's own casts cut off the bits that bfloat16 lacks and get subnormal numbers wrong; hardware rounds.
-    def _cast(source: Any, target: Any, otherwise: Any = interpreter_builder.cast_impl) -> Any:
-        kinds = source.dtype.scalar, target.scalar
-        if kinds == (tl.float32, tl.bfloat16):
-            data = torch.tensor(source.data).bfloat16().view(torch.uint16).numpy()
-        elif kinds == (tl.bfloat16, tl.float32):
-            data = torch.tensor(source.data).view(torch.bfloat16).float().numpy()
-        else:
-            return otherwise(source, target)
-        return TensorHandle(data, target.scalar)
-
-    def _patch(tensor: Any, scope: Any, before: Any = interpreter._patch_lang_tensor) -> None:
-        """Loop bounds become integers; Triton 3.6 does that in a way that NumPy 2.4 refuses."""
-        before(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
-    interpreter_builder.cast_impl = _cast
-    interpreter._patch_lang_tensor = _patch
-    check_overflow(False)
+    from . import interpreter

@@ -93,7 +93,7 @@ def _overflow_checks():
     from cnn_triton.kernels import lang
 
     if lang.INTERPRETING:
-        lang.check_overflow(True)
+        lang.interpreter.check_overflow(True)
 
 
 @pytest.fixture(autouse=True)

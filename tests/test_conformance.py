@@ -10,22 +10,10 @@ import pytest
 import torch
 
 from cnn_triton import functional, nn
-from cnn_triton.kernels import lang
 from conformance import FLOATS, MODULES, PARTS, Call, hold, modules, operators, samples, shown
 
 OPERATORS = sorted({name.split()[0] for name in PARTS})
 dtypes = pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: str(dtype).removeprefix("torch."))
-
-
-@pytest.fixture(autouse=True)
-def _no_overflow_checks():
-    """The interpreter's checks for overflow take half of its time, and op_db's samples are tiny."""
-    if lang.INTERPRETING:
-        lang.check_overflow(False)
-        yield
-        lang.check_overflow(True)
-    else:
-        yield
 
 
 def ours(name):

@@ -15,7 +15,7 @@ from cnn_triton import functional, nn
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # each may import from those before it, and from its own line
-    ("kernels/geometry.py", "kernels/lang.py"),
+    ("kernels/geometry.py", "kernels/interpreter.py", "kernels/lang.py"),
     ("kernels/pool_geometry.py",),
     ("kernels/precision.py", "kernels/chips.py"),
     ("kernels/plan.py",),
