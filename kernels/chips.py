@@ -65,6 +65,8 @@ BOARDS = (
     Board("RTX 4090", "sm_89", (165.2, 82.6, 82.6, 1.3), 1008, "NVIDIA Ada GPU Architecture, appendix A"),
     Board("RTX 5090", "sm_120", (209.5, 104.8, 104.8, 1.6), 1792, "NVIDIA RTX Blackwell GPU Architecture, appendix A"),
 )
+# The chips, one of each generation, that the tests and bench/ledger/ compile every kernel for.
+COMPILED = ("sm_90", "sm_100", "gfx942", "sm_120", "sm_89", "sm_80")
 ELSEWHERE = "sm_89"  # an NVIDIA chip that is not in the table is treated as the most modest that is
 
 

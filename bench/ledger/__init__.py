@@ -1,11 +1,14 @@
-"""The ledger of code quality: what each layer's launches compile to, on every chip, with two versions of Triton.
+"""The ledger of code quality: what each layer's launches compile to, on every chip, with the pinned Triton.
 
+    python -m bench.ledger show CHIP [WORDS]    a table of the layers that have these words, to read
     python -m bench.ledger check [CHIP...]      is all that is launched in it, and does a sample compile to the same?
     python -m bench.ledger write [--reason R]   compiles what it doesn't know; figures that got worse need a reason
 
-launches-CHIP.csv: a row for each layer and pass; for each arithmetic the codes of the kernels launched, and the reason
-why a figure got worse, if one ever did. kernels-CHIP.csv: a row for each code and version of Triton, with its figures
-(kernels.aot.Code says what they mean). A code is a hash of all that determines a kernel but the compiler.
+README.md: what the tables come to, by chip, arithmetic and pass. launches-CHIP.csv: a row for each layer and pass; for
+each arithmetic the codes of the kernels launched, and the reason why a figure got worse, if one ever did.
+kernels-CHIP.csv: a row for each code, with its figures (kernels.aot.Code says what they mean). A code is a hash of all
+that determines a kernel but the compiler. With the oldest supported Triton a check compiles a sample, which must be
+clean: nothing spills, and products have matrix instructions.
 
 Without a GPU: ahead of time, as launched.
 """
@@ -23,6 +26,7 @@ from typing import Any, NamedTuple
 
 from cnn_triton.kernels import aot
 from cnn_triton.kernels.aot import Code
+from cnn_triton.kernels.chips import COMPILED
 from cnn_triton.kernels.op import Op
 from cnn_triton.kernels.precision import float32_precision
 
@@ -31,7 +35,7 @@ from ..layers import LAYERS
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
-CHIPS = ("sm_90", "sm_100", "gfx942", "sm_120", "sm_89", "sm_80")
+CHIPS = COMPILED
 OLDEST = ROOT / ".venv" / "oldest"  # where `make` puts the oldest supported Triton
 
 Row = dict[str, str]
@@ -43,11 +47,11 @@ LOWER = ("resident", "load_bytes")
 
 
 class Ledger(NamedTuple):
-    """One chip's tables: the codes and the reason of each cell, and each code's figures by version of Triton."""
+    """One chip's tables: the codes and the reason of each cell, and each code's figures."""
 
     codes: dict[Cell, tuple[str, ...]]
     reasons: dict[Cell, str]
-    kernels: dict[tuple[str, str], Row]
+    kernels: dict[str, Row]
 
 
 def read(chip: str, folder: Path = FOLDER) -> Ledger:
@@ -59,7 +63,7 @@ def read(chip: str, folder: Path = FOLDER) -> Ledger:
             codes[cell] = tuple(row[arithmetic].split())
             if row[f"{arithmetic} reason"]:
                 reasons[cell] = row[f"{arithmetic} reason"]
-    kernels = {(row["code"], row["triton"]): row for row in _rows(folder / f"kernels-{chip}.csv")}
+    kernels = {row["code"]: row for row in _rows(folder / f"kernels-{chip}.csv")}
     return Ledger(codes, reasons, kernels)
 
 
@@ -77,7 +81,7 @@ def _replace(path: Path, rows: list[Row]) -> None:
     part.replace(path)
 
 
-def save_kernels(chip: str, kernels: dict[tuple[str, str], Row], folder: Path = FOLDER) -> None:
+def save_kernels(chip: str, kernels: dict[str, Row], folder: Path = FOLDER) -> None:
     """The table of kernels, replaced in one step."""
     if kernels:
         _replace(folder / f"kernels-{chip}.csv", [row for _, row in sorted(kernels.items())])
@@ -94,7 +98,7 @@ def save(chip: str, ledger: Ledger, folder: Path = FOLDER) -> None:
         table.append(row)
     used = {code for codes in ledger.codes.values() for code in codes}
     _replace(folder / f"launches-{chip}.csv", table)
-    save_kernels(chip, {key: row for key, row in ledger.kernels.items() if key[0] in used}, folder)
+    save_kernels(chip, {code: row for code, row in ledger.kernels.items() if code in used}, folder)
 
 
 def every_call() -> Iterator[tuple[Cell, Op, tuple[Any, ...]]]:
@@ -190,25 +194,43 @@ def worse(old: Row, new: Row) -> list[str]:
     return [f"{name} {new[name]}, was {old[name]}" for name in found]
 
 
-def compare(
-    ledger: Ledger, version: str, cells: dict[Cell, tuple[str, ...]], rows: list[Row]
-) -> tuple[dict[Cell, str], list[str]]:
+def compare(ledger: Ledger, cells: dict[Cell, tuple[str, ...]], rows: list[Row]) -> tuple[dict[Cell, str], list[str]]:
     """What got worse, by cell, where a launch's code is another than the ledger's; and which of the same codes compiled
-    to other figures than the ledger's."""
-    kernels = {(row["code"], row["triton"]): row for row in rows}
+    to other figures than the ledger's. Figures of another Triton say nothing."""
+    kernels = {row["code"]: row for row in rows}
     other = [
-        f"{key[0]}, {row['kernel']}: {name} {row[name]}, the ledger has {ledger.kernels[key][name]}"
-        for key, row in kernels.items()
-        if key in ledger.kernels
+        f"{code}, {row['kernel']}: {name} {row[name]}, the ledger has {ledger.kernels[code][name]}"
+        for code, row in kernels.items()
+        if code in ledger.kernels and ledger.kernels[code]["triton"] == row["triton"]
         for name in FIGURES
-        if row[name] != ledger.kernels[key][name]
+        if row[name] != ledger.kernels[code][name]
     ]
     found = {}
     for cell, codes in cells.items():
         before = ledger.codes.get(cell, ())
         for old, new in zip(before, codes, strict=False):
-            was = ledger.kernels.get((old, version))
-            now = kernels.get((new, version)) or ledger.kernels.get((new, version))
-            if old != new and was and now and (got := worse(was, now)):
+            was, now = ledger.kernels.get(old), kernels.get(new) or ledger.kernels.get(new)
+            if old != new and was and now and was["triton"] == now["triton"] and (got := worse(was, now)):
                 found[cell] = "; ".join(got)
     return found, other
+
+
+# Matrix instructions: of a warpgroup, of a whole block, AMD's; elsewhere, and in small gathered tiles, of a warp.
+INSTRUCTIONS = {"sm_90": "HGMMA", "sm_100": "UTC", "gfx942": "v_mfma"}
+
+
+def unclean(chip: str, arithmetic: str, row: Row) -> str:
+    """What is wrong with a kernel, whatever the Triton: "" if it is clean. In bf16, fp16 and TF32 nothing spills, and a
+    product's main loop has the chip's matrix instructions; a depthwise convolution loads 16 bytes at a time."""
+    if arithmetic == "fp32" or row["kernel"] == "sum_kernel":
+        return ""
+    if row["spills"] != "0":
+        return f"{row['spills']} spills"
+    if row["kernel"].startswith("direct"):
+        return "" if int(row["load_bytes"]) >= 16 else f"loads of {row['load_bytes']} bytes"
+    best = INSTRUCTIONS.get(chip, "HMMA")
+    if not int(row["loop_matrix"]) or not row["instruction"].startswith(
+        best if "box" in row["kernel"] else (best, "HMMA")
+    ):
+        return f"no matrix instructions in its loop but {row['instruction'] or 'none'}"
+    return ""
