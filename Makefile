@@ -14,24 +14,39 @@ OLDEST := $(VENV)/oldest/.ready
 endif
 WORKERS ?= 2
 
-.PHONY: demo test check conformance lint ledger gpu results bench clean
+.PHONY: demo test rest check exhaustive mutants conformance lint ledger gpu results bench clean
 
 # Trains a CNN on handwritten digits through the kernels and shows what it predicts.
 demo: $(READY)
 	$(RUN) cnn_triton.cli demo $(ARGS)
 
-# A seeded cover of the tests, in minutes. Another seed: make test SEED=1
+# The tests in minutes: a seeded cover of those that are alike, and all others. Another cover: make test SEED=1
+# In a minute, the tests of an operator or of changed files: make test OP=max_pool2d, make test FILES="kernels/tiles.py"
 SEED ?= 0
+COVER := 0.03
+PYTEST = $(RUN) pytest -n $(WORKERS) --dist worksteal --seed $(SEED)
+PART = $(if $(OP)$(FILES),--most 250 $(OP:%=--operator %) $(FILES:%=--touching %),--cover $(COVER))
 test: $(READY) $(OLDEST)
-	$(RUN) pytest -n $(WORKERS) --dist worksteal --cover 0.03 --cover-seed $(SEED) $(ARGS)
+	$(PYTEST) $(PART) $(ARGS)
 
-# Every test.
+# What `make test` leaves out, and both.
+rest: $(READY) $(OLDEST)
+	$(PYTEST) --rest $(COVER) $(ARGS)
+
 check: $(READY) $(OLDEST)
-	$(RUN) pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# Every case in every combination of dtype and memory format, for a night.
+exhaustive: $(READY) $(OLDEST)
+	$(PYTEST) --exhaustive $(ARGS)
+
+# Faults put into the code, one at a time: do the tests find each?
+mutants: $(READY) $(OLDEST)
+	$(RUN) tests.mutants $(ARGS)
 
 # PyTorch's own conformance data: every sample, error input and module, with a table of what passed.
 conformance: $(READY)
-	$(RUN) pytest -n $(WORKERS) --dist worksteal tests/test_conformance.py $(ARGS)
+	$(PYTEST) --exhaustive tests/test_conformance.py $(ARGS)
 
 # Format, lint, and a strict type check of the package as installed.
 lint: $(READY)

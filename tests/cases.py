@@ -22,11 +22,6 @@ from cnn_triton.kernels import (
 from cnn_triton.kernels.op import Op
 from cnn_triton.kernels.precision import accumulator
 
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-FORMATS = ("contiguous", "channels_last", "strided")
-# Each dtype in each format; strided ones in two dtypes, a wide and a narrow one, for strides know nothing of dtypes.
-KINDS = tuple((d, f) for d in DTYPES for f in FORMATS if f != "strided" or d in (torch.float32, torch.bfloat16))
-
 
 class Conv(NamedTuple):
     """A convolution layer: input (n, c, h, w), k outputs, window (r, s), and conv2d's other arguments."""
@@ -134,6 +129,7 @@ BLOCKS = {
     "1x1": (2, 2),
     "5x5 same": (1, 3),
     "stride 2": (2, 1),
+    "stride (3, 1)": (2, 2),
     "dilation": (3, 3),
     "groups": (2, 3),
     "first layer": (9, 28),
@@ -153,9 +149,17 @@ FOLLOWED = (
     "no channel",
     "reflect",
 )
-# Every activation, some with numbers that aren't their usual ones.
-ACTIVATIONS = ("none", "relu", "leaky_relu 0.125", "hardtanh -0.25 0.75", "hardtanh -0.3 0.7", "clamp -0.4 0.9",
-               "clamp 0.1 inf", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh")  # fmt: skip
+# Every activation of the record, with numbers that aren't the usual ones where it takes any.
+NUMBERS = {
+    "leaky_relu": ("0.125",),
+    "hardtanh": ("-0.25 0.75", "-0.3 0.7"),
+    "clamp": ("-0.4 0.9", "0.1 inf"),
+}
+ACTIVATIONS = tuple(
+    f"{word} {numbers}".strip()
+    for word in activations.ACTIVATIONS
+    for numbers in (NUMBERS[word] if word in activations.DEFAULTS else ("",))
+)
 
 POOLS = {
     "2x2": Pool((2, 5, 8, 6), 2),

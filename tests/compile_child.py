@@ -5,6 +5,7 @@ python compile_child.py CHIP CALLS, where CALLS is JSON: a list of {"what", "dty
 
 import json
 import sys
+from itertools import pairwise
 
 import torch
 
@@ -155,16 +156,20 @@ def call(what, dtype, channels):
 
 def main():
     chip, calls = sys.argv[1], json.loads(sys.argv[2])
-    picks = tiles.pick_product, tiles.pick_weight_grad
-    for each in calls:
-        torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = each["dot"]
-        tiles.pick_product, tiles.pick_weight_grad = picks
-        if each["tile"]:
-            tile = tiles.Tile(*each["tile"])
-            tile = tile._replace(box=tile.box and tuple(tile.box), programs=1)
-            tiles.pick_product = tiles.pick_weight_grad = lambda *problem, tile=tile: tile
-        op, args = call(each["what"], getattr(torch, each["dtype"]), each["channels"])
-        print(json.dumps([code._asdict() for code in aot.compile_op(op, args, chip)]), flush=True)
+    picks, ends = (tiles.pick_product, tiles.pick_weight_grad), [0]
+    with aot.recording(chip) as codes:  # what several calls launch is compiled once
+        for each in calls:
+            torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = each["dot"]
+            tiles.pick_product, tiles.pick_weight_grad = picks
+            if each["tile"]:
+                tile = tiles.Tile(*each["tile"])
+                tile = tile._replace(box=tile.box and tuple(tile.box), programs=1)
+                tiles.pick_product = tiles.pick_weight_grad = lambda *problem, tile=tile: tile
+            op, args = call(each["what"], getattr(torch, each["dtype"]), each["channels"])
+            op.launch(*args)
+            ends.append(len(codes))
+    for first, end in pairwise(ends):
+        print(json.dumps([code._asdict() for code in codes[first:end]]))
 
 
 if __name__ == "__main__":

@@ -10,29 +10,15 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from checks import assert_accurate, kernels_only
-from cnn_triton import nn
+from cnn_triton import functional, nn
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# How many tests an operator's samples are dealt out to. An operator may have variants, other sets of samples.
-PARTS = {
-    "conv1d": 1,
-    "conv2d": 1,
-    "conv_transpose1d": 1,
-    "conv_transpose2d": 1,
-    "max_pool1d": 24,
-    "max_pool2d": 36,
-    "max_unpool1d": 4,
-    "max_unpool1d grad": 1,
-    "max_unpool2d": 8,
-    "max_unpool2d grad": 1,
-    "avg_pool1d": 1,
-    "avg_pool2d": 1,
-    "adaptive_avg_pool1d": 1,
-    "adaptive_avg_pool2d": 1,
-    "adaptive_max_pool1d": 1,
-    "adaptive_max_pool2d": 1,
-    "linear": 1,
-}
+# Of functions that op_db has many samples of: how many tests these are dealt out to.
+_MANY = {"max_pool1d": 24, "max_pool2d": 36, "max_unpool1d": 4, "max_unpool2d": 8}
+_VARIANTS = ("max_unpool1d grad", "max_unpool2d grad")  # further sets of samples
+# The functions of PyTorch's that are ours too, and the variants that op_db has of them; in how many tests.
+PARTS = {name: _MANY.get(name, 1) for name in functional.__all__ if hasattr(torch.nn.functional, name)}
+PARTS |= dict.fromkeys(_VARIANTS, 1)
 # PyTorch's modules of which ours are, but for those that module_db lacks.
 _UNLISTED = {"LazyLinear", "MaxUnpool1d", "MaxUnpool2d"}
 MODULES = [name for name in nn.__all__ if hasattr(torch.nn, name) and name not in _UNLISTED]

@@ -1,4 +1,4 @@
-"""Test set-up: without a CUDA GPU the kernels run in Triton's interpreter; `--cover` takes a seeded part of cases."""
+"""Test set-up: without a CUDA GPU the kernels run in Triton's interpreter; what a run says at its end."""
 
 import os
 import random
@@ -15,49 +15,21 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 sys.path.insert(0, str(Path(__file__).parent))
 
-_left_out = [0]
+import processes
+import selection
+import times
 
 
-def pytest_addoption(parser):
-    parser.addoption("--cover", type=float, default=1.0, help="part of the cases marked `cover` to run, by seed")
-    parser.addoption("--cover-seed", type=int, default=0, help="which part, and which values the tests draw")
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "cover: one of many alike cases, of which `--cover` takes a seeded part")
-
-
-def pytest_collection_modifyitems(config, items):
-    part, seed = config.getoption("--cover"), config.getoption("--cover-seed")
-    if part >= 1:
-        return
-    left = [
-        item
-        for item in items
-        if item.get_closest_marker("cover") and random.Random(f"{seed} {item.nodeid}").random() >= part
-    ]
-    for item in left:
-        items.remove(item)
-    config.hook.pytest_deselected(items=left)
-    _left_out[0] = len(left)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node):
-    """A worker process has ended: what it left out, every other did too."""
-    _left_out[0] = getattr(node, "workeroutput", {}).get("left out", 0)
-
-
-def pytest_sessionfinish(session):
-    if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["left out"] = _left_out[0]
+def pytest_addoption(pluginmanager):
+    for plugin in (selection, times, processes):
+        pluginmanager.register(plugin)
 
 
 def pytest_terminal_summary(terminalreporter):
     count = {how: len(terminalreporter.stats.get(how, ())) for how in ("passed", "failed", "error", "skipped")}
     ran = ", ".join(f"{number} {how}" for how, number in count.items())
-    terminalreporter.write_line(f"cases: {ran}; {_left_out[0]} left out by --cover")
-    for line in _conformance(terminalreporter.stats):
+    terminalreporter.write_line(f"cases: {ran}; {selection.left_out()} left out by the choice of tests")
+    for line in (*times.table(), *_conformance(terminalreporter.stats), *processes.wrong):
         terminalreporter.write_line(line)
 
 
@@ -99,7 +71,7 @@ def _overflow_checks():
 @pytest.fixture(autouse=True)
 def _seed(request):
     """Each test draws its own values: the same ones again by the same seed, others by another seed."""
-    seed = zlib.crc32(f"{request.config.getoption('--cover-seed')} {request.node.nodeid}".encode())
+    seed = zlib.crc32(f"{request.config.getoption('--seed')} {request.node.nodeid}".encode())
     torch.manual_seed(seed)
     random.seed(seed)
 

@@ -296,6 +296,7 @@ def recorded():
     return dict(zip(chips, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
+@pytest.mark.cover
 def test_sources_need_no_compiling(recorded):
     for before, first, again, after, _ in recorded.values():
         assert [code["instructions"] for code in before] == [None, None]
@@ -305,15 +306,18 @@ def test_sources_need_no_compiling(recorded):
         assert first[:1] == first[1:] == again == after
 
 
+@pytest.mark.cover
 def test_the_same_code_is_compiled_once(recorded):
     for _, first, _, _, runs in recorded.values():
         assert runs == [first[0]["kernel"]]
 
 
+@pytest.mark.cover
 def test_chips_are_different_code(recorded):
     assert len({first[0]["source"] for _, first, *_ in recorded.values()}) == len(recorded)
 
 
+@pytest.mark.cover
 def test_figures_of_a_compiled_product(recorded):
     """Where the code comes from decides the numbers, so only what must hold of any product in bfloat16."""
     for chip, (_, (code, _), *_) in recorded.items():

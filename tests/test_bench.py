@@ -27,6 +27,7 @@ def small(device):
     return problems.dense((4, 8, 4), "training", torch.float32, device)
 
 
+@pytest.mark.cover
 @no_gpu
 def test_report(tmp_path, monkeypatch):
     """Every problem gives a row with its rates, torch.compile's replace theirs, and the table has a line for each."""
@@ -49,6 +50,7 @@ def test_report(tmp_path, monkeypatch):
     assert sum(line.startswith("| ") for line in lines) == len(names) + 2  # its head is two lines
 
 
+@pytest.mark.cover
 @no_gpu
 def test_layers_of_the_networks(tmp_path, monkeypatch):
     """LeNet-5's layers through all of it: rows, means that follow from the rows, both in the table."""
@@ -72,6 +74,7 @@ def test_layers_of_the_networks(tmp_path, monkeypatch):
         )
 
 
+@pytest.mark.cover
 @no_gpu
 def test_resumed(tmp_path, monkeypatch):
     """A resumed run measures what is not there yet, keeps the rest and its ceilings, and retries what failed."""
@@ -147,6 +150,7 @@ def test_no_time_leaves_a_report(tmp_path):
     assert "left out for want of time" in (tmp_path / "results.md").read_text()
 
 
+@pytest.mark.cover
 def test_gpu_problems_are_well_formed(monkeypatch):
     """The GPU's list makes sense before a GPU sees it: shapes fit, forward and backward, on the meta device."""
     listed = problems.problems(torch.device("cuda"))
@@ -348,6 +352,7 @@ def test_memory():
     assert memory.saved(model, x) == small["ours"]
 
 
+@pytest.mark.cover
 def test_blocks(tmp_path):
     """What a pooled block compiles to, both ways back: no spills."""
     out = tmp_path / "blocks.json"

@@ -8,7 +8,6 @@ import re
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_sample_image
 from typer.testing import CliRunner
 
 from cnn_triton import training
@@ -38,6 +37,8 @@ def picture(data, tmp_path):
 
 def photographs(folder, mode, count=40, side=96):
     """PNGs of patches of scikit-learn's photographs, a class a photograph; returns patches of parts not used there."""
+    from sklearn.datasets import load_sample_image  # seconds, which collecting the tests need not take
+
     unseen = []
     for name in ("china", "flower"):
         photograph = Image.fromarray(load_sample_image(f"{name}.jpg")).convert(mode)
@@ -87,6 +88,7 @@ def test_predict(run, data, device, picture):
     assert lines[0].startswith(f"{picture}: {shares.argmax().item()} (")
 
 
+@pytest.mark.cover
 def test_evaluate_and_report_other_data(run, tmp_path):
     """Other images of some of the run's classes, in another order; and images that don't suit it."""
     other = write_images(tmp_path / "images", ["7", "3"])
@@ -228,6 +230,7 @@ def test_cuda_that_is_not_there(tmp_path):
     refused(("train", "--out", tmp_path / "new", "--device", "cuda"), "error: --device cuda")
 
 
+@pytest.mark.cover
 def test_demo(tmp_path):
     """The whole command, for two epochs, twice: it says where the kernels ran, how often, what the digits are, and
     where the page is; every figure it prints is in metrics.csv."""

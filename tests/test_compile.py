@@ -1,5 +1,6 @@
-"""What the launchers launch, compiled for six chips without having one: no spills, matrix instructions, wide loads."""
+"""What the launchers launch, compiled for chips that are not here: no spills, matrix instructions, wide loads."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -10,10 +11,10 @@ import pytest
 
 from cases import ACTIVATIONS
 from cnn_triton.kernels import tiles
+from cnn_triton.kernels.chips import COMPILED as CHIPS
 from cnn_triton.kernels.registry import OPS
 
-CHIPS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
-DOTS = {"float16": "ieee", "bfloat16": "ieee", "float32": "tf32"}
+HALVES = ("float16", "bfloat16")
 MATRIX = ("conv2d", "conv2d_input_grad", "conv2d_weight_grad")
 KERNELS = ("conv_kernel", "conv_box_kernel", "weight_grad_kernel", "weight_grad_box_kernel")
 KERNELS += ("conv_pool_kernel", "conv_pool_box_kernel", "placed_kernel", "placed_weight_grad_kernel")
@@ -64,28 +65,42 @@ def check(chip, calls):
                 assert code["wide"] > 0, said
 
 
-def tile_calls():
-    """(chip, calls): the convolution kernels with every tile that can be picked for them."""
+def tile_calls(seed):
+    """(chip, calls): the convolution kernels with every tile that can be picked for them. Each tile in the products
+    and, in turn, in one of the other kernels that may have it; on one of its chips, in float16 or bfloat16, which have
+    the same tiles, in turn. Without a seed, in all of them on each chip, the products in both."""
+    having = {}  # by kernel and tile: the chips
     for chip in CHIPS:
-        for dtype, dot in DOTS.items():
-            kind = "half" if dtype != "float32" else "tf32"
-            calls = []
-            for what in (*MATRIX, *({**BESIDE, **PLACED} if dtype != "float16" else ())):
-                beside = {**BESIDE, **PLACED}.get(what, "")
-                if what == "conv2d_pool" and kind == "tf32":
-                    beside = "two numbers"
-                for tile in tiles.every_tile(kind, chip, what.endswith("weight_grad"), beside, what in PLACED):
-                    if what.startswith("conv2d_pool_grad") and tile.box:
-                        continue
-                    # As many channels as a packed tile is for; more of them for the others.
-                    channels = 16 if tile.packed else 256
-                    calls.append({"what": what, "dtype": dtype, "dot": dot, "tile": tile, "channels": channels})
-            for part in range(3):  # as long as a test may be
-                yield pytest.param(chip, calls[part::3], id=f"{chip}-{dtype}-{part + 1} of 3")
+        for kind, what in itertools.product(("half", "tf32"), (*MATRIX, *BESIDE, *PLACED)):
+            beside = {**BESIDE, **PLACED}.get(what, "")
+            if what == "conv2d_pool" and kind == "tf32":
+                beside = "two numbers"
+            for tile in tiles.every_tile(kind, chip, what.endswith("weight_grad"), beside, what in PLACED):
+                if not (what.startswith("conv2d_pool_grad") and tile.box):
+                    having.setdefault((kind, tile, what), []).append(chip)
+    others = {}  # by tile: the other kernels
+    for kind, tile, what in having:
+        others.setdefault((kind, tile), []).extend([] if what in MATRIX else [what])
+    places = {tile: place for place, tile in enumerate(others)}
+    calls = {chip: [] for chip in CHIPS}
+    for turn, ((kind, tile, what), chips) in enumerate(having.items(), seed or 0):
+        some = others[kind, tile]
+        if seed is not None and what not in MATRIX and what != some[(places[kind, tile] + seed) % len(some)]:
+            continue
+        # As many channels as a packed tile is for; more of them for the others.
+        each = {"what": what, "tile": tile, "channels": 16 if tile.packed else 256}
+        halves = HALVES if seed is None and what in MATRIX else (HALVES[turn % 2],)
+        for chip in chips if seed is None else [chips[turn % len(chips)]]:
+            for dtype, dot in [(half, "ieee") for half in halves] if kind == "half" else [("float32", "tf32")]:
+                calls[chip].append({**each, "dtype": dtype, "dot": dot})
+    for chip, every in calls.items():
+        parts = -(-len(every) // 24)  # as long as a test may be
+        for part in range(parts):
+            yield pytest.param(chip, every[part::parts], id=f"{chip}-{part + 1} of {parts}")
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize(("chip", "calls"), list(tile_calls()))
+@pytest.mark.rotated("chip, calls", tile_calls)
 def test_tiles(chip, calls):
     check(chip, calls)
 
@@ -100,40 +115,58 @@ def as_picked(names):
     ]
 
 
-@pytest.mark.cover
-@pytest.mark.parametrize("chip", CHIPS)
-def test_operators(chip):
-    """Every operator as picked."""
-    check(chip, as_picked(op.name for op in OPS))
+def in_turn(calls):
+    """(chip, calls): each call on one of the chips, in turn. Without a seed, on all."""
+
+    def rows(seed):
+        for place, chip in enumerate(CHIPS):
+            mine = [call for i, call in enumerate(calls) if seed is None or (i + place + seed) % len(CHIPS) == 0]
+            yield pytest.param(chip, mine, id=chip)
+
+    return rows
 
 
-@pytest.mark.cover
-@pytest.mark.parametrize("chip", CHIPS)
-def test_variants(chip):
-    """Without a bias, with a padding mode, with adaptive windows: other code."""
-    names = ["conv2d without bias", "linear without bias", *(f"{name} reflect" for name in MATRIX)]
-    names += [f"{op.name} adaptive" for op in OPS if op.name.startswith(("max_pool", "avg_pool"))]
-    names += [
-        "batch_norm_grad one image",
-        "conv2d_pool average",
-        "conv2d_pool_grad average",
-        "conv2d_pool_grad written",
-    ]
-    names += [f"{what} {name}" for what in ("conv2d", "activation_grad") for name in ACTIVATIONS if name != "none"]
-    check(chip, as_picked(names))
-
-
+OPERATORS = as_picked(op.name for op in OPS)
+# Without a bias, with a padding mode, with adaptive windows: other code.
+VARIANTS = ["conv2d without bias", "linear without bias", *(f"{name} reflect" for name in MATRIX)]
+VARIANTS += [f"{op.name} adaptive" for op in OPS if op.name.startswith(("max_pool", "avg_pool"))]
+VARIANTS += ["batch_norm_grad one image", "conv2d_pool average", "conv2d_pool_grad average", "conv2d_pool_grad written"]
+VARIANTS += [f"{what} {name}" for what in ("conv2d", "activation_grad") for name in ACTIVATIONS if name != "none"]
 WINDOWS = ("3 by 1", "3 by 2", "5 by 1", "7 by 1", "9 by 1", "3 by 1 of 72", "7 by 1 of 72", "5 by 1 times 4")
+DEPTHWISE = as_picked(f"{what} depthwise {window}" for window in WINDOWS for what in MATRIX)
+DEPTHWISE = [call for call in DEPTHWISE if call["dtype"] == "bfloat16" or call["what"].endswith(("3 by 1", "7 by 1"))]
+DEPTHWISE += as_picked(["conv2d_moments depthwise 3 by 1"])
+# Channels of a group by stride.
+GROUPS = as_picked(
+    f"{what} of groups of {wide}"
+    for wide in ("4 by 1", "8 by 2", "16 by 1", "32 by 1")
+    for what in (*MATRIX, "conv2d_saving", "conv2d_moments")
+)
+FULL = [
+    {"what": what, "dtype": dtype, "dot": "ieee", "tile": None, "channels": 256}
+    for what in MATRIX
+    for dtype in ("float32", "float64")
+]
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("chip", CHIPS)
-def test_depthwise(chip):
+@pytest.mark.rotated("chip, calls", in_turn(OPERATORS))
+def test_operators(chip, calls):
+    """Every operator as picked."""
+    check(chip, calls)
+
+
+@pytest.mark.cover
+@pytest.mark.rotated("chip, calls", in_turn(as_picked(VARIANTS)))
+def test_variants(chip, calls):
+    check(chip, calls)
+
+
+@pytest.mark.cover
+@pytest.mark.rotated("chip, calls", in_turn(DEPTHWISE))
+def test_depthwise(chip, calls):
     """Depthwise convolution, size by stride: no spills; every load 16 bytes wide, unless there are several outputs for
     each channel."""
-    calls = as_picked(f"{what} depthwise {window}" for window in WINDOWS for what in MATRIX)
-    calls = [call for call in calls if call["dtype"] == "bfloat16" or call["what"].endswith(("3 by 1", "7 by 1"))]
-    calls += as_picked(["conv2d_moments depthwise 3 by 1"])
     for call, codes in zip(calls, compiled(chip, calls), strict=True):
         direct = [code for code in codes if code["kernel"].startswith("direct")]
         assert direct
@@ -144,12 +177,9 @@ def test_depthwise(chip):
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("chip", CHIPS)
-def test_groups(chip):
-    """Narrow groups, channels by stride: no spills, matrix instructions."""
-    whats = (*MATRIX, "conv2d_saving", "conv2d_moments")
-    groups = ("4 by 1", "8 by 2", "16 by 1", "32 by 1")
-    calls = as_picked(f"{what} of groups of {wide}" for wide in groups for what in whats)
+@pytest.mark.rotated("chip, calls", in_turn(GROUPS))
+def test_groups(chip, calls):
+    """Narrow groups: no spills, matrix instructions."""
     for call, codes in zip(calls, compiled(chip, calls), strict=True):
         grouped = [code for code in codes if code["kernel"].startswith("grouped")]
         assert grouped
@@ -161,14 +191,26 @@ def test_groups(chip):
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("chip", CHIPS)
-def test_full_precision(chip):
+@pytest.mark.rotated("chip, calls", in_turn(FULL))
+def test_full_precision(chip, calls):
     """float64 and full float32 compile and fit; tensor cores have no full float32, so matrix instructions aren't
     asked for."""
-    calls = [
-        {"what": what, "dtype": dtype, "dot": "ieee", "tile": None, "channels": 256}
-        for what in MATRIX
-        for dtype in ("float32", "float64")
-    ]
     for codes in compiled(chip, calls):
         assert all(code["shared"] <= tiles.CHIPS[chip].shared for code in codes)
+
+
+def test_in_turn():
+    """As many seeds as there are chips compile every call on every chip; each tile is compiled in every product."""
+    for calls in (OPERATORS, as_picked(VARIANTS), DEPTHWISE, GROUPS, FULL):
+        drawn = [row.values for seed in range(len(CHIPS)) for row in in_turn(calls)(seed)]
+        found = [(chip, call["what"], call["dtype"]) for chip, some in drawn for call in some]
+        assert sorted(found) == sorted((chip, call["what"], call["dtype"]) for chip in CHIPS for call in calls)
+
+    def compiled(seed, whats):
+        every = [call for _, some in (row.values for row in tile_calls(seed)) for call in some]
+        return {(call["what"], call["tile"], call["dtype"] == "float32") for call in every if call["what"] in whats}
+
+    assert compiled(0, MATRIX) == compiled(None, MATRIX)
+    others = {*BESIDE, *PLACED}
+    assert {tile for _, tile, _ in compiled(0, others)} == {tile for _, tile, _ in compiled(None, others)}
+    assert {what for what, *_ in compiled(0, others)} == others

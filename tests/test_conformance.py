@@ -10,10 +10,27 @@ import pytest
 import torch
 
 from cnn_triton import functional, nn
+from combinations import dtype_name, rotated
 from conformance import FLOATS, MODULES, PARTS, Call, hold, modules, operators, samples, shown
 
 OPERATORS = sorted({name.split()[0] for name in PARTS})
-dtypes = pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: str(dtype).removeprefix("torch."))
+# Everything in float32, and in turn in one of the others.
+ROWS = tuple((torch.float32, dtype) for dtype in FLOATS if dtype != torch.float32)
+
+
+def in_turn(cases):
+    """The rows of `rotated`: each case in the dtypes whose turn it is; a case is a name, or a tuple."""
+
+    def rows(seed):
+        for case, dtypes in rotated(cases, lambda case: None, ROWS, seed):
+            values = case if isinstance(case, tuple) else (case,)
+            for dtype in dtypes:
+                yield pytest.param(*values, dtype, id="-".join(map(str, (*values, dtype_name(dtype)))))
+
+    return rows
+
+
+SAMPLES = [(name, part) for name, parts in PARTS.items() for part in range(parts)]
 
 
 def ours(name):
@@ -35,15 +52,15 @@ def together(checks):
 
 
 @pytest.mark.cover
-@dtypes
-@pytest.mark.parametrize(("name", "part"), [(name, part) for name, parts in PARTS.items() for part in range(parts)])
-def test_samples(name, part, dtype, device, record_property):
-    """Each sample input, as it is and in memory that is not contiguous."""
-    theirs = operators()[name].op
+@pytest.mark.rotated("name, part, dtype", in_turn(SAMPLES))
+def test_samples(name, part, dtype, device, request, record_property):
+    """Each sample input: in float32 as it is, in other dtypes in memory that is not contiguous; each way, if all."""
+    theirs, both = operators()[name].op, request.config.getoption("exhaustive")
 
     def check(sample):
-        call, other = (Call(s.input, *s.args, **s.kwargs) for s in (sample, sample.noncontiguous()))
-        hold(ours(name), theirs, call, other)
+        plain = [sample] if both or dtype == torch.float32 else []
+        strided = [sample.noncontiguous()] if both or dtype != torch.float32 else []
+        hold(ours(name), theirs, *(Call(s.input, *s.args, **s.kwargs) for s in plain + strided))
 
     drawn = samples(name, device, dtype, part)
     count = together(
@@ -97,8 +114,7 @@ def test_refused_dtypes(name, device, record_property):
 
 
 @pytest.mark.cover
-@dtypes
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.rotated("name, dtype", in_turn(MODULES))
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
 def test_modules(name, dtype, device, record_property):
     """Each module of module_db, with PyTorch's weights: called as a function of these and of its inputs."""
@@ -165,8 +181,7 @@ LARGE = {
 
 
 @pytest.mark.cover
-@dtypes
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.rotated("name, dtype", in_turn(LARGE))
 def test_large(name, dtype, device):
     shapes, options = LARGE[name]
 
@@ -179,8 +194,7 @@ def test_large(name, dtype, device):
 
 
 @pytest.mark.cover
-@dtypes
-@pytest.mark.parametrize("name", ["max_unpool1d", "max_unpool2d"])
+@pytest.mark.rotated("name, dtype", in_turn(("max_unpool1d", "max_unpool2d")))
 def test_large_unpool(name, dtype, device):
     x = torch.randn((3, 70, 60) if "1d" in name else (2, 70, 17, 20), device=device).to(dtype)
     y, indices = getattr(torch.nn.functional, name.replace("un", ""))(x, 2, return_indices=True)

@@ -611,6 +611,7 @@ def test_copies(device):
         assert torch.equal(copied.eval()(x := image(device)), copy.deepcopy(copied)(x))
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_compiles(training, device):
     """One graph, and no second one for another batch."""
@@ -628,6 +629,7 @@ def test_compiles(training, device):
     assert counts == counts[:1] * 3  # the first call may take two, by what the compiler finds out about floats
 
 
+@pytest.mark.cover
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_chains_compile(training, device):
@@ -1001,6 +1003,7 @@ class VGG16(torch.nn.Module):
         return self.classifier(torch.flatten(self.features(x), 1))
 
 
+@pytest.mark.cover
 def test_vgg16(device):
     """Every ReLU, and every pool, is in a convolution's kernel."""
     model = settle(VGG16()).to(device).double()

@@ -90,6 +90,7 @@ def done(request, images, tmp_path_factory):
     return folder
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("step", distributed_child.STEPS)
 def test_gradients_of_one_process(done, expected, step):
     found = torch.load(done / "found.pt")[step]
@@ -97,6 +98,7 @@ def test_gradients_of_one_process(done, expected, step):
     close(found, expected[step], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.cover
 def test_weights_and_figures_of_one_process(done, expected):
     """After two epochs, whose last batch has an image for one process and none for the other."""
     found, expected = torch.load(done / "found.pt")["float32"], expected["float32"]
@@ -109,6 +111,7 @@ def test_weights_and_figures_of_one_process(done, expected):
             assert one[name] == pytest.approx(other[name], rel=1e-5), name
 
 
+@pytest.mark.cover
 def test_master_copies(done, expected):
     """Of bfloat16 weights, in float32: the model has them rounded, and learns as in one process."""
     found = torch.load(done / "found.pt")["bfloat16"]
@@ -120,6 +123,7 @@ def test_master_copies(done, expected):
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
 
 
+@pytest.mark.cover
 def test_every_process_launches_kernels(done):
     each = [torch.load(done / f"launches {rank}.pt") for rank in range(2)]
     for ran in each:

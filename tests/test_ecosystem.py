@@ -283,6 +283,7 @@ def network():
     )  # fmt: skip
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize(("dynamic", "compilations"), [(True, [1, 1, 1]), (None, [1, 2, 2])], ids=["dynamic", "auto"])
 def test_inductor(dynamic, compilations, device):
     """A model, trained as the compiler's default backend has it. Unless told otherwise, it takes the second batch size

@@ -2,17 +2,19 @@
 
 import functools
 import math
+from collections import Counter
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from cases import ACTIVATIONS, ADAPTIVES, BLOCKS, CONVS, KINDS, LINEARS, LOCALS, POOLS, TRANSPOSED, draw
+from cases import ACTIVATIONS, ADAPTIVES, BLOCKS, CONVS, LINEARS, LOCALS, POOLS, TRANSPOSED, draw
 from checks import assert_accurate, kernels_only, operator_of, unfolded
 from cnn_triton import functional
 from cnn_triton.kernels import activations, conv2d_pool, geometry, relu_pool
 from cnn_triton.ops import operator
+from combinations import KINDS, dtype_name, turns, two
 
 
 class Pair(NamedTuple):
@@ -193,16 +195,22 @@ def differentiate(function, tensors, rest, grad):
     return (y, *torch.autograd.grad(y, leaves, grad))
 
 
+def combinations(seed):
+    """Two combinations of dtype and format of every function and layer, in turn: these tests prove the wiring, the
+    operators' own the arithmetic. Without a seed, all."""
+    for label, turn in turns(FUNCTIONS, operator_of, seed or 0):
+        pair = FUNCTIONS[label]
+        kinds = tuple(
+            (dtype, form)
+            for dtype, form in KINDS
+            if not (pair.smooth and dtype == torch.float64) and not (pair.kinked and dtype.itemsize == 2)
+        )
+        for dtype, form in kinds if seed is None else two(kinds, turn):
+            yield pytest.param(label, dtype, form, id=f"{label}-{dtype_name(dtype)}-{form}")
+
+
 @pytest.mark.cover
-@pytest.mark.parametrize(
-    ("label", "dtype", "form"),
-    [
-        pytest.param(label, dtype, form, id=f"{label}-{str(dtype).removeprefix('torch.')}-{form}")
-        for label, pair in FUNCTIONS.items()
-        for dtype, form in KINDS
-        if not (pair.smooth and dtype == torch.float64) and not (pair.kinked and dtype.itemsize == 2)
-    ],
-)
+@pytest.mark.rotated("label, dtype, form", combinations)
 def test_gradients(label, dtype, form, device):
     pair = FUNCTIONS[label]
     tensors = [draw(shape, dtype, form).to(device) for shape in pair.shapes]
@@ -247,8 +255,16 @@ def points(pair, device):
     return tensors
 
 
+def checked(seed):
+    """A third of the labels of each function, in turn. Without a seed, all."""
+    counts = Counter(label.split()[0] for label in CHECKED)
+    for label, turn in turns(CHECKED, lambda label: label.split()[0], seed or 0):
+        if seed is None or turn % min(3, counts[label.split()[0]]) == 0:
+            yield label
+
+
 @pytest.mark.cover
-@pytest.mark.parametrize("label", CHECKED)
+@pytest.mark.rotated("label", checked)
 def test_gradcheck(label, device):
     """Numerical differentiation in float64, backward and forward, one by one and in batches."""
     pair = FUNCTIONS[label]
@@ -257,7 +273,7 @@ def test_gradcheck(label, device):
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("label", CHECKED)
+@pytest.mark.rotated("label", checked)
 def test_gradgradcheck(label, device):
     """The same of the gradients."""
     pair = FUNCTIONS[label]

@@ -16,11 +16,11 @@ from checks import assert_accurate, fresh_is_nan
 from cnn_triton import functional, inspection, inspector, listing
 from cnn_triton.inspector import TARGETS
 from cnn_triton.kernels import aot, chips, sass
-from cnn_triton.kernels.lang import INTERPRETING, triton
+from cnn_triton.kernels.lang import INTERPRETING
 from small import CHROMIUM, process, refused, watched_in_chromium
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = ("direct", "tiled", "fused")
+EXAMPLES = tuple(sorted(path.stem for path in (ROOT / "examples").glob("*.py")))
 LAYER = ("conv2d_relu", "input=32x64x56x56", "weight=64x64x3x3", "bias=64", "padding=1")
 
 
@@ -32,7 +32,8 @@ def inspected(tmp_path, *args):
     return json.loads(file.read_text()), out
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("tf32", marks=pytest.mark.cover)])
+@pytest.mark.cover
+@pytest.mark.parametrize("dtype", ["bfloat16", "tf32"])
 def test_as_in_the_ledger(dtype, tmp_path):
     """A layer of ResNet-50 on every chip, with its gradients: the same code and figures as the ledger has."""
     found, _ = inspected(tmp_path, *LAYER, "--gradients", "--dtype", dtype)
@@ -94,6 +95,7 @@ def test_every_function(chip, dtype):
                 assert spills == 0, (what, kernel)
 
 
+@pytest.mark.cover
 def test_tiles(tmp_path):
     """Every candidate in a table sorted by what is asked for; one of them chosen by its words; and all texts."""
     folder = tmp_path / "texts"
@@ -143,6 +145,7 @@ def test_bad_words(args, words):
     refused(("inspect", *args), "error: ", *words)
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -202,6 +205,7 @@ def bare(x):
 """
 
 
+@pytest.mark.cover
 def test_own_functions(tmp_path):
     """A user's file: grids of several sides and of a function, atomics, bytes counted once, pages of what is nested."""
     file = tmp_path / "mine.py"
@@ -252,6 +256,7 @@ def test_two_products_in_an_operator(tmp_path):
     assert "sum_kernel" in out
 
 
+@pytest.mark.cover
 def test_what_a_chip_has_not(tmp_path):
     """TF32 on gfx950, which has no instruction for it: it is said, and full precision is compiled."""
     found, out = inspected(tmp_path, *LAYER, "--dtype", "tf32", "--target", "gfx950", "--target", "gfx942")

@@ -4,11 +4,12 @@ import pytest
 import torch
 from wide import exact
 
-from cases import CASES, KINDS
+from cases import CASES
 from checks import assert_accurate, assert_code, kernels_only
 from cnn_triton.kernels import conv2d_pool
 from cnn_triton.kernels.registry import OPS
 from cnn_triton.ops import operator
+from combinations import DTYPES, FORMATS, KINDS, ROWS, dtype_name, rotated
 
 
 def to(args, where):
@@ -24,9 +25,15 @@ def on(args, device):
     return tuple(a.to(device) if isinstance(a, torch.Tensor) else a for a in args)
 
 
+def combinations(seed):
+    """Every case in the combinations of dtype and format whose turn it is among its operator's."""
+    for case, kinds in rotated(CASES, lambda case: case.op, ROWS, seed):
+        for dtype, form in kinds:
+            yield pytest.param(case, dtype, form, id=f"{case}-{dtype_name(dtype)}-{form}")
+
+
 @pytest.mark.cover
-@pytest.mark.parametrize(("dtype", "form"), KINDS, ids=lambda each: str(each).removeprefix("torch."))
-@pytest.mark.parametrize("case", CASES, ids=repr)
+@pytest.mark.rotated("case, dtype, form", combinations)
 def test_accuracy(case, dtype, form, device):
     args = on(case.make(dtype, form), device)
     empty = all(t.numel() == 0 for t in results(case.op.fake(*args)))
@@ -47,6 +54,23 @@ def test_accuracy(case, dtype, form, device):
             assert torch.equal(our, their), f"result {i}: {int((our != their).sum())} integers differ"
 
 
+def test_combinations(request):
+    """Of the cases as collected each is tested in every dtype and format, each operator in every combination; four
+    seeds test every case in every combination."""
+    seed = request.config.getoption("seed")
+    turned = [[(p.values[0], p.values[1:]) for p in combinations(seed + turn)] for turn in range(4)]
+    for case in CASES:
+        mine = [{kind for other, kind in drawn if other is case} for drawn in turned]
+        for kinds in mine:
+            assert {dtype for dtype, _ in kinds} == set(DTYPES), case
+            assert {form for _, form in kinds} == set(FORMATS), case
+            assert len(kinds) == len(DTYPES), case
+        assert set().union(*mine) == set(KINDS), case
+    for op in OPS:
+        assert {kind for case, kind in turned[0] if case.op is op} == set(KINDS), op.name
+    assert len(list(combinations(None))) == len(CASES) * len(KINDS)
+
+
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_record(op):
     """Each operator has cases, and says its arithmetic and traffic."""
@@ -58,6 +82,7 @@ def test_record(op):
     assert 0 < op.bytes(*args) <= sum(t.numel() * t.element_size() for t in touched)
 
 
+@pytest.mark.cover
 @pytest.mark.parametrize("form", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_opcheck(op, form, device):

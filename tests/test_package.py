@@ -1,6 +1,7 @@
 """The package: imports in one direction, what each file is for, a life without Triton, the README's example."""
 
 import ast
+import graphlib
 import os
 import re
 import subprocess
@@ -12,43 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from cnn_triton import functional, nn
+from selection import imported, reached
 
 ROOT = Path(__file__).parents[1]
-LAYERS = [  # each may import from those before it, and from its own line
-    ("kernels/geometry.py", "kernels/interpreter.py", "kernels/lang.py"),
-    ("kernels/pool_geometry.py",),
-    ("kernels/precision.py", "kernels/chips.py"),
-    ("kernels/plan.py",),
-    ("kernels/tiles.py",),
-    ("kernels/device.py", "kernels/op.py"),
-    ("kernels/stream.py", "kernels/pooling.py"),
-    ("kernels/activations.py",),
-    ("kernels/epilogue.py", "kernels/padding.py", "kernels/max_pool2d.py", "kernels/avg_pool2d.py"),
-    ("kernels/relu_pool.py", "kernels/unpool2d.py"),
-    ("kernels/conv2d_gather.py", "kernels/conv2d_box.py", "kernels/conv2d_direct.py", "kernels/conv2d_grouped.py"),
-    ("kernels/conv2d.py",),
-    ("kernels/linear.py", "kernels/conv2d_pool.py", "kernels/batch_norm.py", "kernels/locally_connected2d.py"),
-    ("kernels/registry.py", "kernels/sass.py", "kernels/aot.py"),
-    ("cnn_triton/ops.py", "cnn_triton/dispatch.py"),
-    ("cnn_triton/differentiation.py",),
-    ("cnn_triton/products.py", "cnn_triton/pools.py"),
-    ("cnn_triton/blocks.py",),
-    ("cnn_triton/autograd.py",),
-    ("cnn_triton/functional.py", "cnn_triton/modules.py"),
-    ("cnn_triton/nn.py", "cnn_triton/ahead.py", "cnn_triton/tracing.py"),
-    ("cnn_triton/fused.py",),
-    ("cnn_triton/convert.py",),
-    ("cnn_triton/pages/__init__.py", "cnn_triton/pictures.py", "cnn_triton/data.py"),
-    ("cnn_triton/models.py", "cnn_triton/anatomy.py", "cnn_triton/distributed.py"),
-    ("cnn_triton/training.py",),
-    ("cnn_triton/runs.py", "cnn_triton/terminal.py"),
-    ("cnn_triton/report.py", "cnn_triton/photograph.py"),
-    ("cnn_triton/profiling.py", "cnn_triton/inspection.py", "cnn_triton/listing.py"),
-    ("cnn_triton/jobs.py",),
-    ("cnn_triton/workbench.py", "cnn_triton/inspector.py"),
-    ("cnn_triton/cli.py",),
-]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+TOOLS = ("cnn_triton/profiling.py", "cnn_triton/inspection.py", "cnn_triton/training.py", "cnn_triton/report.py")
 ENTRANCES = {"kernels/__init__.py", "cnn_triton/__init__.py"}  # the second names everything, on first use
 
 
@@ -62,32 +30,17 @@ def files(pattern="*.py"):
     return sorted(name for name in done.stdout.split("\n") if name and (ROOT / name).exists())
 
 
-def imported(name):
-    """The package's own files that a file imports."""
-    package = name.replace("kernels/", "cnn_triton/kernels/").removesuffix(".py").split("/")[:-1]
-    for node in ast.walk(ast.parse((ROOT / name).read_text())):
-        if isinstance(node, ast.Import):
-            found = [alias.name.split(".") for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            base = base + (node.module.split(".") if node.module else [])
-            found = [base, *([*base, alias.name] for alias in node.names)]
-        else:
-            continue
-        for parts in found:
-            path = "/".join(parts).replace("cnn_triton/kernels/", "kernels/") + ".py"
-            if parts[0] == "cnn_triton" and (ROOT / path).exists():
-                yield path
-
-
 def test_imports_go_one_way():
+    """No file of the package imports itself by way of others; kernels/ imports nothing of cnn_triton/, and what the
+    library is made of nothing of its tools."""
     ours = [name for name in files() if name.startswith(("kernels/", "cnn_triton/")) and name not in ENTRANCES]
-    assert sorted(ours) == sorted(LEVEL), "the list of layers names every file"
+    below = {name: set(imported(name)) for name in ours}
+    order = [name for name in graphlib.TopologicalSorter(below).static_order() if name in below]  # or a CycleError
+    assert len(order) == len(ours) > 50
     for name in ours:
-        for other in imported(name):
-            assert LEVEL[other] <= LEVEL[name], f"{name} imports {other}, which is above it"
-            if name.startswith("kernels/"):
-                assert other.startswith("kernels/"), f"{name} imports {other}, outside kernels/"
+        assert not name.startswith("kernels/") or all(other.startswith("kernels/") for other in below[name]), name
+    assert not reached("cnn_triton/nn.py") & set(TOOLS)
+    assert reached("cnn_triton/cli.py") >= set(TOOLS)
 
 
 @pytest.mark.parametrize("name", ["kernels/geometry.py", "kernels/pool_geometry.py"])
@@ -145,20 +98,22 @@ def test_without_triton_cpu_tensors_go_to_pytorch():
     assert python(code, False) == "True\n"
 
 
-@pytest.mark.parametrize(
-    "call", ["conv2d(x, w)", "conv_transpose2d(x, w[:2])", "max_pool2d(x, 2)", "avg_pool2d(x, 2)", "linear(x, w[0, 0])"]
-)
-def test_without_triton_a_kernel_says_what_is_missing(call):
+def test_without_triton_a_kernel_says_what_is_missing():
     code = (
         WITHOUT_TRITON
-        + f"""
-try:
-    functional.{call}
-except RuntimeError as error:
-    print(error)
+        + """
+for name, *args in (
+    ("conv2d", x, w), ("conv_transpose2d", x, w[:2]), ("max_pool2d", x, 2), ("avg_pool2d", x, 2), ("linear", x, w[0, 0])
+):
+    try:
+        getattr(functional, name)(*args)
+    except RuntimeError as error:
+        print(error)
 """
     )
-    assert "needs Triton, which can't be imported here (No module named 'triton')" in python(code, True)
+    lines = python(code, True).splitlines()
+    assert len(lines) == 5
+    assert all("needs Triton, which can't be imported here (No module named 'triton')" in line for line in lines)
 
 
 def test_cpu_users_lose_nothing():
@@ -194,6 +149,7 @@ print(torch.equal(y, torch.nn.functional.conv2d(x, w).relu()))
     assert python(code, False) == "True\n"
 
 
+@pytest.mark.cover
 def test_readme_examples():
     """The README's Python examples run as written; the first is short."""
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

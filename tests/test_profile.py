@@ -105,6 +105,7 @@ def needs(size):
 """
 
 
+@pytest.mark.cover
 def test_compare(tmp_path, monkeypatch):
     """A model of the user's own, PyTorch's layers beside the converted ones."""
     monkeypatch.chdir(tmp_path)

@@ -366,6 +366,7 @@ def test_the_watch_sees_errors(tmp_path):
     assert console
 
 
+@pytest.mark.cover
 def test_commands(tmp_path):
     """`show` of a sample photograph; what is bad about a page's path, a photograph or a run, in one line."""
     page = tmp_path / "china.html"

@@ -1,5 +1,6 @@
 """Tiles: every one that can be picked computes right results, and the picks are sensible and repeatable."""
 
+import functools
 import itertools
 import math
 import os
@@ -31,7 +32,10 @@ from cnn_triton.kernels import (
     tiles,
     unpool2d,
 )
-from cnn_triton.kernels.precision import float32_precision
+from cnn_triton.kernels.device import program_tile
+from cnn_triton.kernels.lang import tl, triton
+from cnn_triton.kernels.precision import conv_dot, float32_precision, matmul_dot
+from combinations import turns
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,14 +62,33 @@ def block(kind, weight_grad, tile):
     return Block(kind, weight_grad, *tile[:3], tile.packed, tile.box, 3 if tile.parts > 1 else 1)
 
 
-def blocks():
-    """Those of every tile that may be picked, and of what is picked for the networks' layers and 500 random ones."""
-    found = {block(kind, what == "weight gradient", tile) for _, kind, _, what, tile in picked.picks()}
-    for kind in tiles.ARITHMETIC:
-        for chip in picked.chips(kind):
-            for weight_grad in (False, True):
-                found |= {block(kind, weight_grad, tile) for tile in tiles.every_tile(kind, chip, weight_grad)}
-    return sorted(found, key=repr)
+@functools.cache
+def boxes(pixels):
+    """The boxes of so many pixels that the results of the networks' layers and of 60 random ones are tiled by."""
+    layers = [(BATCH, layer) for layer in LAYERS] + list(picked.random_layers(60))
+    sizes = {(n, side, side) for n, layer in layers for side in (layer.h, layer.p)}
+    sizes |= {(1, 1, n * p * q) for n, p, q in sizes}
+    return sorted({tiles.box_of(pixels, images)[0] for images in sizes})
+
+
+def blocks(seed, wanted=lambda tile: True):
+    """Those of every tile that may be picked, a weight gradient's whole and in parts; of a tile of boxes, whose sides
+    know nothing of it, two boxes in turn. Without a seed, all."""
+    found = {
+        block(kind, weight_grad, tile._replace(parts=parts))
+        for kind in tiles.ARITHMETIC
+        for chip in picked.chips(kind)
+        for weight_grad in (False, True)
+        for tile in tiles.every_tile(kind, chip, weight_grad)
+        for parts in (1, 3)
+        if weight_grad or parts == 1
+    }
+    for tile, turn in turns(sorted(filter(wanted, found), key=repr), lambda tile: None, seed or 0):
+        sides = boxes(math.prod(tile.box)) if tile.box else [None]
+        if seed is not None and tile.box:
+            sides = [sides[(2 * turn + i) % len(sides)] for i in range(2)]
+        for box in sides:
+            yield pytest.param(tile._replace(box=box), id=repr(tile._replace(box=box)))
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +135,7 @@ def window(stride):
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("tile", [tile for tile in blocks() if not tile.weight_grad], ids=repr)
+@pytest.mark.rotated("tile", functools.partial(blocks, wanted=lambda tile: not tile.weight_grad))
 def test_product_tile(tile, run):
     """Forward and input gradient of 3 x 3 windows, at sizes over the edges of the tile."""
     n, p, q = sizes(tile)
@@ -146,8 +169,8 @@ def test_pooled_tile(tile, run):
     average = zlib.crc32(repr(tile).encode()) % 3 == 0
     n, p, q = sizes(tile)
     channels = 7 if tile.packed else 2 * tile.k if tile.box else tile.k + 1
-    x, w = (n, channels, 2 * p, 2 * q), (tile.n + 1, channels, 3, 3)
-    run(conv2d_pool.CONV2D_POOL, tile, (x, w, w[:1], None), *window(2), (2, 1), average)
+    x, w = (n, channels, 2 * p, 4 * q), (tile.n + 1, channels, 3, 3)
+    run(conv2d_pool.CONV2D_POOL, tile, (x, w, w[:1], None), *window(2), (2, 2), average)
 
 
 @pytest.mark.cover
@@ -163,7 +186,7 @@ def test_epilogue_tile(tile, run):
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("tile", [tile for tile in blocks() if not tile.box], ids=repr)
+@pytest.mark.rotated("tile", functools.partial(blocks, wanted=lambda tile: not tile.box))
 def test_pooled_grad_tile(tile, run, device):
     """Gradients that read the pooled one."""
     average = zlib.crc32(repr(tile).encode()) % 3 == 0
@@ -181,7 +204,7 @@ def test_pooled_grad_tile(tile, run, device):
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("tile", [tile for tile in blocks() if tile.weight_grad], ids=repr)
+@pytest.mark.rotated("tile", functools.partial(blocks, wanted=lambda tile: tile.weight_grad))
 def test_weight_grad_tile(tile, run):
     """Weight gradient of 3 x 3 windows, at sizes over the edges of the tile."""
     n, p, q = sizes(tile)
@@ -337,6 +360,98 @@ def test_strip(strip, monkeypatch, device):
                     assert torch.equal(mine, right), op.name
 
 
+def test_chunks_of_pixels(monkeypatch, device):
+    """Sums over pixels, whose last program has fewer strips than the others."""
+    monkeypatch.setattr(tiles, "pick_strip", lambda *problem: tiles.Strip(16, 4))
+    x = draw((1, 3, 7, 10), torch.float32, "contiguous").to(device)
+    with kernels_only("bias_grad"):
+        ours = epilogue.BIAS_GRAD.launch(x)
+    assert_accurate(ours, epilogue.BIAS_GRAD.reference(x), epilogue.BIAS_GRAD.reference(x.double()))
+
+
+def test_wide_groups_in_parts(run):
+    """A weight gradient of wide groups whose sum is cut: what one part of one group is stays that in the workspace."""
+    tile = Block("float", True, 32, 32, 32, False, None, 3)
+    y, x, w = (2, 2 * 34, 9, 13), (2, 2 * 35, 9, 13), (2 * 34, 35, 1, 1)
+    run(conv2d.CONV2D_WEIGHT_GRAD, tile, (y, x), w, (1, 1), (0, 0, 0, 0), (1, 1), 2, "zeros", True)
+
+
+def test_phases_without_taps(run):
+    """The input gradient of 1 x 1 windows at stride 2, in boxes: one of four phases has a tap, the others are 0."""
+    tile = Block("half", False, 64, 64, 64, False, (1, 4, 16), 1)
+    y, w, dx = (2, 64, 5, 17), (64, 64, 1, 1), (2, 64, 10, 34)
+    run(conv2d.CONV2D_INPUT_GRAD, tile, (y, w), dx, (2, 2), (0, 0, 0, 0), (1, 1), 1, "zeros", True)
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_what_a_tap_does_not_read(across, monkeypatch, device):
+    """A weight gradient in boxes that reach over the result: infinite pixels are in the sums of the taps that read
+    them, and in no others."""
+    turned = (lambda pair: pair[::-1]) if across else (lambda pair: pair)
+    box, stride = (1, *turned((64, 1))), turned((2, 1))
+    monkeypatch.setattr(tiles, "pick_weight_grad", lambda *problem: tiles.Tile(64, 64, 64, box=box, programs=1))
+    x, grad = (draw((1, 64, *turned(size)), torch.float32, "channels_last").to(device) for size in ((34, 3), (17, 3)))
+    x.select(3 if across else 2, -1).fill_(math.inf)
+    how = ((64, 64, 3, 3), stride, (1, 1, 1, 1), (1, 1), 1, "zeros", True)
+    ours = conv2d.CONV2D_WEIGHT_GRAD.launch(grad, x, *how)
+    right = conv2d.CONV2D_WEIGHT_GRAD.reference(grad, x, *how)
+    assert 0 < right.isfinite().sum() < right.numel()
+    assert_accurate(ours, right, conv2d.CONV2D_WEIGHT_GRAD.reference(grad.double(), x.double(), *how))
+
+
+def test_boxes_are_aligned(device):
+    """Boxes are fetched of adjacent channels, everything at multiples of 16 bytes."""
+
+    def boxed(channels, dtype=torch.bfloat16, offset=0, last=True):
+        memory = torch.empty(2 * 4 * 4 * channels + offset, dtype=dtype, device=device)[offset:]
+        x = memory.view(2, 4, 4, channels).permute(0, 3, 1, 2) if last else memory.view(2, channels, 4, 4)
+        return conv2d.images_of(x).boxed(x, (1, 1))
+
+    assert boxed(8)
+    assert boxed(4, torch.float32)
+    assert not boxed(12)
+    assert not boxed(6, torch.float32)
+    assert not boxed(8, offset=4)
+    assert not boxed(8, last=False)
+
+
+@triton.jit
+def order_kernel(out, rows, columns):
+    row, column = program_tile(tl.program_id(0), rows, columns)
+    tl.store(out + row * columns + column, tl.program_id(0) + 1)
+
+
+def test_every_tile_has_a_program(device):
+    """Bands of rows, also where the last has fewer, and of as many columns as there are."""
+    for rows, columns in ((1, 1), (3, 5), (8, 2), (11, 3), (17, 1)):
+        out = torch.zeros(rows, columns, dtype=torch.int32, device=device)
+        order_kernel[(rows * columns,)](out, rows, columns)
+        assert sorted(out.flatten().tolist()) == list(range(1, rows * columns + 1))
+        assert out[:, 0][:8].tolist() == list(range(1, min(rows, 8) + 1)), "down a band first"
+
+
+def test_tiles_fit():
+    """The operands of a tile's steps under way are within the chip's shared memory."""
+    size = {"half": 2, "tf32": 4, "float": 4, "double": 8}
+    for kind in tiles.ARITHMETIC:
+        for chip, weight_grad in itertools.product(picked.chips(kind), (False, True)):
+            at = tiles.CHIPS[chip]
+            for tile in tiles.every_tile(kind, chip, weight_grad):
+                stages = tile.stages - (at.lanes == 64)  # AMD's compiler keeps one in registers
+                assert (tile.m + tile.n) * tile.k * size[kind] * stages <= at.shared, (kind, chip, tile)
+
+
+def test_switches():
+    """float32 products follow PyTorch's two switches, each its own; other dtypes none."""
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    with float32_precision("ieee"):
+        for one, other in (("tf32", "ieee"), ("ieee", "tf32")):
+            conv.fp32_precision, matmul.fp32_precision = one, other
+            assert (conv_dot(torch.float32), matmul_dot(torch.float32)) == (one, other)
+            for dtype in (torch.float64, torch.float16, torch.bfloat16):
+                assert (conv_dot(dtype), matmul_dot(dtype)) == ("ieee", "ieee")
+
+
 def test_picks_suit_the_problem():
     """On Hopper the 3 x 3 layers of ResNet-50 and VGG-16 fetch boxes, in all passes; big ones with big tiles."""
     seen = 0
@@ -389,6 +504,7 @@ def test_estimates_follow_the_model():
         assert tiles.estimate(candidate, 1, 20) > one
 
 
+@pytest.mark.cover
 def test_two_processes_pick_the_same():
     code = "import picked; print([pick for pick in picked.picks()][::7])"
     path = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}

@@ -1,0 +1,202 @@
+"""Which tests a run takes: all, a seeded cover of alike ones or what that leaves, an operator's, a changed file's.
+
+--cover 0.05             of the tests marked `cover` a twentieth, by seed; and all others
+--rest 0.05              exactly what `--cover 0.05` leaves out
+--operator max_pool2d    the tests that name the operator
+--touching FILE          the tests that say whether a file of the package still works
+--most 300               of those marked `cover` that are left, so many at most, by seed
+"""
+
+import ast
+import random
+import re
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# The test files of which each test names the operator, or the function, that it is about.
+_left_out = [0]
+_BY_OPERATOR = ("test_ops", "test_gradients", "test_plan", "test_semantics", "test_ecosystem", "test_conformance")
+# Files of the package, and the test files that say whether they work: the first pattern that a file matches.
+TOUCHED = {
+    "kernels/tiles.py": ("test_tiles", "test_ops", "test_tune"),
+    "kernels/plan.py": ("test_plan",),
+    "kernels/lang.py": ("test_interpreter", "test_package"),
+    "kernels/interpreter.py": ("test_interpreter", "test_ops"),
+    "kernels/chips.py": ("test_tiles", "test_aot"),
+    "kernels/aot.py": ("test_aot", "test_compile"),
+    "kernels/sass.py": ("test_aot",),
+    "kernels/precision.py": ("test_tiles", "test_semantics", "test_nn", "test_plan", "test_ops"),
+    "kernels/pool_geometry.py": (*_BY_OPERATOR, "test_errors"),
+    "kernels/geometry.py": ("test_geometry", *_BY_OPERATOR, "test_errors", "test_tiles"),
+    "kernels/conv2d_box.py": ("test_tiles", *_BY_OPERATOR),
+    "kernels/conv2d*.py": ("test_ops", "test_tiles", *_BY_OPERATOR[1:]),
+    "kernels/locally_connected2d.py": ("test_ops", "test_tiles", *_BY_OPERATOR[1:]),
+    "kernels/device.py": ("test_ops", "test_tiles", *_BY_OPERATOR[1:]),
+    "kernels/epilogue.py": ("test_ops", "test_tiles", *_BY_OPERATOR[1:]),
+    "kernels/*.py": (*_BY_OPERATOR, "test_errors"),
+    "cnn_triton/products.py": ("test_gradients", "test_ecosystem", "test_semantics"),
+    "cnn_triton/pools.py": ("test_gradients", "test_ecosystem", "test_semantics"),
+    "cnn_triton/blocks.py": ("test_gradients", "test_ecosystem", "test_semantics"),
+    "cnn_triton/differentiation.py": ("test_ecosystem", "test_gradients", "test_semantics"),
+    "cnn_triton/autograd.py": ("test_gradients", "test_ecosystem"),
+    "cnn_triton/ops.py": ("test_ops", "test_ecosystem"),
+    "cnn_triton/dispatch.py": ("test_semantics", "test_package", "test_ecosystem"),
+    "cnn_triton/functional.py": ("test_errors", "test_semantics", "test_gradients", "test_conformance"),
+    "cnn_triton/nn.py": ("test_nn", "test_conformance"),
+    "cnn_triton/modules.py": ("test_nn", "test_conformance"),
+    "cnn_triton/convert.py": ("test_convert",),
+    "cnn_triton/fused.py": ("test_convert",),
+    "cnn_triton/tracing.py": ("test_convert",),
+    "cnn_triton/ahead.py": ("test_warmup",),
+    "cnn_triton/data.py": ("test_data",),
+    "cnn_triton/models.py": ("test_training", "test_nn"),
+    "cnn_triton/training.py": ("test_training",),
+    "cnn_triton/runs.py": ("test_runs",),
+    "cnn_triton/distributed.py": ("test_distributed",),
+    "cnn_triton/profiling.py": ("test_profile",),
+    "cnn_triton/inspection.py": ("test_inspect",),
+    "cnn_triton/inspector.py": ("test_inspect",),
+    "cnn_triton/listing.py": ("test_inspect",),
+    "cnn_triton/workbench.py": ("test_profile", "test_inspect"),
+    "cnn_triton/cli.py": ("test_cli",),
+    "cnn_triton/jobs.py": ("test_cli", "test_runs"),
+    "cnn_triton/*.py": ("test_report", "test_cli", "test_package"),
+    "cnn_triton/pages/*": ("test_report",),
+    "bench/ledger/*": ("test_ledger",),
+    "bench/tune.py": ("test_tune",),
+    "bench/layers.py": ("test_layers",),
+    "bench/*": ("test_bench",),
+    "examples/*": ("test_inspect",),
+    "tests/cases.py": ("test_ops",),
+}
+
+
+def imported(name):
+    """The package's own files that a file of it imports."""
+    package = name.replace("kernels/", "cnn_triton/kernels/").removesuffix(".py").split("/")[:-1]
+    for node in ast.walk(ast.parse((ROOT / name).read_text())):
+        if isinstance(node, ast.Import):
+            found = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = base + (node.module.split(".") if node.module else [])
+            found = [base, *([*base, alias.name] for alias in node.names)]
+        else:
+            continue
+        for parts in found:
+            path = "/".join(parts).replace("cnn_triton/kernels/", "kernels/") + ".py"
+            if parts[0] == "cnn_triton" and (ROOT / path).exists():
+                yield path
+
+
+@cache
+def reached(name):
+    """The package's own files that a file of it imports, by way of others too, and itself."""
+    return {name}.union(*(reached(other) for other in set(imported(name)) - {name}))
+
+
+@cache
+def _operators():
+    """The names of all operators, and the files of kernels/ that they are in."""
+    from cnn_triton.kernels.registry import OPS
+
+    return {op.name: "kernels/" + op.fake.__module__.split(".")[-1] + ".py" for op in OPS}
+
+
+@cache
+def operators_of(file):
+    """The names of the operators whose module imports a file of kernels/; none if all do."""
+    found = {name for name, home in _operators().items() if file in reached(home)}
+    return found if len(found) < len(_operators()) else set()
+
+
+def homes_of(file):
+    """The test files that say whether a file of the repository works, the likeliest to fail first."""
+    if file.startswith("tests/test_"):
+        return (Path(file).stem,)
+    return next((tests for pattern, tests in TOUCHED.items() if fnmatch(file, pattern)), ())
+
+
+def names(item, operators):
+    """True if the test's name has one of the operators' names in it, as a word."""
+    words = "|".join(map(re.escape, operators))
+    return bool(re.search(rf"(?<![a-z0-9_])(?:{words})(?![a-z0-9_])", item.nodeid.partition("::")[2]))
+
+
+def touches(item, file):
+    """True if the test says whether the file still works."""
+    home = item.path.stem
+    if home not in homes_of(file):
+        return False
+    some, every = operators_of(file) if file.startswith("kernels/") and home in _BY_OPERATOR else (), _operators()
+    return not some or names(item, some) or not names(item, every)  # what names no operator may be about any
+
+
+def pytest_addoption(parser):
+    parser.addoption("--cover", type=float, help="part of the tests marked `cover` to run, by seed, beside all others")
+    parser.addoption("--rest", type=float, help="run exactly what --cover with this part leaves out")
+    parser.addoption("--seed", type=int, default=0, help="which part, whose turn it is, and the values that tests draw")
+    parser.addoption("--exhaustive", action="store_true", help="every case in every combination of dtype and format")
+    parser.addoption("--operator", action="append", default=[], help="only tests that name this operator")
+    parser.addoption("--touching", action="append", default=[], help="only tests that say whether this file works")
+    parser.addoption("--most", type=int, help="of the tests marked `cover` that are left, so many at most, by seed")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "cover: one of many alike tests, of which `--cover` takes a seeded part")
+    config.addinivalue_line(
+        "markers", "rotated(names, rows): parametrized by rows(seed): combinations in turn; of None, all of them"
+    )
+
+
+def pytest_generate_tests(metafunc):
+    option = metafunc.config.getoption
+    for mark in metafunc.definition.iter_markers("rotated"):
+        arguments, rows = mark.args
+        metafunc.parametrize(arguments, list(rows(None if option("exhaustive") else option("seed"))))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    option = config.getoption
+    seed, cover, rest = option("seed"), option("cover"), option("rest")
+
+    def covered(item, part):
+        drawn = random.Random(f"{seed} {item.nodeid}").random()
+        return drawn < part if item.get_closest_marker("cover") else True
+
+    kept = [item for item in items if cover is None or covered(item, cover)]
+    kept = [item for item in kept if rest is None or not covered(item, rest)]
+    if option("operator"):
+        kept = [item for item in kept if names(item, option("operator"))]
+    if option("touching"):
+        kept = [item for item in kept if any(touches(item, file) for file in option("touching"))]
+    alike = [item for item in kept if item.get_closest_marker("cover")]
+    if option("most") is not None and len(alike) > option("most"):
+        some = set(random.Random(f"{seed}").sample(alike, option("most")))
+        kept = [item for item in kept if item in some or not item.get_closest_marker("cover")]
+    left = set(items) - set(kept)
+    _left_out[0] = len(left)
+    if left:
+        config.hook.pytest_deselected(items=[item for item in items if item in left])
+        items[:] = kept
+
+
+def left_out():
+    """How many tests were not taken."""
+    return _left_out[0]
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left out"] = _left_out[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """A worker process has ended: what it left out, every other did too."""
+    _left_out[0] = getattr(node, "workeroutput", {}).get("left out", 0)
