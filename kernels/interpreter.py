@@ -1,7 +1,7 @@
-"""What Triton's interpreter does otherwise here: results as hardware rounds them, and a third of its time.
+"""What Triton's interpreter does otherwise here: it rounds as hardware does, and takes less time.
 
-Imported by lang.py where the interpreter is on, before anything is interpreted. What takes time in the interpreter is
-not NumPy's arithmetic but what stands around it; so types, and what Triton's language has to offer, are looked at once.
+lang.py imports it where the interpreter is on, before anything is interpreted. The interpreter spends most of its time
+around NumPy's arithmetic, not in it: so types, and the members of Triton's language, are worked out once.
 """
 
 import dataclasses

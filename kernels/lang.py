@@ -1,4 +1,4 @@
-"""The one place that imports Triton, so that the package imports (and says what is missing) without it."""
+"""Where kernels get Triton from, so that the package imports (and says what is missing) without it."""
 
 import os
 from typing import Any

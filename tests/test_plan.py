@@ -194,16 +194,18 @@ def test_an_error_on_the_tape_leaves_nothing(device):
     assert [isinstance(kept, plan.Plan) for kept in op.plans.values()] == [True]
 
 
+def by_a_workspace(y, x):
+    """Twice x, by way of a workspace that the last step doesn't take."""
+    parts = torch.empty(2, 8, device=x.device)
+    launch(double_kernel, 1, x, parts[1], x.numel(), BLOCK=16)
+    launch(double_kernel, 1, parts[1], y, x.numel(), BLOCK=16)
+    launch(double_kernel, 1, x, y, x.numel(), BLOCK=16)
+
+
 def test_workspaces_are_freed(device):
     """In a repeated call a workspace lives until the last step that takes it, as in the launcher."""
 
-    def launcher(y, x):
-        parts = torch.empty(2, 8, device=x.device)
-        launch(double_kernel, 1, x, parts[1], x.numel(), BLOCK=16)
-        launch(double_kernel, 1, parts[1], y, x.numel(), BLOCK=16)
-        launch(double_kernel, 1, x, y, x.numel(), BLOCK=16)
-
-    op, (x,) = op_of(launcher), vectors(device, 1)
+    op, (x,) = op_of(by_a_workspace), vectors(device, 1)
     for _ in range(3):
         assert torch.equal(op.launch(x), 2 * x)
     (kept,) = op.plans.values()
@@ -213,13 +215,7 @@ def test_workspaces_are_freed(device):
 def test_a_freed_workspace_is_gone(device, monkeypatch):
     """While a plan's last step runs, a workspace that it doesn't take is not in memory."""
 
-    def launcher(y, x):
-        parts = torch.empty(2, 8, device=x.device)
-        launch(double_kernel, 1, x, parts[1], x.numel(), BLOCK=16)
-        launch(double_kernel, 1, parts[1], y, x.numel(), BLOCK=16)
-        launch(double_kernel, 1, x, y, x.numel(), BLOCK=16)
-
-    op, (x,) = op_of(launcher), vectors(device, 1)
+    op, (x,) = op_of(by_a_workspace), vectors(device, 1)
     for _ in range(3):
         op.launch(x)
     (kept,) = op.plans.values()
