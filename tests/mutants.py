@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .faults import FAULTS, Fault
+from .processes import CRASHED
 from .selection import homes_of
 
 ROOT = Path(__file__).parents[1]
@@ -119,8 +120,8 @@ def found(folder: Path, fault: Fault, answer: Path) -> str:
             process = in_a_fork(folder, answer, *files, f"--touching={fault.file}", *options)
             _, status = os.waitpid(process, 0)
             if not answer.exists():
-                out_of_time = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
-                return "" if out_of_time else f"a crash, status {status}"
+                code = os.waitstatus_to_exitcode(status)
+                return f"a crash, {CRASHED[code]}" if code in CRASHED else ""  # out of time or memory, nothing is found
             if by := answer.read_text():
                 return by
         return ""
