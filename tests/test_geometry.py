@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cnn_triton import functional
-from cnn_triton.kernels import geometry
+from cnn_triton.kernels import geometry, pool_geometry
 
 
 @pytest.mark.parametrize("dilation", [1, (1, 2), 3])
@@ -29,6 +29,19 @@ def test_row_stride():
     assert stride((2, 3, 4), (150, 50, 10)) is None, "a gap behind each row"
     assert stride((2, 3, 4), (60, 20, 10)) is None, "rows that overlap"
     assert stride((1, 3, 4), (0, 1, 3)) is None, "columns first"
+
+
+def test_pool_sizes():
+    """PyTorch's sizes, also where a last window would start in the padding behind the image."""
+    different = 0
+    for size, stride, dilation, ceil in itertools.product((1, 2, 3), (1, 2, 3), (1, 2), (False, True)):
+        for pad, image in itertools.product(range(size // 2 + 1), range(dilation * (size - 1) + 1, 9)):
+            window = ((size,) * 2, (stride, 1), (pad, 0), (dilation, 1))
+            x = torch.empty(1, 1, image, 9, device="meta")
+            right = F.max_pool2d(x, *window, ceil_mode=ceil).shape[2:]
+            assert pool_geometry.pool_sizes(sum(window, ()), x.shape[2:], ceil) == right, (window, image, ceil)
+            different += right != pool_geometry.pool_sizes(sum(window, ()), x.shape[2:], False)
+    assert different
 
 
 def test_taps_meet():
