@@ -45,7 +45,7 @@ TOUCHED = {
     "cnn_triton/autograd.py": ("test_gradients", "test_ecosystem"),
     "cnn_triton/ops.py": ("test_ops", "test_ecosystem"),
     "cnn_triton/dispatch.py": ("test_semantics", "test_package", "test_ecosystem"),
-    "cnn_triton/functional.py": ("test_errors", "test_semantics", "test_gradients", "test_nn", "test_conformance"),
+    "cnn_triton/functional.py": ("test_errors", "test_nn", "test_semantics", "test_gradients", "test_conformance"),
     "cnn_triton/nn.py": ("test_nn", "test_conformance"),
     "cnn_triton/modules.py": ("test_nn", "test_conformance"),
     "cnn_triton/convert.py": ("test_convert",),

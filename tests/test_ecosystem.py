@@ -183,6 +183,16 @@ def test_hessian(one, device):
         close(ours, hessian(loss(small.theirs), wrt)(*tensors))
 
 
+@each
+def test_hessian_times_vector(one, device):
+    """Forward over reverse, of all tensors along all their tangents."""
+    tensors, tangents = one.tensors(device), one.tensors(device)
+    ours, theirs = (
+        jvp(grad(loss(call), argnums(one)), tuple(tensors), tuple(tangents)) for call in (one.ours, one.theirs)
+    )
+    close(ours, theirs)
+
+
 @pytest.mark.cover
 @each
 def test_vmap(one, device):
