@@ -58,7 +58,7 @@ def _transformable(function):
             function.setup_context(ctx, inputs, output)
             ctx.set_materialize_grads(False)  # or PyTorch makes zeros for what has no tangent
             outputs = output if isinstance(output, tuple) else (output,)
-            ctx.others = [None if isinstance(value, torch.Tensor) else value for value in inputs]
+            ctx.constants = [None if isinstance(value, torch.Tensor) else value for value in inputs]
             ctx.save_for_forward(*(value if isinstance(value, torch.Tensor) else None for value in inputs), *outputs)
 
         @staticmethod
@@ -67,8 +67,8 @@ def _transformable(function):
 
         @staticmethod
         def jvp(ctx, *tangents):
-            tensors = zip(ctx.saved_tensors, ctx.others, strict=False)
-            inputs = [other if tensor is None else tensor for tensor, other in tensors]
+            tensors = zip(ctx.saved_tensors, ctx.constants, strict=False)
+            inputs = [constant if tensor is None else tensor for tensor, constant in tensors]
             return function.tangent(inputs, ctx.saved_tensors[len(names) :], tangents)
 
         @staticmethod

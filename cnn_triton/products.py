@@ -388,7 +388,7 @@ class InputGrad(Function):
     @classmethod
     def setup_context(cls, ctx, inputs, output):
         ctx.save_for_backward(*inputs[:2])
-        ctx.rest, ctx.others = inputs[cls.REST], (None,) * (len(inputs) - 2)
+        ctx.rest = inputs[cls.REST]
 
     @classmethod
     def backward(cls, ctx, grad_input):
@@ -396,7 +396,7 @@ class InputGrad(Function):
         of_grad, of_weight = ctx.needs_input_grad[:2]
         ddy = cls.PRODUCT.bare(grad_input, weight, ctx.rest) if of_grad else None
         _, dw = cls.PRODUCT.grads(grad, grad_input, weight, ctx.rest, (False, of_weight))
-        return ddy, dw, *ctx.others
+        return ddy, dw, *(None,) * (len(ctx.needs_input_grad) - 2)
 
 
 class WeightGrad(InputGrad):
@@ -409,7 +409,7 @@ class WeightGrad(InputGrad):
         grad_weight = grad_weight.to(grad.dtype)
         ddy = cls.PRODUCT.bare(input, grad_weight, ctx.rest) if of_grad else None
         dx, _ = cls.PRODUCT.grads(grad, input, grad_weight, ctx.rest, (of_input, False))
-        return ddy, dx, *ctx.others
+        return ddy, dx, *(None,) * (len(ctx.needs_input_grad) - 2)
 
 
 class Conv2dInputGrad(InputGrad):

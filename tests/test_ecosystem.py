@@ -185,12 +185,16 @@ def test_hessian(one, device):
 
 @each
 def test_hessian_times_vector(one, device):
-    """Forward over reverse, of all tensors along all their tangents."""
-    tensors, tangents = one.tensors(device), one.tensors(device)
-    ours, theirs = (
-        jvp(grad(loss(call), argnums(one)), tuple(tensors), tuple(tangents)) for call in (one.ours, one.theirs)
-    )
-    close(ours, theirs)
+    """Of all tensors, forward over reverse and reverse over reverse."""
+    tensors, vectors = one.tensors(device), one.tensors(device)
+    slope, right = (grad(loss(call), argnums(one)) for call in (one.ours, one.theirs))
+    _, expected = jvp(right, tuple(tensors), tuple(vectors))
+    close(jvp(slope, tuple(tensors), tuple(vectors))[1], expected)
+
+    def along(*tensors):
+        return sum((g * v).sum() for g, v in zip(slope(*tensors), vectors, strict=True))
+
+    close(grad(along, argnums(one))(*tensors), expected)
 
 
 @pytest.mark.cover
