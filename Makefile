@@ -25,7 +25,7 @@ demo: $(READY)
 SEED ?= 0
 COVER := 0.03
 PYTEST = $(RUN) pytest -n $(WORKERS) --dist worksteal --seed $(SEED)
-PART = $(if $(OP)$(FILES),--most 250 $(OP:%=--operator %) $(FILES:%=--touching %),--cover $(COVER))
+PART = $(if $(OP)$(FILES),--most 250 $(OP:%=--operator=%) $(FILES:%=--touching=%),--cover $(COVER))
 test: $(READY) $(OLDEST)
 	$(PYTEST) $(PART) $(ARGS)
 

@@ -37,6 +37,7 @@ _COPIED = (
     "pyproject.toml",
     "README.md",
     "constraints.txt",
+    "Makefile",
 )
 
 

@@ -1,6 +1,9 @@
 """Which tests a run takes; which tests touch a file; faults that fit the code as it is."""
 
 import ast
+import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,6 +82,24 @@ def test_touching(monkeypatch):
     found = taken(monkeypatch, touching=["kernels/op.py"])
     assert found == [i.nodeid for i in ITEMS if "test_nn" not in i.nodeid]
     assert taken(monkeypatch, touching=["kernels/plan.py"]) == [i.nodeid for i in ITEMS if "test_plan" in i.nodeid]
+
+
+@pytest.mark.parametrize(
+    ("words", "some", "none"),
+    [
+        ("FILES=kernels/unpool2d.py tests/test_data.py", "test_data", "test_nn"),
+        ("OP=max_pool2d", "test_ops", "test_data"),
+    ],
+)
+def test_make(words, some, none):
+    """The commands of the Makefile choose tests."""
+    said = subprocess.run(["make", "-n", "test", words], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = [*shlex.split(said.stdout.splitlines()[-1]), "--collect-only", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    chosen = {Path(line.partition("::")[0]).stem for line in done.stdout.splitlines() if "::" in line}
+    assert some in chosen
+    assert none not in chosen
 
 
 def test_every_file_is_touched():
