@@ -42,6 +42,11 @@ def stop(process: subprocess.Popen) -> None:
             continue
 
 
+def _heed_interrupts() -> None:
+    """What a shell starts in the background ignores them, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def part(name: str, command: list[str], out: Path, minutes: float, **variables: str) -> str:
     """Runs a part with its output in a log, and says how it ended; a part out of time leaves what it had."""
     print(f"{name}: {' '.join(command)}", flush=True)
@@ -49,8 +54,9 @@ def part(name: str, command: list[str], out: Path, minutes: float, **variables: 
     environment |= {"PYTHONUNBUFFERED": "1", **variables}
     with (out / f"{name}.log").open("w") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT, env=environment, start_new_session=True
-        )
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT, env=environment,
+            start_new_session=True, preexec_fn=_heed_interrupts,
+        )  # fmt: skip
         try:
             ended = f"exit {process.wait(60 * minutes)}"
         except subprocess.TimeoutExpired:

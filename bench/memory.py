@@ -7,6 +7,7 @@ with a GPU also by torch.cuda.max_memory_allocated.
 
 import argparse
 import contextlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,9 @@ def saved(model: nn.Module, x: torch.Tensor) -> int:
 
 
 def peak(model: nn.Module, x: torch.Tensor) -> int:
-    """Most bytes that a training step had allocated on the GPU beyond what was there before it."""
+    """Most bytes that a training step had allocated on the GPU beyond what was there before it; not the first step,
+    which also makes gradients, compiles and lets libraries take what they keep."""
+    model(x).sum().backward()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -106,17 +109,18 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="file for the figures, as JSON")
     parser.add_argument("--batch", type=int, default=32)
     options = parser.parse_args()
-    rows = [measured(stack, options.batch, dtype) for stack in STACKS for dtype in ("fp32", "bf16")]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for row in rows:
-        print(
-            row["layers"], row["input"], row["dtype"], *(f"{what}: {ratio:.3f}" for what, ratio in row["ratio"].items())
-        )
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        part = options.out.with_name(f"{options.out.name}.part")
-        part.write_text(json.dumps({"environment": environment(device), "rows": rows}, indent=1) + "\n")
-        part.replace(options.out)
+    found: dict[str, Any] = {"environment": environment(device), "rows": []}
+    for stack, dtype in itertools.product(STACKS, ("fp32", "bf16")):
+        row = measured(stack, options.batch, dtype)
+        said = (f"{what}: {ratio:.3f}" for what, ratio in row["ratio"].items())
+        print(row["layers"], row["input"], row["dtype"], *said, flush=True)
+        found["rows"].append(row)
+        if options.out:  # each row as it comes, so that none is lost
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            part = options.out.with_name(f"{options.out.name}.part")
+            part.write_text(json.dumps(found, indent=1) + "\n")
+            part.replace(options.out)
     return 0
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -263,10 +264,16 @@ def test_gpu_clock(monkeypatch):
 
 
 @pytest.mark.cover
-def test_a_part_out_of_time_leaves_its_log(tmp_path):
-    command = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(600)"]
-    assert gpu.part("slow", command, tmp_path, 0.05).startswith("stopped after")
-    assert (tmp_path / "slow.log").read_text().startswith("begun")
+@pytest.mark.parametrize("heed", [signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
+def test_a_part_out_of_time_leaves_its_log(heed, tmp_path):
+    """It is interrupted first, also where a shell began it all in the background, with interrupts ignored."""
+    code = "import time\ntry:\n print('begun', flush=True)\n time.sleep(600)\nexcept KeyboardInterrupt:\n print('end')"
+    before = signal.signal(signal.SIGINT, heed)
+    try:
+        assert gpu.part("slow", [sys.executable, "-c", code], tmp_path, 0.05).startswith("stopped after")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (tmp_path / "slow.log").read_text() == "begun\nend\n"
 
 
 @pytest.mark.cover
