@@ -25,6 +25,8 @@ PRECISION = {
 # plus ERROR_EPS · eps(dtype) · max|reference|, which absorbs the luck of PyTorch's last rounding.
 ERROR_RATIO = 2.0
 ERROR_EPS = 2.0
+# Of products whose operands are cut off to TF32's 10 bits, as the hardware does it: up to a whole last bit of each.
+TF32_EPS = 2.0**-10
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

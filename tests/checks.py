@@ -47,6 +47,16 @@ def operator_of(function):
     return "conv2d_moments" if name == "conv2d_batch_norm" else name
 
 
+def moved(value, device):
+    """A copy of a tensor on the device, its strides and offset kept, which .to() would make dense; else the value."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    storage = value.untyped_storage().to(device=device).clone()
+    return torch.empty(0, dtype=value.dtype, device=device).set_(
+        storage, value.storage_offset(), value.shape, value.stride()
+    )
+
+
 @contextlib.contextmanager
 def fresh_is_nan():
     """Within: fresh tensors are NaN, or the largest integer."""
@@ -83,8 +93,9 @@ def unfolded(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
     return y + (bias.permute(2, 0, 1) if bias.dim() == 3 else bias[:, None, None]).to(y.dtype)
 
 
-def assert_accurate(ours, theirs, exact, what="result"):
-    """Our error against the float64 result is at most ERROR_RATIO x PyTorch's own in the same dtype + the epsilon.
+def assert_accurate(ours, theirs, exact, what="result", eps=None):
+    """Our error against the float64 result is at most ERROR_RATIO x PyTorch's own in the same dtype + the epsilon, that
+    of the dtype unless given.
 
     NaN and infinities must stand in the same places as in PyTorch's result.
     """
@@ -103,7 +114,7 @@ def assert_accurate(ours, theirs, exact, what="result"):
     exact = exact[finite].double()
     error = (ours[finite].double() - exact).abs().max().item()
     allowed = ERROR_RATIO * (theirs[finite].double() - exact).abs().max().item()
-    allowed += ERROR_EPS * PRECISION[ours.dtype].eps * exact.abs().max().item()
+    allowed += ERROR_EPS * (eps or PRECISION[ours.dtype].eps) * exact.abs().max().item()
     assert error <= allowed, f"{what}: error {error:.3g} against float64, allowed {allowed:.3g}"
 
 

@@ -68,6 +68,15 @@ def _overflow_checks():
         lang.interpreter.check_overflow(True)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _full_float32():
+    """On a GPU, PyTorch and so the kernels would use TF32 in convolutions, which tests of its own are for."""
+    from cnn_triton.kernels.precision import float32_precision
+
+    with float32_precision("ieee"):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seed(request):
     """Each test draws its own values: the same ones again by the same seed, others by another seed."""

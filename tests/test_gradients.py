@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from cases import ACTIVATIONS, ADAPTIVES, BLOCKS, CONVS, LINEARS, LOCALS, POOLS, TRANSPOSED, draw
-from checks import assert_accurate, kernels_only, operator_of, unfolded
+from checks import assert_accurate, kernels_only, moved, operator_of, unfolded
 from cnn_triton import functional
 from cnn_triton.kernels import activations, conv2d_pool, geometry, relu_pool
 from cnn_triton.ops import operator
@@ -213,8 +213,8 @@ def combinations(seed):
 @pytest.mark.rotated("label, dtype, form", combinations)
 def test_gradients(label, dtype, form, device):
     pair = FUNCTIONS[label]
-    tensors = [draw(shape, dtype, form).to(device) for shape in pair.shapes]
-    grad = draw(pair.theirs(*tensors, *pair.rest).shape, dtype, form).to(device)
+    tensors = [moved(draw(shape, dtype, form), device) for shape in pair.shapes]
+    grad = moved(draw(pair.theirs(*tensors, *pair.rest).shape, dtype, form), device)
     if 0 in pair.shapes[0]:
         mine = differentiate(pair.ours, tensors, pair.rest, grad)
     else:

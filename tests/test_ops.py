@@ -4,9 +4,11 @@ import pytest
 import torch
 from wide import exact
 
-from cases import CASES
-from checks import assert_accurate, assert_code, kernels_only
+from cases import CASES, draw
+from checks import assert_accurate, assert_code, kernels_only, moved
 from cnn_triton.kernels import conv2d_pool
+from cnn_triton.kernels.lang import INTERPRETING
+from cnn_triton.kernels.precision import TF32_EPS, float32_precision
 from cnn_triton.kernels.registry import OPS
 from cnn_triton.ops import operator
 from combinations import DTYPES, FORMATS, KINDS, ROWS, dtype_name, rotated
@@ -22,7 +24,7 @@ def results(value):
 
 
 def on(args, device):
-    return tuple(a.to(device) if isinstance(a, torch.Tensor) else a for a in args)
+    return tuple(moved(a, device) for a in args)
 
 
 def combinations(seed):
@@ -52,6 +54,30 @@ def test_accuracy(case, dtype, form, device):
             assert_code(our, args, to(args, torch.float64))
         else:
             assert torch.equal(our, their), f"result {i}: {int((our != their).sum())} integers differ"
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op.product], ids=lambda op: op.name)
+def test_tf32(op, device):
+    """float32 products with TF32, PyTorch's default for convolutions; rounded to it where there are tensor cores."""
+    case = next(case for case in CASES if case.op is op)
+    args = on(case.make(torch.float32, "channels_last"), device)
+    with float32_precision("tf32"), kernels_only(op.name):
+        ours = results(operator(op)(*args))
+    wide, theirs = exact(op, to(args, torch.float64)), results(op.reference(*args))
+    for our, their, right in zip(ours, theirs, wide, strict=True):
+        if our.is_floating_point():
+            assert_accurate(our, their, right, eps=None if INTERPRETING else TF32_EPS)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_moved(form, device):
+    """Tests on a GPU are given what is drawn here: values, strides and offset."""
+    drawn = draw((2, 3, 4, 5), torch.float32, form)
+    there = moved(drawn, device)
+    assert there.device.type == device.type
+    assert there.data_ptr() != drawn.data_ptr()
+    assert (there.stride(), there.storage_offset()) == (drawn.stride(), drawn.storage_offset())
+    assert torch.equal(there.cpu(), drawn)
 
 
 def test_combinations(request):

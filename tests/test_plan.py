@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cases import CASES
-from checks import fresh_is_nan
+from checks import fresh_is_nan, moved
 from cnn_triton.kernels import plan
 from cnn_triton.kernels.lang import tl, triton
 from cnn_triton.kernels.op import Op, launch, launches
@@ -49,7 +49,7 @@ def test_repeats(case, device):
     plans, call = case.op.plans, operator(case.op)
 
     def draw():
-        return [a.to(device) if isinstance(a, torch.Tensor) else a for a in case.make(dtype, form)]
+        return [moved(a, device) for a in case.make(dtype, form)]
 
     plans.clear()
     first, second = draw(), draw()
