@@ -9,8 +9,8 @@ READY :=
 else
 RUN := $(BIN)/python -m
 READY := $(VENV)/.ready
-# The oldest supported Triton, beside the pinned one: kernels must compile as well with it.
-OLDEST := $(VENV)/oldest/.ready
+# Other versions of Triton beside the pinned one: kernels must compile with each.
+TRITONS := $(patsubst %,$(VENV)/triton/%/.ready,$(shell grep -v '^\#' tests/tritons.txt))
 endif
 WORKERS ?= 2
 
@@ -26,22 +26,22 @@ SEED ?= 0
 COVER := 0.03
 PYTEST = $(RUN) pytest -n $(WORKERS) --dist worksteal --seed $(SEED)
 PART = $(if $(OP)$(FILES),--most 250 $(OP:%=--operator=%) $(FILES:%=--touching=%),--cover $(COVER))
-test: $(READY) $(OLDEST)
+test: $(READY) $(TRITONS)
 	$(PYTEST) $(PART) $(ARGS)
 
 # What `make test` leaves out, and both.
-rest: $(READY) $(OLDEST)
+rest: $(READY) $(TRITONS)
 	$(PYTEST) --rest $(COVER) $(ARGS)
 
-check: $(READY) $(OLDEST)
+check: $(READY) $(TRITONS)
 	$(PYTEST) $(ARGS)
 
 # Every case in every combination of dtype and memory format, for a night.
-exhaustive: $(READY) $(OLDEST)
+exhaustive: $(READY) $(TRITONS)
 	$(PYTEST) --exhaustive $(ARGS)
 
 # Faults put into the code, one at a time: do the tests find each?
-mutants: $(READY) $(OLDEST)
+mutants: $(READY) $(TRITONS)
 	$(RUN) tests.mutants $(ARGS)
 
 # PyTorch's own conformance data: every sample, error input and module, with a table of what passed.
@@ -56,7 +56,7 @@ lint: $(READY)
 	cd build/typed && $(CURDIR)/$(BIN)/python -m mypy --config-file $(CURDIR)/pyproject.toml -p cnn_triton
 
 # Compiles what the ledger of code quality doesn't know, and writes it anew. Figures that got worse need a REASON.
-ledger: $(READY) $(OLDEST)
+ledger: $(READY)
 	$(RUN) bench.ledger write --workers $(WORKERS) --reason "$(REASON)"
 
 # On a machine with a CUDA GPU: the tests natively, then the benchmarks; everything into one folder. One part: PART=conv
@@ -77,8 +77,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[cli,test,lint]'
 	touch $@
 
-$(VENV)/oldest/.ready: $(READY)
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target $(@D) triton==3.6.0
+$(VENV)/triton/%/.ready: $(READY)
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target $(@D) triton==$*
 	touch $@
 
 clean:

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 
 from .dispatch import as_on_a_gpu
 from .kernels import aot
-from .kernels.chips import CHIPS
+from .kernels.chips import NAMES
 from .kernels.lang import INTERPRETING, require, triton  # type: ignore[attr-defined]
 from .kernels.op import Launch, noting
 from .kernels.registry import op_of
@@ -127,9 +127,8 @@ def _checked(model: Any, example: Any, chip: Any, workers: Any) -> tuple[tuple[A
         raise TypeError(f"example must have strings as keys, the model's keyword arguments, but got {list(example)}")
     if chip is not None and not isinstance(chip, str):
         raise TypeError(f"chip must be a string, but got {type(chip).__name__}")
-    chips = [name for name in CHIPS if name[-1].isdigit()]  # the others stand for several, or for none
-    if chip is not None and chip not in chips:
-        raise ValueError(f"chip must be one of {', '.join(chips)}, but got {chip!r}")
+    if chip is not None and chip not in NAMES:
+        raise ValueError(f"chip must be one of {', '.join(NAMES)}, but got {chip!r}")
     if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool)):
         raise TypeError(f"workers must be an integer, but got {type(workers).__name__}")
     if workers is not None and workers < 1:

@@ -27,14 +27,13 @@ from .inspection import (
 )
 from .jobs import fail
 from .kernels import aot
-from .kernels.chips import BOARDS, CHIPS
+from .kernels.chips import BOARDS, CHIPS, NAMES
 from .listing import listings, sources
 from .pages import render
 from .runs import replace
 
-__all__ = ["TARGETS", "inspect_op"]
+__all__ = ["inspect_op"]
 
-TARGETS = tuple(name for name in CHIPS if name[-1].isdigit())
 _BOARDS = {board.name.lower().replace(" ", ""): board.chip for board in BOARDS}
 _TEXTS = ("ttir", "ttgir", "llir", "ptx", "amdgcn")
 
@@ -64,8 +63,8 @@ def inspect_op(
     """Compiles a call for the targets, and shows its figures; writes what has a file."""
     dtype = _known("--dtype", dtype, DTYPES)
     layout = _known("--layout", layout, ("channels_last", "contiguous"))
-    chips = [_known("--target", each.lower(), ("all", *TARGETS, *_BOARDS)) for each in targets]
-    chips = list(TARGETS) if "all" in chips else list(dict.fromkeys(_BOARDS.get(chip, chip) for chip in chips))
+    chips = [_known("--target", each.lower(), ("all", *NAMES, *_BOARDS)) for each in targets]
+    chips = list(NAMES) if "all" in chips else list(dict.fromkeys(_BOARDS.get(chip, chip) for chip in chips))
     if every_tile and (len(chips) > 1 or tile is not None):
         fail("--tiles: of one chip at a time, and without --tile; name it with --target, as in --target sm_90")
     if sort is not None:

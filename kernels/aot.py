@@ -72,12 +72,15 @@ class Code(NamedTuple):
 
 def residency(chip: str, registers: int, shared: int, warps: int, columns: int = 0) -> tuple[int | None, str | None]:
     """(resident, limit) of a block with so many registers a thread, bytes of shared memory, warps, and columns of
-    tensor memory. A multiprocessor has four parts, each with 512 registers for every lane."""
+    tensor memory. A multiprocessor has four parts, each with a quarter of its registers."""
     if chip not in CHIPS:
         return None, None
     at = CHIPS[chip]
     taken = -(-shared // at.granule) * at.granule + at.reserved
-    fits = {"registers": 512 // max(-(-registers // 8) * 8, 8) * 4 // warps, "warps": at.warps // warps}
+    fits = {
+        "registers": at.registers // at.lanes // 4 // max(-(-registers // 8) * 8, 8) * 4 // warps,
+        "warps": at.warps // warps,
+    }
     if taken:
         fits["shared"] = (at.shared + at.reserved) // taken
     if columns:
@@ -130,7 +133,7 @@ def target(chip: str) -> Any:
     """Triton's name of a chip: "sm_90", "gfx942"."""
     from triton.backends.compiler import GPUTarget
 
-    return GPUTarget("cuda", int(chip[3:]), 32) if chip.startswith("sm_") else GPUTarget("hip", chip, 64)
+    return GPUTarget("cuda", int(chip[3:]), 32) if chip.startswith("sm_") else GPUTarget("hip", chip, CHIPS[chip].lanes)
 
 
 def bound(kernel: Any, chip: str, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any, Any]:

@@ -28,20 +28,30 @@ class Chip(NamedTuple):
     reserved: int = 1 << 10  # bytes of shared memory that a block takes besides its own; one block's are left out above
     boxes: bool = False  # fetches boxes of images by itself
     granule: int = 128  # bytes that shared memory is given out in
+    amd: bool = False
 
 
-_AMD = {"sums": 32, "lanes": 64, "registers": 131072, "warps": 32, "blocks": 16, "reserved": 0, "granule": 512}
+_AMD = {"sums": 32, "warps": 32, "blocks": 16, "reserved": 0, "granule": 512, "amd": True}
+_CDNA = _AMD | {"lanes": 64, "registers": 131072}
+_RDNA = _AMD | {"lanes": 32, "registers": 98304}
 CHIPS = {
     "sm_80": Chip(108, 163 << 10, (2048, 1024, 128, 128), 44, 600),  # A100
+    "sm_86": Chip(84, 99 << 10, (512, 256, 256, 4), 20, 600, warps=48, blocks=16),  # RTX 3090, A10
+    "sm_87": Chip(16, 163 << 10, (2048, 1024, 256, 4), 20, 600, warps=48, blocks=16),  # Jetson AGX Orin
     "sm_89": Chip(128, 99 << 10, (512, 256, 256, 4), 20, 700, warps=48, blocks=24),  # RTX 4090, L40
     "sm_90": Chip(132, 227 << 10, (4096, 2048, 256, 256), 46, 900, sums=128, boxes=True),  # H100, H200
     "sm_100": Chip(148, 227 << 10, (8192, 4096, 256, 128), 64, 1000, sums=128, boxes=True),  # B200
+    "sm_103": Chip(148, 227 << 10, (8192, 4096, 256, 4), 64, 1000, sums=128, boxes=True),  # B300
     "sm_120": Chip(170, 99 << 10, (512, 256, 256, 4), 20, 700, warps=48, blocks=24),  # RTX 5090
-    "gfx942": Chip(304, 64 << 10, (2048, 1024, 256, 256), 56, 900, **_AMD),  # MI300X
-    "gfx950": Chip(256, 160 << 10, (4096, 0, 256, 128), 64, 900, **_AMD | {"granule": 1280}),  # MI355X
-    "gfx": Chip(256, 64 << 10, (2048, 0, 256, 256), 56, 900, **_AMD),  # other AMD chips
+    "sm_121": Chip(48, 99 << 10, (512, 256, 256, 4), 20, 700, warps=48, blocks=24),  # GB10
+    "gfx90a": Chip(110, 64 << 10, (1024, 0, 256, 256), 56, 900, **_CDNA),  # MI250X, one of its two
+    "gfx942": Chip(304, 64 << 10, (2048, 1024, 256, 256), 56, 900, **_CDNA),  # MI300X
+    "gfx950": Chip(256, 160 << 10, (4096, 0, 256, 128), 64, 900, **_CDNA | {"granule": 1280}),  # MI355X
+    "gfx1100": Chip(96, 64 << 10, (512, 0, 256, 8), 32, 900, **_RDNA),  # RX 7900 XTX
+    "gfx1201": Chip(64, 64 << 10, (1024, 0, 256, 8), 32, 900, **_RDNA),  # RX 9070 XT
     "interpreter": Chip(1, 1 << 30, (1, 1, 1, 1), 1, 1),
 }
+NAMES = tuple(name for name in CHIPS if name != "interpreter")
 
 
 class Board(NamedTuple):
@@ -67,7 +77,6 @@ BOARDS = (
 )
 # The chips, one of each generation, that the tests and bench/ledger/ compile every kernel for.
 COMPILED = ("sm_90", "sm_100", "gfx942", "sm_120", "sm_89", "sm_80")
-ELSEWHERE = "sm_89"  # an NVIDIA chip that is not in the table is treated as the most modest that is
 
 
 def chip_name() -> str:
@@ -75,8 +84,19 @@ def chip_name() -> str:
     if INTERPRETING:
         return "interpreter"
     target = triton.runtime.driver.active.get_current_target()
-    if target.backend == "cuda":
-        name = f"sm_{target.arch}"
-        return name if name in CHIPS else ELSEWHERE
-    name = target.arch.split(":")[0]
-    return name if name in CHIPS else "gfx"
+    return stand_in(f"sm_{target.arch}" if target.backend == "cuda" else target.arch.split(":")[0])
+
+
+def stand_in(name: str) -> str:
+    """The chip of the table that a chip is taken for: itself, or the most modest of its kind.
+
+    Errors: RuntimeError for NVIDIA chips before compute capability 8.0, which Triton has no matrix products for."""
+    if name in CHIPS:
+        return name
+    if name.startswith("gfx"):
+        return "gfx1100" if name.startswith("gfx1") else "gfx90a"
+    if int(name[3:]) < 80:
+        raise RuntimeError(
+            f"cnn_triton's kernels need an NVIDIA GPU of compute capability 8.0 or later, but got {name}"
+        )
+    return "sm_89"

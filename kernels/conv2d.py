@@ -33,7 +33,7 @@ from .conv2d_direct import direct_product, direct_weight_product, is_direct
 from .conv2d_gather import conv_kernel, weight_grad_kernel
 from .conv2d_grouped import grouped_product, grouped_weight_product, is_grouped
 from .epilogue import Epilogue, check_epilogue, completed, saving, sum_parts
-from .op import Fold, Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type
+from .op import Fold, Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type, unit
 from .padding import unpad
 from .precision import accumulator, conv_dot
 from .relu_pool import Pooled
@@ -125,7 +125,7 @@ def product(
         tiles.Product(
             (n, *phase), columns, channels, window.taps, math.prod(steps),
             groups, boxed, whole=not (transposed or window.is_point),
-            beside="epilogue" if moments or epilogue.crowded else "",
+            beside="epilogue" if moments or epilogue.crowded else pooled.beside if pooled else "",
         ),
         tiles.arithmetic(x.dtype, dot), chip,
     )  # fmt: skip
@@ -141,7 +141,7 @@ def product(
     if tile.box:
         launch(
             conv_box_kernel, tile.programs, x, weight, y, terms_of_y, of_x.strides[:3], of_y.strides, of_x.size,
-            of_y.size, channels, columns, WINDOW=window.size, BOX=tile.box, **same,
+            of_y.size, channels, columns, WINDOW=window.size, BOX=tile.box, UNIT=unit(columns, y), **same,
         )  # fmt: skip
     else:
         launch(
@@ -184,7 +184,9 @@ def weight_product(
     boxed = boxed and all(
         geometry.taps_meet(*axis) for axis in zip(walks, of_x.size[1:], of_grad.size[1:], strict=True)
     )
-    problem = tiles.WeightGrad(of_grad.size, outputs, channels, window.taps, groups, boxed)
+    problem = tiles.WeightGrad(
+        of_grad.size, outputs, channels, window.taps, groups, boxed, beside=pooled.beside if pooled else ""
+    )
     tile = tiles.pick_weight_grad(problem, tiles.arithmetic(x.dtype, dot), chip)
     parts = dw if tile.parts == 1 else new((tile.parts, dw.numel()), dw, dtype=accumulator(dw.dtype))
     same = {
@@ -196,7 +198,7 @@ def weight_product(
     if tile.box:
         launch(
             weight_grad_box_kernel, programs, grad, x, parts, of_grad.strides[:3], of_x.strides[:3], of_grad.size,
-            of_x.size, outputs, channels, tile.parts, WINDOW=window.size, BOX=tile.box, **same,
+            of_x.size, outputs, channels, tile.parts, WINDOW=window.size, BOX=tile.box, UNIT=unit(channels, x), **same,
         )  # fmt: skip
     else:
         launch(

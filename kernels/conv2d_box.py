@@ -28,6 +28,7 @@ from .device import (
     box_descriptor,
     box_pixels,
     boxes,
+    known,
     main_loop,
     offsets,
     phase_of,
@@ -44,7 +45,12 @@ from .relu_pool import pool_start, pool_step, store_byte, store_pooled
 def weight_box(operand, step, META: tl.constexpr):
     """A: the weight of this step's tap and channels, for fixed columns. [N, K]"""
     w, column, first, taps, channels, columns = operand
-    PRECISION, DOWN, ACROSS, K, _, S, TRANSPOSED = META
+    PRECISION: tl.constexpr = META[0]
+    DOWN: tl.constexpr = META[1]
+    ACROSS: tl.constexpr = META[2]
+    K: tl.constexpr = META[3]
+    S: tl.constexpr = META[5]
+    TRANSPOSED: tl.constexpr = META[6]
     tap, c = step % (taps[0] * taps[1]), step // (taps[0] * taps[1]) * K
     tap = (first[0] + tap // taps[1] * DOWN[HOP]) * S + first[1] + tap % taps[1] * ACROSS[HOP]
     if TRANSPOSED:
@@ -57,21 +63,25 @@ def weight_box(operand, step, META: tl.constexpr):
 def window_box(operand, step, META: tl.constexpr):
     """B: what this step's tap and channels read, for a fixed box of M pixels. [K, M]"""
     x, n, p, q, offset, taps, channels = operand
-    _, DOWN, ACROSS, K, M, _, _ = META
+    DOWN: tl.constexpr = META[1]
+    ACROSS: tl.constexpr = META[2]
+    K: tl.constexpr = META[3]
+    M: tl.constexpr = META[4]
     tap, c = step % (taps[0] * taps[1]), step // (taps[0] * taps[1]) * K
     h, a = split(offset[0] + tap // taps[1] * DOWN[REACH], DOWN[STRIDE])
     w, b = split(offset[1] + tap % taps[1] * ACROSS[REACH], ACROSS[STRIDE])
     return x.load([n, p + h, a, q + w, b * channels + c]).reshape(M, K).T
 
 
-@triton.jit(do_not_specialize=["channels", "columns"])
+@triton.jit(do_not_specialize=["channels"])
 def conv_box_kernel(
     x, w, y, epilogue, x_strides, y_strides, x_size, y_size, channels, columns,
     DOWN: tl.constexpr, ACROSS: tl.constexpr, WINDOW: tl.constexpr, TRANSPOSED: tl.constexpr,
-    ACTIVATION: tl.constexpr, NUMBERS: tl.constexpr, PRECISION: tl.constexpr,
+    ACTIVATION: tl.constexpr, NUMBERS: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
     BOX: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """y[box, column] = epilogue(Σ_term x̂ · w), for tiles of a BOX of pixels of one phase x N columns."""
+    y_strides, columns = known(y_strides, UNIT), columns // UNIT * UNIT
     M: tl.constexpr = BOX[0] * BOX[1] * BOX[2]
     STEPS: tl.constexpr = (DOWN[STEP], ACROSS[STEP])
     STRIDES: tl.constexpr = (DOWN[STRIDE], ACROSS[STRIDE])
@@ -111,14 +121,16 @@ def conv_box_kernel(
         stored.store([n, i, a, j, b * columns + column], result)
 
 
-@triton.jit(do_not_specialize=["channels", "columns"])
+@triton.jit(do_not_specialize=["channels"])
 def conv_pool_box_kernel(
     x, w, y, code, epilogue, x_strides, y_strides, x_size, y_size, channels, columns,
     DOWN: tl.constexpr, ACROSS: tl.constexpr, WINDOW: tl.constexpr, SHIFT: tl.constexpr, POOL: tl.constexpr,
-    PRECISION: tl.constexpr, INDEX: tl.constexpr, BOX: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    PRECISION: tl.constexpr, INDEX: tl.constexpr, UNIT: tl.constexpr, BOX: tl.constexpr, N: tl.constexpr,
+    K: tl.constexpr,
 ):  # fmt: skip
     """(y, code)[box, column] = pooling (relu_pool.py) of epilogue(Σ_term x̂ · w), for tiles of a BOX of pooled pixels x
     N columns. A tap of the pooling is a convolution by its stride, SHIFT pixels from its neighbour's."""
+    y_strides, columns = known(y_strides, UNIT), columns // UNIT * UNIT
     M: tl.constexpr = BOX[0] * BOX[1] * BOX[2]
     STRIDES: tl.constexpr = (DOWN[STRIDE], ACROSS[STRIDE])
     fetched = box_descriptor(x, x_size, x_strides, channels, BOX, K, STRIDES)
@@ -156,7 +168,10 @@ def conv_pool_box_kernel(
 def grad_box(operand, step, META: tl.constexpr):
     """A of the weight gradient: the output's gradient, transposed, for this step's box. [M, K]"""
     grad, batch, height, width, k = operand
-    PRECISION, BOX, K, M, _ = META
+    PRECISION: tl.constexpr = META[0]
+    BOX: tl.constexpr = META[1]
+    K: tl.constexpr = META[2]
+    M: tl.constexpr = META[3]
     n, p, q = box_at(step, (batch, height, width), BOX)
     return as_tf32(grad.load([n, p, 0, q, k]).reshape(K, M).T, PRECISION)
 
@@ -165,19 +180,23 @@ def grad_box(operand, step, META: tl.constexpr):
 def tap_box(operand, step, META: tl.constexpr):
     """B of the weight gradient: what one tap reads, for this step's box. [K, N]"""
     x, batch, height, width, h, w, c = operand
-    PRECISION, BOX, K, _, N = META
+    PRECISION: tl.constexpr = META[0]
+    BOX: tl.constexpr = META[1]
+    K: tl.constexpr = META[2]
+    N: tl.constexpr = META[4]
     n, p, q = box_at(step, (batch, height, width), BOX)
     return as_tf32(x.load([n, p + h, 0, q + w, c]).reshape(K, N), PRECISION)
 
 
-@triton.jit(do_not_specialize=["outputs", "channels", "parts"])
+@triton.jit(do_not_specialize=["outputs", "parts"])
 def weight_grad_box_kernel(
     grad, x, dw, grad_strides, x_strides, size, x_size, outputs, channels, parts,
     DOWN: tl.constexpr, ACROSS: tl.constexpr, WINDOW: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
-    BOX: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    UNIT: tl.constexpr, BOX: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """dw[part, k, tap, c] = Σ over the part's boxes of grad · x̂, for a tile of M outputs x N channels of one tap."""
     TAPS: tl.constexpr = WINDOW[0] * WINDOW[1]
+    channels = channels // UNIT * UNIT
     rows = tl.cdiv(outputs, M)
     across = tl.cdiv(channels, N) * TAPS
     part = tl.program_id(0) // (rows * across)

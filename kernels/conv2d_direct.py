@@ -25,11 +25,11 @@ from typing import Any
 import torch
 
 from . import geometry, tiles
-from .device import HOP, REACH, STEP, STRIDE, offsets, phase_of, pixel, shown, sum_rows
+from .device import HOP, REACH, STEP, STRIDE, known, offsets, phase_of, pixel, shown, sum_rows
 from .epilogue import Epilogue, finish, sum_pixels
 from .geometry import cdiv
 from .lang import device_function, tl, triton
-from .op import index_type, launch, new, nhwc, tl_type
+from .op import index_type, launch, new, nhwc, tl_type, unit
 from .precision import accumulator
 
 
@@ -49,14 +49,6 @@ def first_read(taps, reach):
 def end_read(rows, taps, stride, reach):
     """The last row that they read, + 1."""
     return (rows - 1) * stride + max(0, (taps - 1) * reach) + 1
-
-
-@device_function
-def known(strides, UNIT: tl.constexpr):
-    """Strides of pixels, multiples of UNIT, in a form that tells the compiler so; it knows by itself of 16 alone."""
-    if UNIT == 1:
-        return strides
-    return strides[0] // UNIT * UNIT, strides[1] // UNIT * UNIT, strides[2] // UNIT * UNIT, strides[3]
 
 
 @device_function
@@ -200,19 +192,10 @@ def add_taps(
     return every
 
 
-def _room(chip: str) -> dict[str, int]:
-    """NVIDIA's compiler would rather spill a few registers than hold a program less, unless told how many there are."""
-    return {"maxnreg": 255} if tiles.CHIPS[chip].lanes == 32 else {}
-
-
-def _unit(columns: int, *tensors: torch.Tensor) -> int:
-    """Elements in 16 bytes, where channels are adjacent and pixels a multiple of as many apart; 1 where they are not,
-    or where Triton knows by itself."""
-    unit = 16 // tensors[0].element_size()
-    apart = [columns, *(stride for tensor in tensors for stride in (*tensor.stride()[:1], *tensor.stride()[2:]))]
-    adjacent = all(tensor.stride(1) == 1 for tensor in tensors)
-    known = all(stride % 16 == 0 for stride in apart)
-    return unit if adjacent and not known and all(stride % unit == 0 for stride in apart) else 1
+def _options(chip: str) -> dict[str, Any]:
+    """Of Triton's compiler: a product and its sum are one instruction; and NVIDIA's would rather spill a few registers
+    than hold a program less, unless told how many there are."""
+    return {"enable_fp_fusion": True} | ({} if tiles.CHIPS[chip].amd else {"maxnreg": 255})
 
 
 def is_direct(weight_size: Any, groups: int) -> bool:
@@ -248,8 +231,8 @@ def direct_product(
         epilogue.terms(y, parts), nhwc(x), (k, r, s), nhwc(y), tuple(x.shape[2:]), (batch, *image), columns,
         DOWN=walks[0].constants(), ACROSS=walks[1].constants(), OUTPUTS=weight.shape[0] // groups,
         TRANSPOSED=transposed, **epilogue.constants, PADDING=window.padding_mode, ACC=tl_type(accumulator(y.dtype)),
-        INDEX=index_type(x, weight, y), UNIT=_unit(columns, x, y), ROWS=rows, TAPS=window.size[0] if whole else 1,
-        PIXELS=strip.pixels, CHANNELS=strip.channels, num_warps=strip.warps, **_room(chip),
+        INDEX=index_type(x, weight, y), UNIT=unit(columns, x, y), ROWS=rows, TAPS=window.size[0] if whole else 1,
+        PIXELS=strip.pixels, CHANNELS=strip.channels, num_warps=strip.warps, **_options(chip),
     )  # fmt: skip
     return parts
 
@@ -268,6 +251,6 @@ def direct_weight_product(
         direct_weight_grad_kernel, dw, grad, grad, x, nhwc(grad), nhwc(x), tuple(x.shape[2:]), (k, down, across),
         dw.numel(), rows=rows, blocks=(r // taps[0]) * (s // taps[1]), DOWN=walks[0].constants(),
         ACROSS=walks[1].constants(), R=r, S=s, OUTPUTS=dw.shape[0] // groups, PADDING=window.padding_mode,
-        UNIT=_unit(grad.shape[1], grad, x), ROWS=rows,
-        TAPS=taps[0], ACROSS_TAPS=taps[1], INDEX=index_type(grad, x), **_room(tiles.chip_name()),
+        UNIT=unit(grad.shape[1], grad, x), ROWS=rows,
+        TAPS=taps[0], ACROSS_TAPS=taps[1], INDEX=index_type(grad, x), **_options(tiles.chip_name()),
     )  # fmt: skip

@@ -38,7 +38,12 @@ from .relu_pool import gather_open, pool_start, pool_step, store_byte, store_poo
 def window_terms(operand, step, META: tl.constexpr):
     """A of the forward: what this step's terms read, for fixed pixels. [M, K]"""
     x, code, strides, size, at, exists, taps, channels = operand
-    _, DOWN, ACROSS, K, PACKED, _, _, PADDING, POOL = META
+    DOWN: tl.constexpr = META[1]
+    ACROSS: tl.constexpr = META[2]
+    K: tl.constexpr = META[3]
+    PACKED: tl.constexpr = META[4]
+    PADDING: tl.constexpr = META[7]
+    POOL: tl.constexpr = META[8]
     r, s, c, has = tap_of(step, channels, taps, PACKED, K)
     h, w = r * DOWN[REACH], s * ACROSS[REACH]
     if POOL is None:
@@ -51,7 +56,13 @@ def window_terms(operand, step, META: tl.constexpr):
 def weight_terms(operand, step, META: tl.constexpr):
     """B of the forward: this step's terms of the weight, for fixed columns. [K, N]"""
     w, strides, column, exists, first, taps, channels = operand
-    PRECISION, DOWN, ACROSS, K, PACKED, S, TRANSPOSED, _, _ = META
+    PRECISION: tl.constexpr = META[0]
+    DOWN: tl.constexpr = META[1]
+    ACROSS: tl.constexpr = META[2]
+    K: tl.constexpr = META[3]
+    PACKED: tl.constexpr = META[4]
+    S: tl.constexpr = META[5]
+    TRANSPOSED: tl.constexpr = META[6]
     r, s, c, has = tap_of(step, channels, taps, PACKED, K)
     tap = (first[0] + r * DOWN[HOP]) * S + first[1] + s * ACROSS[HOP]
     term = (tap * strides[1] + c * strides[0]).to(column.dtype)
@@ -148,7 +159,9 @@ def conv_pool_kernel(
 def grad_terms(operand, step, META: tl.constexpr):
     """A of the weight gradient: the output's gradient, transposed, for this step's pixels. [M, K]"""
     grad, code, strides, size, column, has = operand
-    PRECISION, K, _, _, _, POOL = META
+    PRECISION: tl.constexpr = META[0]
+    K: tl.constexpr = META[1]
+    POOL: tl.constexpr = META[5]
     index = step * K + tl.arange(0, K)  # [K]
     at = pixel(index.to(column.dtype), size[1], size[2])
     if POOL is None:
@@ -166,7 +179,11 @@ def grad_terms(operand, step, META: tl.constexpr):
 def window_pixels(operand, step, META: tl.constexpr):
     """B of the weight gradient: what fixed terms read, for this step's pixels. [K, N]"""
     x, strides, x_size, size, h, w, c, has = operand
-    PRECISION, K, DOWN, ACROSS, PADDING, _ = META
+    PRECISION: tl.constexpr = META[0]
+    K: tl.constexpr = META[1]
+    DOWN: tl.constexpr = META[2]
+    ACROSS: tl.constexpr = META[3]
+    PADDING: tl.constexpr = META[4]
     n, p, q = pixel((step * K + tl.arange(0, K)).to(c.dtype), size[1], size[2])  # [K]
     reads = (n, p * DOWN[STRIDE], q * ACROSS[STRIDE])
     return as_tf32(gather(x, strides, x_size, reads, n < size[0], h, w, c, has, PADDING), PRECISION)

@@ -18,7 +18,20 @@ from typing import Any
 import torch
 
 from . import geometry, tiles
-from .device import HOP, REACH, STEP, STRIDE, as_tf32, main_loop, offsets, phase_of, pixel, program_tile, shown
+from .device import (
+    HOP,
+    REACH,
+    STEP,
+    STRIDE,
+    as_tf32,
+    main_loop,
+    offset_inside,
+    offsets,
+    phase_of,
+    pixel,
+    program_tile,
+    shown,
+)
 from .epilogue import Epilogue, finish, sum_parts
 from .geometry import cdiv
 from .lang import device_function, tl, triton
@@ -40,7 +53,7 @@ def reads(x, strides, size, at, exists, h, w, c, has, g, has_g, CHANNELS: tl.con
     h = shown(at[1][:, None] + h[None, :], size[0], PADDING)  # [pixels, terms]
     w = shown(at[2][:, None] + w[None, :], size[1], PADDING)
     inside = (h >= 0) & (w >= 0) & (h < size[0]) & (w < size[1]) & exists[:, None] & has[None, :]
-    image = at[0][:, None] * strides[0] + tl.where(inside, h * strides[1] + w * strides[2], 0) + c[None, :] * strides[3]
+    image = at[0][:, None] * strides[0] + offset_inside(h, w, strides, inside) + c[None, :] * strides[3]
     to = (g * CHANNELS * strides[3])[:, None, None] + image[None, :, :]
     return tl.load(x + to, mask=has_g[:, None, None] & inside[None, :, :], other=0.0)
 
@@ -49,7 +62,11 @@ def reads(x, strides, size, at, exists, h, w, c, has, g, has_g, CHANNELS: tl.con
 def group_terms(operand, step, META: tl.constexpr):
     """A of the forward: what this step's terms read, for fixed pixels. [G, M, K]"""
     x, strides, size, at, exists, g, has_g, taps = operand
-    _, DOWN, ACROSS, K, CHANNELS, _, _, PADDING = META
+    DOWN: tl.constexpr = META[1]
+    ACROSS: tl.constexpr = META[2]
+    K: tl.constexpr = META[3]
+    CHANNELS: tl.constexpr = META[4]
+    PADDING: tl.constexpr = META[7]
     r, s, c, has = term_of(step, taps, CHANNELS, K)
     h, w = r * DOWN[REACH], s * ACROSS[REACH]
     return reads(x, strides, size, at, exists, h, w, c, has, g, has_g, CHANNELS, PADDING)
@@ -59,7 +76,13 @@ def group_terms(operand, step, META: tl.constexpr):
 def group_weights(operand, step, META: tl.constexpr):
     """B of the forward: this step's terms of the weight, for fixed columns. [G, K, N]"""
     w, strides, g, has_g, column, exists, first, taps = operand
-    PRECISION, DOWN, ACROSS, K, CHANNELS, S, TRANSPOSED, _ = META
+    PRECISION: tl.constexpr = META[0]
+    DOWN: tl.constexpr = META[1]
+    ACROSS: tl.constexpr = META[2]
+    K: tl.constexpr = META[3]
+    CHANNELS: tl.constexpr = META[4]
+    S: tl.constexpr = META[5]
+    TRANSPOSED: tl.constexpr = META[6]
     r, s, c, has = term_of(step, taps, CHANNELS, K)
     tap = (first[0] + r * DOWN[HOP]) * S + first[1] + s * ACROSS[HOP]
     term = (tap * strides[1] + c * strides[0]).to(column.dtype)
@@ -111,7 +134,8 @@ def grouped_kernel(
 def group_grads(operand, step, META: tl.constexpr):
     """A of the weight gradient: the output's gradient, transposed, for this step's pixels. [G, M, K]"""
     grad, strides, size, g, has_g, k, has, outputs = operand
-    PRECISION, K, _, _, _, _ = META
+    PRECISION: tl.constexpr = META[0]
+    K: tl.constexpr = META[1]
     n, p, q = pixel((step * K + tl.arange(0, K)).to(k.dtype), size[1], size[2])
     rows = n * strides[0] + p * strides[1] + q * strides[2]
     columns = (g * outputs)[:, None] + k[None, :]
@@ -124,7 +148,12 @@ def group_grads(operand, step, META: tl.constexpr):
 def group_pixels(operand, step, META: tl.constexpr):
     """B of the weight gradient: what fixed terms read, for this step's pixels. [G, K, N]"""
     x, strides, x_size, size, h, w, c, has, g, has_g = operand
-    PRECISION, K, DOWN, ACROSS, CHANNELS, PADDING = META
+    PRECISION: tl.constexpr = META[0]
+    K: tl.constexpr = META[1]
+    DOWN: tl.constexpr = META[2]
+    ACROSS: tl.constexpr = META[3]
+    CHANNELS: tl.constexpr = META[4]
+    PADDING: tl.constexpr = META[5]
     n, p, q = pixel((step * K + tl.arange(0, K)).to(c.dtype), size[1], size[2])
     at, exists = (n, p * DOWN[STRIDE], q * ACROSS[STRIDE]), n < size[0]
     return as_tf32(reads(x, strides, x_size, at, exists, h, w, c, has, g, has_g, CHANNELS, PADDING), PRECISION)

@@ -28,7 +28,7 @@ from .conv2d import conv2d_aten, fetches, images_of, matrix, window_of
 from .conv2d_box import conv_pool_box_kernel
 from .conv2d_gather import conv_pool_kernel
 from .epilogue import Epilogue, bias_grad_fake, check_epilogue
-from .op import Fold, Op, channels_last, check_tensors, index_type, launch, nbytes, new, tl_type
+from .op import Fold, Op, channels_last, check_tensors, index_type, launch, nbytes, new, tl_type, unit
 from .pool_geometry import check_images
 from .precision import accumulator, conv_dot
 from .relu_pool import KEY, Pooled, aligned, input_grad_aten, new_code, spread
@@ -82,7 +82,7 @@ def conv2d_pool_launch(
     if tile.box:
         launch(
             conv_pool_box_kernel, tile.programs, *given, of_x.strides[:3], of_y.strides, of_x.size, of_y.size,
-            channels, outputs, WINDOW=window.size, BOX=tile.box, **same,
+            channels, outputs, WINDOW=window.size, BOX=tile.box, UNIT=unit(outputs, y), **same,
         )  # fmt: skip
     else:
         programs = geometry.cdiv(math.prod(of_y.size), tile.m) * geometry.cdiv(outputs, tile.n) * groups

@@ -11,10 +11,13 @@ STEP, STRIDE, HOP, REACH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl
 
 @device_function
 def dot(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a @ b. The interpreter's is rounded once: its BLAS adds in an order that depends on the CPU."""
+    """acc + a @ b. Full float32 is summed in parts, a step's terms first: in one row of all terms as many roundings
+    would add up. The interpreter's is rounded once: its BLAS adds in an order that depends on the CPU."""
     if INTERPRETED:
         a, b, total = a.to(tl.float64), b.to(tl.float64), acc.to(tl.float64)
         return tl.dot(a, b, total, out_dtype=tl.float64).to(acc.dtype)
+    elif PRECISION == "ieee" and a.dtype == tl.float32:
+        return acc + tl.dot(a, b, input_precision=PRECISION, out_dtype=acc.dtype)
     else:
         return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
 
@@ -84,6 +87,14 @@ def offsets(at, c, strides):
 def offsets_each(n, h, w, c, strides):
     """The same where each channel has a pixel (h, w) of its own, in images n. [pixels, channels]"""
     return (n * strides[0])[:, None] + h * strides[1] + w * strides[2] + (c * strides[3])[None, :]
+
+
+@device_function
+def known(strides, UNIT: tl.constexpr):
+    """Strides of pixels, multiples of UNIT, in a form that tells the compiler so; it knows by itself of 16 alone."""
+    if UNIT == 1:
+        return strides
+    return strides[0] // UNIT * UNIT, strides[1] // UNIT * UNIT, strides[2] // UNIT * UNIT, strides[3]
 
 
 @device_function
@@ -175,14 +186,21 @@ def shown(h, size, PADDING: tl.constexpr):
 
 
 @device_function
+def offset_inside(h, w, strides, inside):
+    """The offset of pixels (h, w) in their image, 0 where they are not `inside`: masked, but never far off. A product,
+    since from version 3.8 Triton doesn't know what divides a value that is selected, and would load single elements."""
+    offset = h * strides[1] + w * strides[2]
+    return offset * inside.to(offset.dtype)
+
+
+@device_function
 def gather(x, strides, size, at, exists, h, w, c, has, PADDING: tl.constexpr):
     """The tile [pixels, terms] of what lies (h, w) away from pixels at = (n, p, q) in channels c; outside of the images
     what the padding shows there, 0 if nothing."""
     h = shown(at[1][:, None] + h[None, :], size[0], PADDING)  # [pixels, terms or 1]
     w = shown(at[2][:, None] + w[None, :], size[1], PADDING)
     inside = (h >= 0) & (w >= 0) & (h < size[0]) & (w < size[1]) & exists[:, None]
-    # Addresses outside are clamped to the pixel's own image: masked, but never far off.
-    image = at[0][:, None] * strides[0] + tl.where(inside, h * strides[1] + w * strides[2], 0)
+    image = at[0][:, None] * strides[0] + offset_inside(h, w, strides, inside)
     return tl.load(x + image + c[None, :] * strides[3], mask=inside & has[None, :], other=0.0)
 
 

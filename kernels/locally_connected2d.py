@@ -38,7 +38,12 @@ from .precision import accumulator, conv_dot
 def placed_terms(operand, step, META: tl.constexpr):
     """B of the input gradient: this step's terms, of the weights at the pixels that taps read, for fixed columns."""
     w, strides, column, exists, first, taps, channels, at, size = operand
-    PRECISION, DOWN, ACROSS, K, PACKED, S, _, _, _ = META
+    PRECISION: tl.constexpr = META[0]
+    DOWN: tl.constexpr = META[1]
+    ACROSS: tl.constexpr = META[2]
+    K: tl.constexpr = META[3]
+    PACKED: tl.constexpr = META[4]
+    S: tl.constexpr = META[5]
     r, s, c, has = tap_of(step, channels, taps, PACKED, K)
     p, q = at[0] + r * DOWN[REACH], at[1] + s * ACROSS[REACH]
     has = has & (p >= 0) & (q >= 0) & (p < size[0]) & (q < size[1])

@@ -144,6 +144,16 @@ def nhwc(tensor: torch.Tensor) -> tuple[int, int, int, int]:
     return (n, h, w, c)
 
 
+def unit(columns: int, *tensors: torch.Tensor) -> int:
+    """Elements in 16 bytes, where channels are adjacent, and pixels and `columns` multiples of as many; 1 where they
+    are not, or where Triton knows by itself."""
+    each = 16 // tensors[0].element_size()
+    apart = [columns, *(stride for tensor in tensors for stride in (*tensor.stride()[:1], *tensor.stride()[2:]))]
+    adjacent = all(tensor.stride(1) == 1 for tensor in tensors)
+    known = all(stride % 16 == 0 for stride in apart)
+    return each if adjacent and not known and all(stride % each == 0 for stride in apart) else 1
+
+
 def index_type(*tensors: torch.Tensor | None) -> Any:
     """The integer that offsets into these tensors are computed in; 64 bits only where 32 are not enough."""
     span = max(span_elements(t.shape, t.stride()) for t in tensors if t is not None)

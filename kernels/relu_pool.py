@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 
 from . import geometry
-from .device import offsets, part_of, step_of, strip, sum_rows
+from .device import offset_inside, offsets, part_of, step_of, strip, sum_rows
 from .epilogue import bias_grad_fake, sum_pixels
 from .lang import device_function, tl, triton
 from .max_pool2d import winner_dtype
@@ -117,7 +117,7 @@ def gather_open(grad, code, strides, size, at, exists, h, w, c, has, POOL: tl.co
     inside = (h >= 0) & (w >= 0) & (h < size[0] * POOL[0]) & (w < size[1] * POOL[1]) & exists[:, None]
     p, q = h // POOL[0], w // POOL[1]
     t = (h - p * POOL[0]) * POOL[1] + w - q * POOL[1]
-    to = at[0][:, None] * strides[0] + tl.where(inside, p * strides[1] + q * strides[2], 0) + c[None, :] * strides[3]
+    to = at[0][:, None] * strides[0] + offset_inside(p, q, strides, inside) + c[None, :] * strides[3]
     mask = inside & has[None, :]
     g = share(tl.load(grad + to, mask=mask, other=0.0), POOL)
     return tl.where(is_open(code, to, t, mask, POOL), g, 0.0).to(g.dtype)
@@ -179,6 +179,11 @@ class Pooled(NamedTuple):
 
     code: tuple[torch.Tensor, int]
     pool: tuple[int, int, int]
+
+    @property
+    def beside(self) -> str:
+        """What a product takes that reads a gradient through the code: a word of tiles.BESIDE."""
+        return {1: "code", 2: "wide code"}[self.code[0].element_size()]
 
     @classmethod
     def of(cls, code: torch.Tensor, pool: Sequence[int], average: bool, dtype: torch.dtype) -> "Pooled":

@@ -86,8 +86,11 @@ _SHAPES: dict[str, dict[str, tuple[tuple[int, int, int], ...]]] = {
     "weight boxes": dict.fromkeys(("half", "tf32"), ((128, 128, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4))),
 }
 # What a thread may hold beside its sums, and how many sums then, at most, gathered and in boxes (but see Chip.sums):
-# what an epilogue loads, stores or computes; what is pooled, in a number or two for each sum.
+# what an epilogue loads, stores or computes; what is pooled, in a number or two for each sum. A gradient that is read
+# through a pooling's code, of a byte or two for each element, takes shared memory instead.
 BESIDE = {"": (1 << 10, 1 << 10), "epilogue": (1 << 10, 64), "number": (32, 64), "two numbers": (16, 32)}
+CODE = {"code": 1, "wide code": 2}
+BESIDE |= dict.fromkeys(CODE, BESIDE[""])
 _GATHER = 2  # clocks in which a warp gathers 16 bytes a thread: eight instructions, at four warps a clock
 _PACK_UP_TO = 32  # channels: a tap a step would leave half of a step empty
 _INTERPRETED_ELEMENTS = 1 << 19  # the interpreter's cost is per program: few, large tiles
@@ -114,8 +117,8 @@ class Product(NamedTuple):
 
 class WeightGrad(NamedTuple):
     """What the tile of a weight gradient depends on: outputs x (taps x channels) results in each of `groups`, each a
-    sum over all pixels of `images` (n, p, q). `boxes`: the operands can be fetched in boxes. `placed`: as in Product.
-    """
+    sum over all pixels of `images` (n, p, q). `boxes`: the operands can be fetched in boxes. `placed`, `beside`: as in
+    Product."""
 
     images: Box
     outputs: int
@@ -124,6 +127,7 @@ class WeightGrad(NamedTuple):
     groups: int = 1
     boxes: bool = False
     placed: bool = False
+    beside: str = ""
 
 
 def arithmetic(dtype: torch.dtype, dot: str) -> str:
@@ -146,11 +150,21 @@ def _power(value: int, least: int, most: int) -> int:
     return min(max(1 << max(value - 1, 0).bit_length(), least), most)
 
 
-def _shared(tile: Tile, itemsize: int, chip: str, boxes: bool) -> int:
-    """Shared memory of a tile: the operands of its stages (AMD's compiler keeps one in registers), and where a product
-    of boxes is stored, a box on its way out."""
-    stages = tile.stages - (CHIPS[chip].lanes == 64)
-    return stages * (tile.m + tile.n) * tile.k * itemsize + boxes * (tile.m * tile.n * itemsize + 1024)
+def shared(tile: Tile, itemsize: int, chip: str, boxes: bool, beside: str = "") -> int:
+    """Shared memory of a tile, at most: the operands of its stages, and where a product of boxes is stored, a box on
+    its way out. AMD's compiler keeps a stage in registers, and turns results round for an epilogue; chips that multiply
+    asynchronously have barriers. Of a gradient that is read through a code: both, for all stages but the one that is
+    multiplied, and what comes of the two."""
+    at, left, right = CHIPS[chip], tile.m * tile.k, tile.n * tile.k
+    plain = (tile.stages - at.amd) * (left + right) * itemsize
+    if boxes:
+        return plain + tile.m * tile.n * itemsize + 1024
+    if at.amd and beside == "epilogue":
+        plain = max(plain, tile.m * tile.n * max(itemsize, 4))
+    if beside in CODE:
+        read, kept = tile.stages - 1, tile.stages - 1 + at.boxes
+        plain = max(plain, read * left * (itemsize + CODE[beside]) + kept * right * itemsize + left * itemsize)
+    return plain + 64 * at.boxes
 
 
 def _sums(tile: Tile, itemsize: int, chip: str) -> int:
@@ -164,10 +178,10 @@ def valid(tile: Tile, itemsize: int, chip: str, boxes: bool, beside: str = "") -
     at = CHIPS[chip]
     loads = min(tile.m, tile.n) * tile.k * itemsize // (tile.warps * at.lanes)
     most = min(at.sums, BESIDE[beside][boxes])
-    if beside and at.boxes and not boxes:
+    if beside and beside not in CODE and at.boxes and not boxes:
         most = min(most, 32)  # what gathers for the matrix instructions of these chips takes more registers
     held = _sums(tile, itemsize, chip) <= most
-    return held and _shared(tile, itemsize, chip, boxes) <= at.shared and (boxes or loads >= 16)
+    return held and shared(tile, itemsize, chip, boxes, beside) <= at.shared and (boxes or loads >= 16)
 
 
 def resident(tile: Tile, itemsize: int, chip: str, boxes: bool, beside: str = "") -> int:
@@ -177,8 +191,8 @@ def resident(tile: Tile, itemsize: int, chip: str, boxes: bool, beside: str = ""
     threads = tile.warps * at.lanes
     each = {"number": 2, "two numbers": 3}.get(beside, 1)
     registers = _sums(tile, itemsize, chip) * each + (40 if boxes else 64 if at.boxes else 96)
-    by_shared = (at.shared + at.reserved) // (_shared(tile, itemsize, chip, boxes) + at.reserved)
-    return max(1, min(by_shared, at.registers // (threads * registers), 8))
+    by_memory = (at.shared + at.reserved) // (shared(tile, itemsize, chip, boxes, beside) + at.reserved)
+    return max(1, min(by_memory, at.registers // (threads * registers), 8))
 
 
 class Candidate(NamedTuple):
@@ -212,11 +226,11 @@ def estimate(candidate: Candidate, programs: int, steps: float) -> float:
 
 
 def _tile(way: str, kind: str, chip: str, m: int, n: int, k: int, warps: int, stages: int, beside: str = "") -> Tile:
-    """A tile of one of the ways that operands come. Where threads gather operands of matrix instructions, or hold more
-    than their sums, NVIDIA's compiler would rather spill a few registers than hold a program less, unless it is told
-    how many it may take."""
-    crowded = "boxes" not in way or beside
-    room = 255 if CHIPS[chip].lanes == 32 and crowded and kind in ("half", "tf32") else 0
+    """A tile of one of the ways that operands come. Where threads gather operands of matrix instructions, hold more
+    than their sums, or store these themselves, NVIDIA's compiler would rather spill a few registers than hold a program
+    less, unless it is told how many it may take."""
+    crowded = way != "boxes" or beside
+    room = 255 if not CHIPS[chip].amd and crowded and kind in ("half", "tf32") else 0
     return Tile(m, n, k, warps, stages, way.endswith("packed"), registers=room)
 
 
@@ -339,7 +353,7 @@ def pick_weight_grad(problem: WeightGrad, kind: str, chip: str) -> Tile:
     once would leave much of it idle; in parts of eight steps at least."""
     if (chip, kind, problem) in TUNED:
         return TUNED[chip, kind, problem]
-    images, outputs, channels, taps, groups, boxes, placed = problem
+    images, outputs, channels, taps, groups, boxes, placed, beside = problem
     pixels = images[0] * images[1] * images[2]
     if chip == "interpreter":
         return Tile(_power(outputs, 16, 256), _power(taps * channels, 16, 256), _power(pixels, 16, 1024), packed=True)
@@ -354,7 +368,7 @@ def pick_weight_grad(problem: WeightGrad, kind: str, chip: str) -> Tile:
     best, least = None, float("inf")
     for way, steps, box in ways:
         flat = way.endswith("packed")
-        for candidate in candidates(kind, chip, way, k):
+        for candidate in candidates(kind, chip, way, k, beside):
             m, n = candidate[1:3]
             tiles = -(-outputs // m) * groups * (-(-taps * channels // n) if flat else taps * -(-channels // n))
             slots = candidate.slots
@@ -392,7 +406,7 @@ def serving(problem: Product | WeightGrad, kind: str, chip: str) -> Iterator[Til
     images, columns, channels, *_ = problem
     line, product = steps_of(kind)[0], isinstance(problem, Product)
     pixels = images[0] * images[1] * images[2]
-    beside = problem.beside if isinstance(problem, Product) else ""
+    beside = problem.beside
     ways = [(way, line) for way in _ways(problem.placed)]
     if problem.boxes and boxable(kind, chip):
         k = _box_step(channels, kind, problem.whole) if isinstance(problem, Product) else line
@@ -459,7 +473,7 @@ def every_grouped(kind: str, chip: str) -> tuple[Tile, ...]:
 def _grouped(kind: str, chip: str, groups: int, m: int, n: int) -> Tile:
     """The tile of these sides: 64 columns, or in a weight gradient rows, of all groups together, where there are as
     many; for full precision, which has no matrix instructions, fewer sums."""
-    fast, nvidia = kind in ("half", "tf32"), CHIPS[chip].lanes == 32
+    fast, nvidia = kind in ("half", "tf32"), not CHIPS[chip].amd
     k, stages = (32, 3 if kind == "half" and nvidia else 2) if fast else (16, 2)
     m, n = (m, n) if fast else (min(m, 32), min(n, 32))
     return Tile(m, n, k, 4, stages, registers=255 if fast and nvidia else 0, groups=groups)

@@ -1,6 +1,7 @@
 """Run by test_compile.py in a process without the interpreter: compiles what launchers launch, prints it as JSON.
 
-python compile_child.py CHIP CALLS, where CALLS is JSON: a list of {"what", "dtype", "dot", "tile"} (see `call`).
+python compile_child.py CHIP CALLS VERSION, where CALLS is JSON: a list of {"what", "dtype", "dot", "tile"} (see
+`call`), and VERSION that of Triton, or "pinned".
 """
 
 import json
@@ -8,6 +9,7 @@ import sys
 from itertools import pairwise
 
 import torch
+import triton
 
 from cases import ACTIVATIONS
 from cnn_triton.kernels import (
@@ -155,7 +157,8 @@ def call(what, dtype, channels):
 
 
 def main():
-    chip, calls = sys.argv[1], json.loads(sys.argv[2])
+    chip, calls, version = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+    assert version in ("pinned", triton.__version__), f"this is Triton {triton.__version__}, not {version}"
     picks, ends = (tiles.pick_product, tiles.pick_weight_grad), [0]
     with aot.recording(chip) as codes:  # what several calls launch is compiled once
         for each in calls:

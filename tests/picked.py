@@ -11,10 +11,13 @@ from bench.calls import PASSES, calls
 from bench.layers import BATCH, LAYERS, Layer
 from bench.tune import picking
 from cnn_triton.kernels import tiles
+from cnn_triton.kernels.chips import NAMES
+from cnn_triton.kernels.lang import INTERPRETING
 from cnn_triton.kernels.op import noting
 from cnn_triton.kernels.precision import float32_precision
 
-CHIPS = [chip for chip in tiles.CHIPS if chip != "interpreter"]
+# On a GPU what it picks itself: others' tiles may not fit.
+CHIPS = NAMES if INTERPRETING else (tiles.chip_name(),)
 DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "float": torch.float32, "double": torch.float64}
 
 

@@ -210,7 +210,7 @@ RESIDENCY = [
     ("gfx942", 24, 0, 4, 0, 8, "warps"),
     ("gfx942", 24, 0, 2, 0, 16, "warps"),
     ("gfx950", 60, 32 << 10, 4, 0, 4, "shared"),  # given out in pieces of 1280 bytes
-    ("gfx90a", 24, 0, 2, 0, None, None),
+    ("gfx1030", 24, 0, 2, 0, None, None),
 ]
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from cases import ACTIVATIONS
 from cnn_triton.kernels import tiles
 from cnn_triton.kernels.chips import COMPILED as CHIPS
+from cnn_triton.kernels.chips import NAMES
 from cnn_triton.kernels.registry import OPS
 
 HALVES = ("float16", "bfloat16")
@@ -24,8 +26,8 @@ BESIDE = {
     "conv2d_moments": "epilogue",
     "conv2d_pool": "number",
     "conv2d_pool average": "two numbers",
-    "conv2d_pool_grad": "",
-    "conv2d_pool_grad average": "",
+    "conv2d_pool_grad": "code",
+    "conv2d_pool_grad average": "code",
 }
 # With the tiles of products in which each pixel has weights of its own.
 PLACED = {
@@ -36,10 +38,17 @@ PLACED = {
 }
 
 
-def compiled(chip, calls):
-    """The codes of each call, compiled in a child process."""
+PINNED = "pinned"
+TRITONS = Path(__file__).parents[1] / ".venv" / "triton"  # where `make` puts other versions
+VERSIONS = [line for line in Path(__file__).with_name("tritons.txt").read_text().split("\n") if line[:1].isdigit()]
+
+
+def compiled(chip, calls, version=PINNED):
+    """The codes of each call, compiled in a child process, with another version of Triton if it is named."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    child = [sys.executable, str(Path(__file__).with_name("compile_child.py")), chip, json.dumps(calls)]
+    if version != PINNED:
+        environment["PYTHONPATH"] = os.pathsep.join([str(TRITONS / version), environment.get("PYTHONPATH", "")])
+    child = [sys.executable, str(Path(__file__).with_name("compile_child.py")), chip, json.dumps(calls), version]
     done = subprocess.run(child, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
@@ -47,15 +56,21 @@ def compiled(chip, calls):
     return [json.loads(line) for line in lines]
 
 
-def check(chip, calls):
+def check(chip, calls, version=PINNED):
     """Every kernel of every call: no spills, fits into shared memory. The main loops of the matrix kernels: matrix
     instructions, and every load 16 bytes wide or a box. The others: 16-byte loads."""
-    for call, codes in zip(calls, compiled(chip, calls), strict=True):
+    for call, codes in zip(calls, compiled(chip, calls, version), strict=True):
         assert codes, f"{call} launched nothing"
         for code in codes:
             said = f"{call}: {code}"
             assert code["spills"] == 0, said
             assert code["shared"] <= tiles.CHIPS[chip].shared, said
+            if call["tile"] and code["kernel"] in KERNELS:
+                beside = {**BESIDE, **PLACED}.get(call["what"], "")
+                most = tiles.shared(
+                    call["tile"], 4 if call["dtype"] == "float32" else 2, chip, "box" in code["kernel"], beside
+                )
+                assert code["shared"] <= most, f"the model says at most {most}: {said}"
             if code["kernel"] in KERNELS:
                 assert code["loop_matrix"] > 0, said
                 # A code, which the pooled gradient is read through, has one byte for each of its two or four.
@@ -150,10 +165,13 @@ FULL = [
 
 
 @pytest.mark.cover
-@pytest.mark.rotated("chip, calls", in_turn(OPERATORS))
-def test_operators(chip, calls):
-    """Every operator as picked."""
-    check(chip, calls)
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("version", [PINNED, *VERSIONS])
+def test_operators(version, chip):
+    """Every operator as picked, with the pinned Triton, the oldest supported, the newest known, and those between."""
+    if version != PINNED and not (TRITONS / version / ".ready").exists():
+        pytest.skip(f"Triton {version} is not in {TRITONS}, where `make test` puts it")
+    check(chip, OPERATORS, version)
 
 
 @pytest.mark.cover
@@ -199,9 +217,38 @@ def test_full_precision(chip, calls):
         assert all(code["shared"] <= tiles.CHIPS[chip].shared for code in codes)
 
 
+def narrow(widths):
+    """How many of the accesses move fewer than 16 bytes: 5 of "16 B x 8, 2 B x 4, 4 B x 1, box x 2"."""
+    return sum(int(count) for size, count in re.findall(r"(\d+) B x (\d+)", widths) if int(size) < 16)
+
+
+@pytest.mark.cover
+def test_epilogues_are_wide():
+    """Where boxes are fetched too, results are stored, and what is added is loaded, 16 bytes at a time, or as boxes:
+    in as few sectors as there can be. All but vectors over the columns, of two bytes for each of four registers."""
+    each = {"dtype": "bfloat16", "dot": "ieee", "tile": None}
+    names = ("conv2d_pool", "conv2d_pool average", "conv2d_saving", "conv2d_weight_grad")
+    calls = [{"what": name, "channels": 256, **each} for name in names]
+    calls.append({"what": "conv2d_weight_grad", "channels": 72, **each})  # Triton knows by itself of multiples of 16
+    for call, codes in zip(calls, compiled("sm_90", calls), strict=True):
+        boxed = [code for code in codes if "box" in code["kernel"]]
+        assert boxed, call
+        for code in boxed:
+            assert narrow(code["store_widths"]) == 0, f"{call}: {code}"
+            assert narrow(code["load_widths"]) <= 4, f"{call}: {code}"
+
+
+@pytest.mark.cover
+@pytest.mark.parametrize("chip", [name for name in NAMES if name not in CHIPS])
+def test_other_chips(chip):
+    """On chips that are not compiled for in full: the products, and a pooling."""
+    calls = [call for call in as_picked((*MATRIX, "max_pool2d")) if call["dtype"] == "bfloat16"]
+    check(chip, calls)
+
+
 def test_in_turn():
     """As many seeds as there are chips compile every call on every chip; each tile is compiled in every product."""
-    for calls in (OPERATORS, as_picked(VARIANTS), DEPTHWISE, GROUPS, FULL):
+    for calls in (as_picked(VARIANTS), DEPTHWISE, GROUPS, FULL):
         drawn = [row.values for seed in range(len(CHIPS)) for row in in_turn(calls)(seed)]
         found = [(chip, call["what"], call["dtype"]) for chip, some in drawn for call in some]
         assert sorted(found) == sorted((chip, call["what"], call["dtype"]) for chip in CHIPS for call in calls)

@@ -14,7 +14,6 @@ import torch
 from bench.ledger import CHIPS, FIGURES, read
 from checks import assert_accurate, fresh_is_nan
 from cnn_triton import functional, inspection, inspector, listing
-from cnn_triton.inspector import TARGETS
 from cnn_triton.kernels import aot, chips, sass
 from cnn_triton.kernels.lang import INTERPRETING
 from small import CHROMIUM, process, refused, watched_in_chromium
@@ -37,7 +36,7 @@ def inspected(tmp_path, *args):
 def test_as_in_the_ledger(dtype, tmp_path):
     """A layer of ResNet-50 on every chip, with its gradients: the same code and figures as the ledger has."""
     found, _ = inspected(tmp_path, *LAYER, "--gradients", "--dtype", dtype)
-    assert set(found["chips"]) == set(TARGETS)
+    assert set(found["chips"]) == set(chips.NAMES)
     names = {"conv2d": "forward", "conv2d_input_grad": "input gradient", "conv2d_weight_grad": "weight gradient"}
     seen = 0
     for chip in CHIPS:
@@ -280,7 +279,7 @@ def test_roofline():
     pool = inspection.Operator("max_pool2d", 1, 1, False, [])
     assert {roof.rate for roof in inspection.roofs(pool, "bfloat16", ["sm_90"])} == {66.9}
     for board in chips.BOARDS:
-        assert board.chip in TARGETS
+        assert board.chip in chips.NAMES
         assert bool(board.rates[1]) == bool(chips.CHIPS[board.chip].rates[1])
 
 

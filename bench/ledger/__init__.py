@@ -7,8 +7,8 @@
 README.md: what the tables come to, by chip, arithmetic and pass. launches-CHIP.csv: a row for each layer and pass; for
 each arithmetic the codes of the kernels launched, and the reason why a figure got worse, if one ever did.
 kernels-CHIP.csv: a row for each code, with its figures (kernels.aot.Code says what they mean). A code is a hash of all
-that determines a kernel but the compiler. With the oldest supported Triton a check compiles a sample, which must be
-clean: nothing spills, and products have matrix instructions.
+that determines a kernel but the compiler. What is in them must be clean: nothing spills, and products have matrix
+instructions.
 
 Without a GPU: ahead of time, as launched.
 """
@@ -36,7 +36,6 @@ from ..layers import LAYERS
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 CHIPS = COMPILED
-OLDEST = ROOT / ".venv" / "oldest"  # where `make` puts the oldest supported Triton
 
 Row = dict[str, str]
 Cell = tuple[str, str, str]  # layer, pass, arithmetic
@@ -151,10 +150,9 @@ def compile_new(chip: str, known: Iterable[str], new: bool = True, sample: int =
     }
 
 
-def child(chip: str, oldest: bool, **request: Any) -> subprocess.Popen[str]:
-    """A process that does `compile_new`, with the oldest supported Triton or the environment's."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    environment["PYTHONPATH"] = os.pathsep.join([*([str(OLDEST)] if oldest else []), str(ROOT)])
+def child(chip: str, **request: Any) -> subprocess.Popen[str]:
+    """A process that does `compile_new`."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
     code = "import json, sys, bench.ledger as l; print(json.dumps(l.compile_new(**json.load(sys.stdin))))"
     process = subprocess.Popen(
         [sys.executable, "-c", code],

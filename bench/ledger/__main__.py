@@ -7,46 +7,38 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from . import CHIPS, OLDEST, Cell, Ledger, Row, child, compare, read, result, save, save_kernels, unclean
+from . import CHIPS, Cell, Ledger, Row, child, compare, read, result, save, save_kernels, unclean
 from .tables import summarize, table
 
 
-def version_of(oldest: bool) -> str:
-    """The version of the environment's Triton, or of the one in OLDEST."""
-    if oldest:
-        return next(OLDEST.glob("triton-*.dist-info")).name.removeprefix("triton-").removesuffix(".dist-info")
-    return importlib.metadata.version("triton")
-
-
-def work(chip: str, oldest: bool, **request: Any) -> tuple[str, dict[Cell, tuple[str, ...]], list[Row]]:
-    """What a chip's launches compile to with one Triton: its version, the codes by cell, rows; see `compile_new`."""
-    known = [code for code, row in read(chip).kernels.items() if oldest or row["triton"] == version_of(False)]
-    return result(child(chip, oldest, known=known, **request))
+def work(chip: str, **request: Any) -> tuple[str, dict[Cell, tuple[str, ...]], list[Row]]:
+    """What a chip's launches compile to: Triton's version, the codes by cell, rows; see `compile_new`."""
+    version = importlib.metadata.version("triton")
+    known = [code for code, row in read(chip).kernels.items() if row["triton"] == version]
+    return result(child(chip, known=known, **request))
 
 
 def check(chips: list[str], sample: int, seed: int) -> int:
-    """Does the ledger know all that is launched, and does a sample of it still compile to the same? Is it clean with
-    the oldest Triton, where `make` has put that? 1 if not."""
+    """Does the ledger know all that is launched, and does a sample of it compile to the same, cleanly? 1 if not."""
     wrong = 0
-    for oldest in (False, True) if OLDEST.exists() else (False,):
-        for chip in chips:
-            ledger = read(chip)
-            version, cells, rows = work(chip, oldest, new=False, sample=sample, seed=seed)
-            unknown = [
-                cell
-                for cell, codes in cells.items()
-                if ledger.codes.get(cell) != codes or any(code not in ledger.kernels for code in codes)
-            ]
-            _, other = compare(ledger, cells, rows)
-            arithmetic = {code: cell[2] for cell, codes in cells.items() for code in codes}
-            judged = [(row, unclean(chip, arithmetic[row["code"]], row)) for row in rows]
-            other += [f"{row['code']}, {row['kernel']}: {what}" for row, what in judged if what]
-            print(f"{chip}, Triton {version}: {len(cells)} launches, {len(rows)} kernels compiled again")
-            for what in other:
-                print(f"  not as it should be: {what}")
-            if unknown:
-                print(f"  {len(unknown)} launches are not in the ledger, e.g. {', '.join(unknown[0])}: make ledger")
-            wrong += len(other) + len(unknown)
+    for chip in chips:
+        ledger = read(chip)
+        version, cells, rows = work(chip, new=False, sample=sample, seed=seed)
+        unknown = [
+            cell
+            for cell, codes in cells.items()
+            if ledger.codes.get(cell) != codes or any(code not in ledger.kernels for code in codes)
+        ]
+        _, other = compare(ledger, cells, rows)
+        arithmetic = {code: cell[2] for cell, codes in cells.items() for code in codes}
+        judged = [(row, unclean(chip, arithmetic[row["code"]], row)) for row in rows]
+        other += [f"{row['code']}, {row['kernel']}: {what}" for row, what in judged if what]
+        print(f"{chip}, Triton {version}: {len(cells)} launches, {len(rows)} kernels compiled again")
+        for what in other:
+            print(f"  not as it should be: {what}")
+        if unknown:
+            print(f"  {len(unknown)} launches are not in the ledger, e.g. {', '.join(unknown[0])}: make ledger")
+        wrong += len(other) + len(unknown)
     return 1 if wrong else 0
 
 
@@ -57,7 +49,7 @@ def write(chips: list[str], reason: str, workers: int) -> int:
     unexplained = 0
 
     def job(chip: str) -> tuple[str, str, dict[Cell, tuple[str, ...]], list[Row]]:
-        version, cells, rows = work(chip, False)
+        version, cells, rows = work(chip)
         with lock:  # what was compiled once is kept, whatever happens to the rest
             save_kernels(chip, ledgers[chip].kernels | {row["code"]: row for row in rows})
         return chip, version, cells, rows
