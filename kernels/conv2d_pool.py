@@ -129,7 +129,9 @@ def grad_launch(
     dx, dw, bias = results
     how = (stride, padding, dilation, groups, padding_mode)
     full = None
-    if window_of(weight.shape, *how[:3], padding_mode).taps > 1 if written is None else written:
+    if written is None:
+        written = window_of(weight.shape, *how[:3], padding_mode).taps > 1
+    if written or input.dtype == torch.float64:  # whose products Triton can't compile with what comes of bytes
         full = new(full_size(input, weight, *how), grad, channels_last(grad))
     spread(bias, full, grad, code, pool, average)
     pooled = None

@@ -159,7 +159,12 @@ GROUPS = as_picked(
 )
 FULL = [
     {"what": what, "dtype": dtype, "dot": "ieee", "tile": None, "channels": 256}
-    for what in MATRIX
+    for what in (
+        *(op.name for op in OPS),
+        "conv2d_pool average",
+        "conv2d_pool_grad average",
+        "conv2d of groups of 8 by 2",
+    )
     for dtype in ("float32", "float64")
 ]
 
