@@ -1,6 +1,8 @@
 """What is said about a run: where and with what it was measured, means over the layers, and the table."""
 
 import datetime
+import hashlib
+import os
 import platform
 import statistics
 import subprocess
@@ -19,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def commit() -> str:
-    """The checkout's commit, and whether files were changed since; "unknown" without git."""
+    """The checkout's commit, and whether files were changed since; without git what CNN_TRITON_COMMIT says, or a hash
+    of the sources: rows of other code must not be taken for this one's."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -27,7 +30,16 @@ def commit() -> str:
     try:
         return git("rev-parse", "HEAD") + (" and changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("CNN_TRITON_COMMIT") or f"sources {sources()}"
+
+
+def sources() -> str:
+    """A hash of the package's and the benchmarks' code."""
+    found = hashlib.sha256()
+    for folder in ("kernels", "cnn_triton", "bench"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            found.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def environment(device: torch.device) -> dict[str, str]:

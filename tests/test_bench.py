@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -261,6 +262,21 @@ def test_gpu_clock(monkeypatch):
     assert times["eager"]["p50"] == 0.5
     assert times["ours"]["rounds"] == 5
     assert clock.flushes >= 2
+
+
+def test_commit_without_git(monkeypatch, tmp_path):
+    """A copy of the sources knows what it is, and other sources are something else."""
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "a.py").write_text("one")
+    first = report.commit()
+    assert re.fullmatch("sources [0-9a-f]{16}", first)
+    assert report.commit() == first
+    (tmp_path / "kernels" / "a.py").write_text("two")
+    assert report.commit() not in (first, "unknown")
+    monkeypatch.setenv("CNN_TRITON_COMMIT", "1234")
+    assert report.commit() == "1234"
 
 
 @pytest.mark.cover
