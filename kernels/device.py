@@ -17,7 +17,8 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
         a, b, total = a.to(tl.float64), b.to(tl.float64), acc.to(tl.float64)
         return tl.dot(a, b, total, out_dtype=tl.float64).to(acc.dtype)
     elif PRECISION == "ieee" and a.dtype == tl.float32:
-        return acc + tl.dot(a, b, input_precision=PRECISION, out_dtype=acc.dtype)
+        part = tl.dot(a, b, input_precision=PRECISION, out_dtype=acc.dtype)
+        return tl.fma(part, 1.0, acc)  # a sum, which Triton would turn into a dot that begins with acc
     else:
         return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
 

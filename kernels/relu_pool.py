@@ -183,7 +183,7 @@ class Pooled(NamedTuple):
     @property
     def beside(self) -> str:
         """What a product takes that reads a gradient through the code: a word of tiles.BESIDE."""
-        return {1: "code", 2: "wide code"}[self.code[0].element_size()]
+        return f"code, {self.code[0].element_size()} B"
 
     @classmethod
     def of(cls, code: torch.Tensor, pool: Sequence[int], average: bool, dtype: torch.dtype) -> "Pooled":

@@ -87,9 +87,9 @@ _SHAPES: dict[str, dict[str, tuple[tuple[int, int, int], ...]]] = {
 }
 # What a thread may hold beside its sums, and how many sums then, at most, gathered and in boxes (but see Chip.sums):
 # what an epilogue loads, stores or computes; what is pooled, in a number or two for each sum. A gradient that is read
-# through a pooling's code, of a byte or two for each element, takes shared memory instead.
+# through a pooling's code, of so many bytes for each element, takes shared memory instead.
 BESIDE = {"": (1 << 10, 1 << 10), "epilogue": (1 << 10, 64), "number": (32, 64), "two numbers": (16, 32)}
-CODE = {"code": 1, "wide code": 2}
+CODE = {f"code, {size} B": size for size in (1, 2, 4)}
 BESIDE |= dict.fromkeys(CODE, BESIDE[""])
 _GATHER = 2  # clocks in which a warp gathers 16 bytes a thread: eight instructions, at four warps a clock
 _PACK_UP_TO = 32  # channels: a tap a step would leave half of a step empty

@@ -26,8 +26,8 @@ BESIDE = {
     "conv2d_moments": "epilogue",
     "conv2d_pool": "number",
     "conv2d_pool average": "two numbers",
-    "conv2d_pool_grad": "code",
-    "conv2d_pool_grad average": "code",
+    "conv2d_pool_grad": "code, 1 B",
+    "conv2d_pool_grad average": "code, 1 B",
 }
 # With the tiles of products in which each pixel has weights of its own.
 PLACED = {
