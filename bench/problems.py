@@ -55,6 +55,8 @@ BATCHES = (BATCH, 256)
 DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp16": torch.float16}
 PARTS = ("conv", "linear", "pool", "block", "local", "model")
 CONV_MODES = ("forward", "training", "input grad", "weight grad")
+NCHW = " in NCHW"  # of a mode: on contiguous tensors, PyTorch's default, not channels_last
+NCHW_MODES = tuple(mode + NCHW for mode in CONV_MODES[:2])
 # torch.compile tunes each of its kernels for tens of seconds: only these are worth the wait, in this order.
 COMPILED = (
     "bf16 conv2d_relu 3x3 64-64 @56 s1, forward",
@@ -70,8 +72,9 @@ COMPILED = (
 def conv(layer: Layer, n: int, mode: str, dtype: torch.dtype, device: torch.device) -> Problem:
     """conv2d_relu forward or training; or one gradient of the bare convolution, alone."""
     images, weight, _ = layer.shapes(n)
-    x = torch.randn(images, device=device).to(dtype).to(memory_format=LAST)
-    w = (torch.randn(weight, device=device) / (layer.weights / layer.k) ** 0.5).to(dtype).to(memory_format=LAST)
+    layout, mode = torch.contiguous_format if mode.endswith(NCHW) else LAST, mode.removesuffix(NCHW)
+    x = torch.randn(images, device=device).to(dtype).to(memory_format=layout)
+    w = (torch.randn(weight, device=device) / (layer.weights / layer.k) ** 0.5).to(dtype).to(memory_format=layout)
     how = (layer.stride, layer.padding, 1, layer.groups)
     if mode in ("input grad", "weight grad"):
         wrt = (0,) if mode == "input grad" else (1,)
@@ -205,7 +208,7 @@ def _layers(
     for mode in modes:
         for name, layer in named.items():
             if layer.kind == "conv":
-                what = "conv2d_relu" if mode in ("forward", "training") else "conv2d"
+                what = "conv2d_relu" if mode.removesuffix(NCHW) in ("forward", "training") else "conv2d"
                 yield f"{prefix} {what} {name}{many}, {mode}", lambda a=(layer, n, mode, *to): conv(*a)
             elif mode in ("forward", "training"):
                 rows = (layer.shapes(n).input[0], layer.c, layer.k)
@@ -239,6 +242,7 @@ def _demo(batch: int, device: torch.device) -> Iterator[tuple[str, Call]]:
     yield f"fp32 LeNet5 {batch}x1x8x8, training", lambda: network((batch, 1, 8), 16, *to)
     yield from (each for each in _whole("fp32", 2, *to) if "LeNet" in each[0])
     yield from _layers("fp32", layers, batch, CONV_MODES, *to)
+    yield from _layers("fp32", {"demo conv1": layers["demo conv1"]}, batch, NCHW_MODES, *to)
     yield from _pools("fp32", pools, *to)
     yield from _blocks("fp32", {name: layers[name] for name in ("demo conv1", "demo conv2")}, batch, *to)
     yield from _placed("fp32", {"demo conv1": layers["demo conv1"]}, batch, *to)
@@ -258,6 +262,7 @@ def _every(device: torch.device) -> Iterator[tuple[str, Call]]:
             yield from _layers(prefix, BY_NAME, n, CONV_MODES[:2], dtype, device)
     bf16 = (torch.bfloat16, device)
     yield from _layers("bf16", BY_NAME, BATCH, CONV_MODES[2:], *bf16)
+    yield from _layers("bf16", {layer.name: layer for layer in LAYERS if layer.heavy}, BATCH, NCHW_MODES, *bf16)
     yield from _pools("bf16", POOLS, *bf16)
     yield from _pools("tf32", POOLS, torch.float32, device)  # pools read bytes: float16's are bfloat16's
     yield from _blocks("bf16", POOLED, BATCH, *bf16)

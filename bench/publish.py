@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 from .layers import Layer
-from .problems import BATCHES, PARTS, layer_of, part_of, problems
+from .problems import BATCHES, NCHW_MODES, PARTS, layer_of, part_of, problems
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -80,6 +80,8 @@ LINES = (
     Line("conv + bias + ReLU, forward", "conv", "forward"),
     Line("conv + bias + ReLU, forward and backward", "conv", "training"),
     Line("3x3, 128 channels or more, forward", "conv", "forward", ("product",), lambda layer: layer.heavy),
+    Line("3x3, 128 channels or more, in NCHW, forward", "conv", NCHW_MODES[0]),
+    Line("3x3, 128 channels or more, in NCHW, forward and backward", "conv", NCHW_MODES[1]),
     Line("1x1 with bias and ReLU, forward", "conv", "forward", ("copy",), lambda layer: layer.size == 1),
     Line("depthwise 3x3, forward", "conv", "forward", ("ratio", "copy"), _depthwise),
     Line("depthwise 3x3, forward and backward", "conv", "training", ("ratio",), _depthwise),
@@ -111,7 +113,10 @@ def table(folders: list[Path], arithmetic: str = "bf16") -> str:
     found = [(folder.name, *read(folder)) for folder in folders]
     every = [name for name in problems(torch.device("cuda")) if name.startswith(start)]
     names = [name for name, *_ in found] or ["a GPU"]
-    lines = [f"| {arithmetic}, channels_last | | " + " | ".join(names) + " |", "| --- | --- |" + " --- |" * len(names)]
+    lines = [
+        f"| {arithmetic}, channels_last unless said | | " + " | ".join(names) + " |",
+        "| --- | --- |" + " --- |" * len(names),
+    ]
     words = {"ratio": "best baseline / ours", "product": "of the product's ceiling", "copy": "of the copy's ceiling"}
     columns = [{name: row for name, row in rows.items() if name.startswith(start)} for _, rows, *_ in found]
     for line in LINES:

@@ -15,7 +15,7 @@ import triton
 import cnn_triton
 
 from .layers import BATCH, LAYERS
-from .problems import CONV_MODES, layer_of
+from .problems import CONV_MODES, NCHW_MODES, layer_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -115,6 +115,7 @@ def _means(rows: list[dict[str, Any]]) -> list[str]:
         return []
     every = {mode: sum(layer.kind == "conv" or mode in CONV_MODES[:2] for layer in LAYERS) for mode in CONV_MODES}
     heavy = sum(layer.heavy for layer in LAYERS)
+    every |= dict.fromkeys(NCHW_MODES, heavy)
     head = ["geometric means", "best baseline / ours", "over layers", "heavy: of product", "over heavy layers"]
     lines = ["", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for mean in found:
