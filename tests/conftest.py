@@ -70,11 +70,9 @@ def _overflow_checks():
 
 @pytest.fixture(autouse=True, scope="session")
 def _full_float32():
-    """On a GPU, PyTorch and so the kernels would use TF32 in convolutions, which tests of its own are for."""
-    from cnn_triton.kernels.precision import float32_precision
-
-    with float32_precision("ieee"):
-        yield
+    """On a GPU, PyTorch and so the kernels would use TF32 in convolutions, which tests of its own are for. By the older
+    switch: torch.export reads that, and refuses if a newer one was set."""
+    torch.backends.cudnn.allow_tf32 = False
 
 
 @pytest.fixture(autouse=True)

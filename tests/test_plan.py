@@ -15,6 +15,7 @@ from checks import fresh_is_nan, moved
 from cnn_triton.kernels import plan
 from cnn_triton.kernels.lang import tl, triton
 from cnn_triton.kernels.op import Op, launch, launches
+from cnn_triton.kernels.precision import float32_precision
 from cnn_triton.ops import operator
 from combinations import DTYPES, FORMATS, turns
 
@@ -139,18 +140,14 @@ def test_what_a_plan_depends_on(device):
     calls = [
         (x[:8],), (x[:7],), (x[1:],), (x[::2],), (x.double(),), (x[:8], 1), (x[:8], 2.0), (x[:8], [1, 2]), (x[:8], "a"),
     ]  # fmt: skip
-    for args in (*calls, *calls, *calls):
-        assert torch.equal(op.launch(*args), 2 * args[0])
+    with float32_precision("tf32"):
+        for args in (*calls, *calls, *calls):
+            assert torch.equal(op.launch(*args), 2 * args[0])
     assert len(op.plans) == len(calls)
-    switch = torch.backends.cudnn.conv
-    before = switch.fp32_precision
-    try:
-        for precision in ("tf32", "ieee"):
-            switch.fp32_precision = precision
+    for precision in ("tf32", "ieee"):
+        with float32_precision(precision):
             op.launch(x[:8])
             op.launch(x.double())
-    finally:
-        switch.fp32_precision = before
     assert len(op.plans) == len(calls) + 1
 
 

@@ -1,6 +1,7 @@
 """Which tests a run takes; which tests touch a file; faults that fit the code as it is."""
 
 import ast
+import os
 import shlex
 import subprocess
 import sys
@@ -93,7 +94,10 @@ def test_touching(monkeypatch):
 )
 def test_make(words, some, none):
     """The commands of the Makefile choose tests."""
-    said = subprocess.run(["make", "-n", "test", words], cwd=ROOT, capture_output=True, text=True, check=True)
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # not of the make around
+    said = subprocess.run(
+        ["make", "-n", "test", words], cwd=ROOT, env=alone, capture_output=True, text=True, check=True
+    )
     command = [*shlex.split(said.stdout.splitlines()[-1]), "--collect-only", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
