@@ -139,7 +139,7 @@ def test_a_kernel_that_fails_among_threads_is_compiled_alone(seen):
         (TypeError, "example must be a tensor, a tuple .* but got list", (None, [torch.ones(1)]), {}),
         (TypeError, r"example must have strings as keys.* but got \[1\]", (None, {1: torch.ones(1)}), {}),
         (TypeError, "chip must be a string, but got int", (None, ()), {"chip": 90}),
-        (ValueError, "chip must be one of sm_80, .*gfx950, but got 'sm_91'", (None, ()), {"chip": "sm_91"}),
+        (ValueError, "chip must be one of sm_80, .*gfx1201, but got 'sm_91'", (None, ()), {"chip": "sm_91"}),
         (ValueError, "chip must be one of .*, but got 'interpreter'", (None, ()), {"chip": "interpreter"}),
         (TypeError, "workers must be an integer, but got bool", (None, ()), {"workers": True}),
         (ValueError, "workers must be at least 1, but got 0", (None, ()), {"workers": 0}),
