@@ -193,9 +193,8 @@ def add_taps(
 
 
 def _options(chip: str) -> dict[str, Any]:
-    """Of Triton's compiler: a product and its sum are one instruction; and NVIDIA's would rather spill a few registers
-    than hold a program less, unless told how many there are."""
-    return {"enable_fp_fusion": True} | ({} if tiles.CHIPS[chip].amd else {"maxnreg": 255})
+    """Of Triton's compiler: a product and its sum are one instruction, and all registers there are."""
+    return {"enable_fp_fusion": True, **tiles.roomy(chip)}
 
 
 def is_direct(weight_size: Any, groups: int) -> bool:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import geometry
+from . import geometry, tiles
 from .device import offset_inside, offsets, part_of, step_of, strip, sum_rows
 from .epilogue import bias_grad_fake, sum_pixels
 from .lang import device_function, tl, triton
@@ -222,7 +222,7 @@ def spread(bias, dx, grad, code, pool, average):
     pooled = Pooled.of(code, pool, average, grad.dtype)
     sum_pixels(
         spread_kernel, bias, grad, grad, pooled.code, dx, nhwc(grad), nhwc(code[0]), None if dx is None else nhwc(dx),
-        POOL=pooled.pool, INDEX=index_type(grad, code, dx),
+        POOL=pooled.pool, INDEX=index_type(grad, code, dx), **tiles.roomy(tiles.chip_name()),
     )  # fmt: skip
 
 

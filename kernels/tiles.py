@@ -195,6 +195,12 @@ def resident(tile: Tile, itemsize: int, chip: str, boxes: bool, beside: str = ""
     return max(1, min(by_memory, at.registers // (threads * registers), 8))
 
 
+def roomy(chip: str) -> dict[str, int]:
+    """Of Triton's compiler: NVIDIA's would rather spill a few registers than hold a program less, unless told how many
+    there are."""
+    return {} if CHIPS[chip].amd else {"maxnreg": 255}
+
+
 class Candidate(NamedTuple):
     """A tile, how many of it a multiprocessor holds, and its model's constants in clocks: see above."""
 
