@@ -3,7 +3,8 @@ and the boards that have them, by their datasheets.
 
 Sources: the vendors' datasheets and architecture papers (A100, Ada, H100, Blackwell, CDNA 3 and 4), "Technical
 Specifications per Compute Capability" in the CUDA C++ Programming Guide, LLVM's AMDGPU target. `fill`, `latency` and
-`start` are rounded from public microbenchmarks.
+`start` are rounded from public microbenchmarks; those of sm_86, sm_87, sm_103, sm_121, gfx90a, gfx1100 and gfx1201 are
+taken over from their nearest relatives.
 """
 
 from typing import NamedTuple
