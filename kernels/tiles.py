@@ -195,10 +195,15 @@ def resident(tile: Tile, itemsize: int, chip: str, boxes: bool, beside: str = ""
     return max(1, min(by_memory, at.registers // (threads * registers), 8))
 
 
+def room(chip: str) -> int:
+    """Registers that a thread may take, for NVIDIA's compiler, which would rather spill a few than hold a program less,
+    unless it is told; 0 for AMD's, which is not."""
+    return 0 if CHIPS[chip].amd else 255
+
+
 def roomy(chip: str) -> dict[str, int]:
-    """Of Triton's compiler: NVIDIA's would rather spill a few registers than hold a program less, unless told how many
-    there are."""
-    return {} if CHIPS[chip].amd else {"maxnreg": 255}
+    """The same as an option of a launch that has no tile."""
+    return {"maxnreg": room(chip)} if room(chip) else {}
 
 
 class Candidate(NamedTuple):
@@ -232,12 +237,10 @@ def estimate(candidate: Candidate, programs: int, steps: float) -> float:
 
 
 def _tile(way: str, kind: str, chip: str, m: int, n: int, k: int, warps: int, stages: int, beside: str = "") -> Tile:
-    """A tile of one of the ways that operands come. Where threads gather operands of matrix instructions, hold more
-    than their sums, or store these themselves, NVIDIA's compiler would rather spill a few registers than hold a program
-    less, unless it is told how many it may take."""
-    crowded = way != "boxes" or beside
-    room = 255 if not CHIPS[chip].amd and crowded and kind in ("half", "tf32") else 0
-    return Tile(m, n, k, warps, stages, way.endswith("packed"), registers=room)
+    """A tile of one of the ways that operands come; with room where threads gather operands of matrix instructions,
+    hold more than their sums, or store these themselves."""
+    crowded = (way != "boxes" or beside) and kind in ("half", "tf32")
+    return Tile(m, n, k, warps, stages, way.endswith("packed"), registers=room(chip) if crowded else 0)
 
 
 @cache
@@ -479,10 +482,10 @@ def every_grouped(kind: str, chip: str) -> tuple[Tile, ...]:
 def _grouped(kind: str, chip: str, groups: int, m: int, n: int) -> Tile:
     """The tile of these sides: 64 columns, or in a weight gradient rows, of all groups together, where there are as
     many; for full precision, which has no matrix instructions, fewer sums."""
-    fast, nvidia = kind in ("half", "tf32"), not CHIPS[chip].amd
-    k, stages = (32, 3 if kind == "half" and nvidia else 2) if fast else (16, 2)
+    fast = kind in ("half", "tf32")
+    k, stages = (32, 3 if kind == "half" and not CHIPS[chip].amd else 2) if fast else (16, 2)
     m, n = (m, n) if fast else (min(m, 32), min(n, 32))
-    return Tile(m, n, k, 4, stages, registers=255 if fast and nvidia else 0, groups=groups)
+    return Tile(m, n, k, 4, stages, registers=room(chip) if fast else 0, groups=groups)
 
 
 @lru_cache(maxsize=4096)

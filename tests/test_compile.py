@@ -40,7 +40,7 @@ PLACED = {
 
 PINNED = "pinned"
 TRITONS = Path(__file__).parents[1] / ".venv" / "triton"  # where `make` puts other versions
-VERSIONS = [line for line in Path(__file__).with_name("tritons.txt").read_text().split("\n") if line[:1].isdigit()]
+VERSIONS = [line for line in Path(__file__).with_name("tritons.txt").read_text().splitlines() if line[:1].isdigit()]
 
 
 def compiled(chip, calls, version=PINNED):

@@ -72,15 +72,15 @@ def boxes(pixels):
     return sorted({tiles.box_of(pixels, images)[0] for images in sizes})
 
 
-def blocks(seed, wanted=lambda tile: True):
-    """Those of every tile that may be picked, a weight gradient's whole and in parts; of a tile of boxes, whose sides
-    know nothing of it, two boxes in turn. Without a seed, all."""
+def blocks(seed, wanted=lambda tile: True, beside=""):
+    """Those of every tile that may be picked with this beside the sums, a weight gradient's whole and in parts; of a
+    tile of boxes, whose sides know nothing of it, two boxes in turn. Without a seed, all."""
     found = {
         block(kind, weight_grad, tile._replace(parts=parts))
         for kind in tiles.ARITHMETIC
         for chip in picked.chips(kind)
         for weight_grad in (False, True)
-        for tile in tiles.every_tile(kind, chip, weight_grad)
+        for tile in tiles.every_tile(kind, chip, weight_grad, beside)
         for parts in (1, 3)
         if weight_grad or parts == 1
     }
@@ -187,7 +187,7 @@ def test_epilogue_tile(tile, run):
 
 
 @pytest.mark.cover
-@pytest.mark.rotated("tile", functools.partial(blocks, wanted=lambda tile: not tile.box))
+@pytest.mark.rotated("tile", functools.partial(blocks, wanted=lambda tile: not tile.box, beside="code, 1 B"))
 def test_pooled_grad_tile(tile, run, device):
     """Gradients that read the pooled one."""
     average = zlib.crc32(repr(tile).encode()) % 3 == 0
