@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # With SYSTEM=1 the interpreter that is there is used as it is, e.g. on a CUDA image without a network.
 ifdef SYSTEM
 RUN := $(PYTHON) -m
-READY :=
+READY := build/.installed
 else
 RUN := $(BIN)/python -m
 READY := $(VENV)/.ready
@@ -14,7 +14,7 @@ TRITONS := $(patsubst %,$(VENV)/triton/%/.ready,$(shell grep -v '^\#' tests/trit
 endif
 WORKERS ?= 2
 
-.PHONY: demo test rest check exhaustive mutants conformance lint ledger gpu results bench clean
+.PHONY: demo test rest check exhaustive mutants conformance lint ledger gpu gpu-prepare results bench clean
 
 # Trains a CNN on handwritten digits through the kernels and shows what it predicts.
 demo: $(READY)
@@ -25,9 +25,9 @@ demo: $(READY)
 SEED ?= 0
 COVER := 0.03
 PYTEST = $(RUN) pytest -n $(WORKERS) --dist worksteal --seed $(SEED)
-PART = $(if $(OP)$(FILES),--most 250 $(OP:%=--operator=%) $(FILES:%=--touching=%),--cover $(COVER))
+CHOICE = $(if $(OP)$(FILES),--most 250 $(OP:%=--operator=%) $(FILES:%=--touching=%),--cover $(COVER))
 test: $(READY) $(TRITONS)
-	$(PYTEST) $(PART) $(ARGS)
+	$(PYTEST) $(CHOICE) $(ARGS)
 
 # What `make test` leaves out, and both.
 rest: $(READY) $(TRITONS)
@@ -59,9 +59,18 @@ lint: $(READY)
 ledger: $(READY)
 	$(RUN) bench.ledger write --workers $(WORKERS) --reason "$(REASON)"
 
-# On a machine with a CUDA GPU: the tests natively, then the benchmarks; everything into one folder. One part: PART=conv
+# On a machine with a CUDA GPU, in nine minutes: tests and benchmarks, most valuable first, into one folder and archive.
+# One part: PART=conv. Without a GPU, small: ARGS=--rehearse.
 gpu: $(READY)
 	$(RUN) bench.gpu $(if $(PART),--part $(PART)) $(ARGS)
+
+# Before that, on a machine without the GPU: what it will launch, compiled and packed, for the Triton and the Python that
+# the other machine has, e.g. those of PyTorch 2.11.
+THERE_TRITON ?= 3.6.0
+THERE_PYTHON ?= 3.12
+HERE := $(VENV)/triton/$(THERE_TRITON)
+gpu-prepare: $(READY) $(HERE)/.ready $(HERE)-python$(THERE_PYTHON)/.ready
+	PYTHONPATH=$(HERE) $(RUN) bench.prepare --there $(HERE)-python$(THERE_PYTHON) $(ARGS)
 
 # The README's table of results, and the plots, from the raw files in bench/results/.
 results: $(READY)
@@ -75,6 +84,16 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt setuptools wheel torch
 	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[cli,test,lint]'
+	touch $@
+
+build/.installed: pyproject.toml
+	$(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
+	mkdir -p build && touch $@
+
+WHEEL := --only-binary=:all: --implementation cp --platform manylinux_2_27_x86_64 --platform manylinux_2_28_x86_64
+$(HERE)-python$(THERE_PYTHON)/.ready: $(READY)
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade $(WHEEL) --python-version $(THERE_PYTHON) \
+	    --target $(@D) triton==$(THERE_TRITON)
 	touch $@
 
 $(VENV)/triton/%/.ready: $(READY)
