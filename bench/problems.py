@@ -16,6 +16,7 @@ from cnn_triton.kernels import conv2d_pool
 from cnn_triton.models import LeNet5
 from cnn_triton.ops import operator
 
+from . import cudnn_graph
 from .layers import BATCH, BY_NAME, LAYERS, Layer
 from .layers import conv as conv_layer
 from .networks import NETWORKS
@@ -81,14 +82,18 @@ def conv(layer: Layer, n: int, mode: str, dtype: torch.dtype, device: torch.devi
         ours = lambda x, w: functional.conv2d(x, w, None, *how)  # noqa: E731
         return Problem(ours, lambda x, w: F.conv2d(x, w, None, *how), (x, w), "backward", wrt)
     b = torch.randn(layer.k, device=device).to(dtype)
-    fused = lambda x, w, b: torch.cudnn_convolution_relu(x, w, b, *map(_pair, how[:3]), how[3])  # noqa: E731
+    others: dict[str, Call] = {}
+    if device.type == "cuda" and mode == "forward":
+        others["cudnn"] = lambda x, w, b: torch.cudnn_convolution_relu(x, w, b, *map(_pair, how[:3]), how[3])
+        if cudnn_graph.INSTALLED:
+            others["cudnn graph"] = cudnn_graph.conv2d_relu(layer.stride, layer.padding)
     return Problem(
         lambda x, w, b: functional.conv2d_relu(x, w, b, *how),
         lambda x, w, b: F.relu(F.conv2d(x, w, b, *how)),
         (x, w, b),
         mode,
         (0, 1, 2),
-        {"cudnn": fused} if device.type == "cuda" and mode == "forward" else {},
+        others,
         sample=(lambda: (x[:BATCH], w, b)) if n > BATCH else None,
     )
 
@@ -286,6 +291,20 @@ def layer_of(problem: str) -> Layer | None:
     return BY_NAME.get(rest.rpartition(", ")[0].partition(" ")[2].partition(" n")[0])
 
 
+def first(problem: str) -> bool:
+    """Is it one of those that say the most, where minutes are short? In bf16 at the usual batch: heavy layers, forward
+    and in training, in both layouts; ResNet-50 and VGG-16; pools, pooled blocks, locally connected layers. All of a
+    CPU's."""
+    if problem.startswith("fp32 "):
+        return True
+    part, layer = part_of(problem), layer_of(problem)
+    named = {
+        "conv": layer is not None and layer.heavy and " n" not in problem and "grad" not in problem,
+        "model": any(f" {network} n{BATCH}," in problem for network in ("ResNet-50", "VGG-16")),
+    }
+    return problem.startswith("bf16 ") and part != "linear" and named.get(part, True)
+
+
 def _turn(problem: str) -> int:
     """When a problem's turn comes, for time may run out: heavy layers, those of ResNet-50 and VGG-16, the rest."""
     layer = layer_of(problem)
@@ -303,9 +322,9 @@ def _gpu(device: torch.device) -> list[tuple[str, Call]]:
 
 def problems(device: torch.device, batch: int = 128, part: str = "") -> dict[str, Callable[[], Problem]]:
     """Makers of the problems by name, of all parts unless one is named: on a GPU real layers and networks in bf16, TF32
-    and fp16, the important ones first; else the demo's, at this batch.
+    and fp16, the important ones first, also on the meta device; else the demo's, at this batch.
 
     The first word of a name is the arithmetic, and names the ceiling that its rate is compared with.
     """
-    every = _gpu(device) if device.type == "cuda" else _demo(batch, device)
+    every = _gpu(device) if device.type in ("cuda", "meta") else _demo(batch, device)
     return {name: make for name, make in every if part in ("", part_of(name))}

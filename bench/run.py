@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .measure import ceilings, clock_for, measure, memory_returned, prepare
-from .problems import COMPILED, PARTS, problems
+from .problems import COMPILED, PARTS, first, problems
 from .report import environment, means, table
 
 Report = dict[str, Any]
@@ -41,15 +41,15 @@ def earlier(out: Path, where: dict[str, str], part: str = "") -> Report | None:
 
 
 def planned(
-    names: list[str], compiled: tuple[str, ...], rows: list[dict[str, Any]]
+    names: list[str], compiled: tuple[str, ...], rows: list[dict[str, Any]], eager: bool = True
 ) -> dict[str, tuple[str, bool, float]]:
     """What is to be done that these rows haven't, in order: problem, whether with torch.compile, and the part of the
-    time that must be left to begin it."""
+    time that must be left to begin it; without `eager` torch.compile's alone."""
     tried = {row["problem"]: row["torch.compile tried"] for row in rows}
     second = {f"{name}, with torch.compile": name for name in compiled if name in names and not tried.get(name)}
     spare = 0.35 if second else 0.1
-    first = {name: (name, False, spare) for name in names if name not in tried}
-    return first | {what: (name, True, 0.1) for what, name in second.items()}
+    before = {name: (name, False, spare) for name in names if eager and name not in tried}
+    return before | {what: (name, True, 0.1) for what, name in second.items()}
 
 
 def bench(
@@ -61,9 +61,12 @@ def bench(
     compiled: tuple[str, ...] = COMPILED,
     resume: bool = False,
     part: str = "",
+    shortest: bool = False,
+    eager: bool = True,
 ) -> Report:
     """Measures what fits into the time; both files are there after every row. torch.compile comes second, since it
-    takes long and may fail: its rows replace those without it. A resumed run keeps its rows and its ceilings."""
+    takes long and may fail: its rows replace those without it. A resumed run keeps its rows and its ceilings.
+    `shortest`: of `problems.first` alone; without `eager`: torch.compile's rows alone."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     end = time.perf_counter() + 60 * minutes
     prepare(device)
@@ -73,8 +76,9 @@ def bench(
         "environment": where, "ceilings": ceilings(clock, device), "rows": [], "failed": {}, "left out": [],
     }  # fmt: skip
     limits = report["ceilings"]
-    chosen = {name: make for name, make in problems(device, batch, part).items() if only in name}
-    passes = planned(list(chosen), compiled, report["rows"])
+    every = problems(device, batch, part)
+    chosen = {name: make for name, make in every.items() if only in name and (first(name) or not shortest)}
+    passes = planned(list(chosen), compiled, report["rows"], eager)
     report["left out"] = [what for what in report["left out"] if what.partition(":")[0] not in passes]
     write(report, out, part)
     for what, (name, compile, spare) in passes.items():
@@ -108,20 +112,29 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for bench.json and results.md")
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--only", default="", help="problems whose name holds this")
-    parser.add_argument("--part", choices=PARTS, default="", help="of the problems; its files are named after it")
+    parser.add_argument(
+        "--part", choices=PARTS, nargs="+", default=[""], help="of the problems; each has its own files"
+    )
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--batch", type=int, default=128, help="of the demo's shapes, without a GPU")
     parser.add_argument("--resume", action="store_true", help="go on with the run that the folder holds")
+    parser.add_argument("--first", action="store_true", help="only the problems that say the most")
+    parser.add_argument("--compile", choices=("also", "no", "only"), default="also", help="rows with torch.compile")
     options = parser.parse_args()
-    try:
-        report = bench(
-            options.out, options.minutes, options.only, options.rounds, options.batch, resume=options.resume,
-            part=options.part,
-        )  # fmt: skip
-    except ValueError as reason:
-        parser.error(str(reason))
-    print(table(report))
-    return 1 if report["failed"] or not report["rows"] else 0
+    end, well = time.perf_counter() + 60 * options.minutes, True
+    for part in options.part:
+        try:
+            report = bench(
+                options.out, (end - time.perf_counter()) / 60, options.only, options.rounds, options.batch,
+                compiled=() if options.compile == "no" else COMPILED, resume=options.resume, part=part,
+                shortest=options.first, eager=options.compile != "only",
+            )  # fmt: skip
+        except ValueError as reason:
+            parser.error(str(reason))
+        print(table(report))
+        print(part, *(f"{what}: {len(report[what])};" for what in ("rows", "failed", "left out")))
+        well = well and bool(report["rows"]) and not report["failed"]
+    return 0 if well else 1
 
 
 if __name__ == "__main__":

@@ -34,6 +34,11 @@ from .report import environment
 
 Row = dict[str, Any]
 NEAR, SLOW = 1.3, 1.05  # times the best: what is timed in further rounds, what is to be mended
+# The layers that say the most where minutes are short: ResNet-50's 3 x 3, its widest 1 x 1, and VGG-16's heaviest.
+FIRST = (
+    "3x3 64-64 @56 s1", "3x3 128-128 @28 s1", "3x3 256-256 @14 s1", "3x3 512-512 @7 s1", "1x1 256-64 @56 s1",
+    "3x3 512-512 @28 s1",
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -48,6 +53,11 @@ def picking() -> Iterator[SimpleNamespace]:
 
     with tiles.picking(choose):
         yield noted
+
+
+def served(noted: SimpleNamespace) -> list[tiles.Tile]:
+    """The pick, and every other tile that can serve what was asked for."""
+    return list(dict.fromkeys([noted.pick, *tiles.serving(*noted.asked)]))
 
 
 def compile_ahead(launches: list[Callable[[], Any]]) -> None:
@@ -79,7 +89,7 @@ def measured(op: Op, args: tuple[Any, ...], noted: SimpleNamespace, clock: HostC
         tensor.normal_()
     right, result = op.launch(*args), op.fake(*args)
     (problem, kind, chip), ours = noted.asked, text(noted.pick)
-    every = list(dict.fromkeys([noted.pick, *tiles.serving(problem, kind, chip)]))
+    every = served(noted)
 
     def launch(tile: tiles.Tile) -> None:
         noted.tile = tile
@@ -182,10 +192,11 @@ def earlier(out: Path, where: dict[str, str], resume: bool) -> dict[str, Any]:
 
 def tune(
     out: Path, minutes: float, only: str = "", arithmetic: str = "bf16", resume: bool = False,
-    layers: tuple[Layer, ...] = LAYERS, n: int = BATCH,
+    layers: tuple[Layer, ...] = LAYERS, n: int = BATCH, shortest: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measures what fits into the time, the important layers first; both files are there after every problem. A
-    resumed run keeps the rows, and tries last what failed."""
+    """Measures what fits into the time, the important layers first; `shortest`: of FIRST alone, forward before
+    gradients, unless problems are named. Both files are there after every problem. A resumed run keeps the rows, and
+    tries last what failed."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     end, clock, (dtype, precision) = time.perf_counter() + 60 * minutes, clock_for(device), ARITHMETICS[arithmetic]
     report = earlier(out, environment(device), resume)
@@ -194,6 +205,8 @@ def tune(
         matrices, key=lambda each: (not each.heavy, not {"ResNet-50", "VGG-16"} & dict(each.networks).keys())
     )
     every = {f"{arithmetic} {layer.name}, {what}": (layer, i) for layer in turns for i, what in enumerate(PASSES)}
+    if shortest and not only:
+        every = {name: every[name] for what in PASSES for name in (f"{arithmetic} {each}, {what}" for each in FIRST)}
     done = {row["name"] for row in report["rows"]}
     names = sorted((name for name in every if only in name and name not in done), key=report["failed"].__contains__)
     report["left out"] = [*(name for name in report["left out"] if name not in names), *names]
@@ -227,15 +240,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="problems whose name holds this")
     parser.add_argument("--arithmetic", choices=ARITHMETICS, default="bf16")
     parser.add_argument("--resume", action="store_true", help="go on with the run that the folder holds")
+    parser.add_argument("--first", action="store_true", help="only the layers that say the most", dest="shortest")
+    parser.add_argument("--batch", type=int, default=BATCH, dest="n")
+    parser.add_argument(
+        "--chip", choices=tiles.CHIPS, help="without a GPU: this chip's tiles, run and timed in Triton's interpreter"
+    )
     options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
+    chip = vars(options).pop("chip")
+    if not torch.cuda.is_available() and chip is None:
         print("error: no CUDA GPU is here, on which tiles could be timed", file=sys.stderr)
         return 2
+    if chip and not torch.cuda.is_available():
+        tiles.chip_name = lambda: chip
     try:
         report = tune(**vars(options))
     except ValueError as reason:
         parser.error(str(reason))
     print(table(report))
+    print(*(f"{what}: {len(report[what])};" for what in ("rows", "failed", "left out")))
     wrong = any("wrong result" in why for row in report["rows"] for why in row["failed"].values())
     return 1 if wrong or report["failed"] or not report["rows"] else 0
 
