@@ -1,4 +1,9 @@
-"""On a machine with a CUDA GPU: native tests, memory checker, benchmarks, into one folder: python -m bench.gpu."""
+"""On a machine with a CUDA GPU: tests and benchmarks, most valuable first, into one folder and archive: make gpu.
+
+Nine minutes in all, each step in its own limit and with its own log; rows are on disk as they come, and the archive
+after every step, so that a run that is stopped leaves what it had. --rehearse runs the same steps small and without a
+GPU, in Triton's interpreter.
+"""
 
 import argparse
 import datetime
@@ -10,29 +15,89 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
-from . import problems
+from . import prepared, problems
 
 ROOT = Path(__file__).parents[1]
+MINUTES = 9
+CORES = os.cpu_count() or 1
 TESTS = [
     f"tests/test_{name}.py" for name in ("ops", "plan", "gradients", "tiles", "semantics", "nn", "warmup", "ecosystem")
 ]
-ONCE = ("host", "memory")  # benchmarks that take seconds
 NEEDS = {"tests/test_cli.py": ("typer", "rich", "sklearn", "safetensors", "PIL")}
-# In this order, each with its share of the time that is left; tune, a search of tiles, runs only if it is named.
-PARTS = {
-    "tests": 0.3, "sanitizer": 0.15, "host": 0.1, "memory": 0.1, "model": 0.35, "conv": 0.5, "block": 0.3, "pool": 0.4,
-    "local": 0.4, "linear": 1.0,
-}  # fmt: skip
+PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v")
+SANITIZER = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "1")
+Command = Callable[[Path, float], list[str]]  # of the results' folder, and the minutes there are
+
+
+class Step(NamedTuple):
+    """What runs, as a command, with these variables in its environment; `small`: words that make it a rehearsal's.
+    seconds: that it may take of MINUTES in all; of what runs only where it is named, 0: it gets all of them."""
+
+    seconds: int
+    command: Command
+    small: tuple[str, ...] = ()
+    variables: dict[str, str] = {}  # noqa: RUF012
+
+
+def _pytest(*words: str) -> Command:
+    return lambda out, minutes: [*PYTEST, *words]
+
+
+def _native(out: Path, minutes: float) -> list[str]:
+    extra = [file for file, modules in NEEDS.items() if all(map(importlib.util.find_spec, modules))]
+    return [*PYTEST, "-n", str(CORES), *TESTS, *extra, "--cover", "0.1"]
+
+
+def _timed(module: str, *words: str) -> Command:
+    """A benchmark that keeps to its minutes."""
+    return lambda out, minutes: [
+        *(sys.executable, "-m", f"bench.{module}", "--out", str(out), "--minutes", f"{minutes:.3g}"), *words,
+    ]  # fmt: skip
+
+
+def _brief(module: str) -> Command:
+    """One that takes seconds."""
+    return lambda out, minutes: [sys.executable, "-m", f"bench.{module}", "--out", str(out / f"{module}.json")]
+
+
+_SMALL = ("--batch", "4", "--rounds", "1")
+_FIRST = ("--first", "--compile", "no")
+_TINY = ("--only", "fc 84-10", "--chip", "sm_90", "--batch", "1")
+_FEW = ("--most", "4", "-n", "0", "-k", "max_pool2d and not grad")
+# Every operator, by its name in the log: is it right, the same each time, and as PyTorch's own checks want it?
+_ONCE = ("tests/test_ops.py", "-k", "opcheck or same_bits_twice or tf32", "-n", str(CORES))
+_CHECKED = ("tests/test_ops.py", "-k", "same_bits_twice and (max_pool2d or conv2d or linear) and not grad")
+STEPS = {
+    "operators": Step(45, _pytest(*_ONCE), _FEW),
+    "host": Step(15, _brief("host"), ("--rounds", "2")),
+    "headline": Step(150, _timed("run", "--part", "conv", *_FIRST), _SMALL),
+    "tiles": Step(80, _timed("tune", "--first"), _TINY),
+    "tests": Step(85, _native, _FEW),
+    "networks": Step(40, _timed("run", "--part", "model", *_FIRST), _SMALL),
+    "others": Step(45, _timed("run", "--part", "pool", "block", "local", *_FIRST), _SMALL),
+    "compile": Step(45, _timed("run", "--part", "conv", "--first", "--compile", "only", "--resume"), _SMALL),
+    # PyTorch's cache would hide what is out of bounds within its blocks.
+    "sanitizer": Step(
+        25, lambda out, minutes: [*SANITIZER, *PYTEST, *_CHECKED], _FEW, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    ),
+}
+ALONE = {part: Step(0, _timed("run", "--part", part), _SMALL) for part in problems.PARTS} | {
+    "memory": Step(0, _brief("memory"), ("--batch", "1")),
+    "tune": Step(0, _timed("tune"), _TINY),
+}
 
 
 def stop(process: subprocess.Popen) -> None:
-    """Ends a part and all it started: first as Ctrl-C does, so that it can say what it has."""
-    for number, seconds in ((signal.SIGINT, 15), (signal.SIGKILL, 15)):
+    """Ends a step and all it started: first as Ctrl-C does, so that it can say what it has."""
+    for number, seconds in ((signal.SIGINT, 10), (signal.SIGKILL, 10)):
         try:
             os.killpg(process.pid, number)
             process.wait(seconds)
@@ -47,68 +112,39 @@ def _heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def part(name: str, command: list[str], out: Path, minutes: float, **variables: str) -> str:
-    """Runs a part with its output in a log, and says how it ended; a part out of time leaves what it had."""
+def run(name: str, command: list[str], out: Path, seconds: float, **variables: str) -> str:
+    """Runs a step with its output in a log, and says how it ended; one out of time leaves what it had."""
     print(f"{name}: {' '.join(command)}", flush=True)
+    if shutil.which(command[0]) is None:
+        return f"skipped: no {command[0]} on the PATH"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"PYTHONUNBUFFERED": "1", **variables}
-    with (out / f"{name}.log").open("w") as log:
+    begun, kept = time.monotonic(), out / f"{name}.log"
+    with kept.open("w") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT, env=environment,
             start_new_session=True, preexec_fn=_heed_interrupts,
         )  # fmt: skip
         try:
-            ended = f"exit {process.wait(60 * minutes)}"
+            ended = f"exit {process.wait(seconds)}"
         except subprocess.TimeoutExpired:
-            ended = f"stopped after {minutes:.2g} minutes"
+            ended = "stopped, out of time"
         finally:
             stop(process)
-    lines = (out / f"{name}.log").read_text(errors="replace").strip().splitlines()
-    last = next((line for line in reversed(lines) if line.strip("= !|")), "no output")
-    ended = f"{ended}; {last.strip('= !')[:200]}" if name not in problems.PARTS else ended
-    print(f"{name}: {ended}", flush=True)
-    return ended
+    lines = kept.read_text(errors="replace").strip().splitlines()
+    last = next((line.strip("= !") for line in reversed(lines) if line.strip("= !|-")), "no output")
+    return f"{ended}, {time.monotonic() - begun:.0f} s; {last[:200]}"
 
 
-def commands(out: Path, minutes: float, resume: bool = False) -> dict[str, tuple[list[str], dict[str, str]]]:
-    """What each part runs, and with which environment variables."""
-    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
-    extra = [file for file, modules in NEEDS.items() if all(map(importlib.util.find_spec, modules))]
-    native = [*pytest, "-q", "-n", str(min(8, os.cpu_count() or 1)), *TESTS, *extra, "--cover", "0.3"]
-    # Every operator once, by its name in the log; PyTorch's cache would hide what is out of bounds within its blocks.
-    checked = [*pytest, "-v", "tests/test_ops.py", "-k", "same_bits_twice"]
-    memcheck = [shutil.which("compute-sanitizer") or "", "--tool", "memcheck", "--error-exitcode", "1", *checked]
-    bench = [sys.executable, "-m", "bench.run", "--out", str(out), "--minutes", f"{minutes:.3g}"]
-    again = ["--resume"] if resume else []
-    single = {name: [sys.executable, "-m", f"bench.{name}", "--out", str(out / f"{name}.json")] for name in ONCE}
-    tune = [sys.executable, "-m", "bench.tune", "--out", str(out), "--minutes", f"{minutes:.3g}"]
-    return {
-        "tests": (native, {}),
-        "sanitizer": (memcheck, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}),
-        **{name: ([*bench, "--part", name, *again], {}) for name in problems.PARTS},
-        **{name: (command, {}) for name, command in single.items()},
-        "tune": ([*tune, *again], {}),
-    }
-
-
-def run_parts(chosen: tuple[str, ...], out: Path, minutes: float, resume: bool = False) -> dict[str, str]:
-    """How each part ended, each in its share of the time that is left, the checker in a minute at most."""
-    end, ended = time.monotonic() + 60 * minutes, {}
-    for name in chosen:
-        left = (end - time.monotonic()) / 60
-        share = left if name == chosen[-1] else left * PARTS[name]
-        limit = min(share, 1.0) if name == "sanitizer" else share
-        command, variables = commands(out, 0.85 * limit, resume)[name]
-        if command[0]:
-            ended[name] = part(name, command, out, limit, **variables)
-        else:
-            ended[name] = "skipped: no compute-sanitizer on the PATH"
-            print(f"{name}: {ended[name]}", flush=True)
-    return ended
+def chosen(part: str | None, minutes: float) -> dict[str, tuple[Step, float]]:
+    """The steps of a run, with the seconds that each may take."""
+    if part is None:
+        return {name: (step, step.seconds * minutes / MINUTES) for name, step in STEPS.items()}
+    return {part: ((ALONE | STEPS)[part], 60 * minutes)}
 
 
 def summary(ended: dict[str, str], out: Path) -> None:
-    """Adds how the parts ended, of earlier calls too, to the table."""
+    """Adds how the steps ended, of earlier calls too, to the table."""
     kept = out / "parts.json"
     today = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
     every = json.loads(kept.read_text()) if kept.exists() else {}
@@ -119,28 +155,82 @@ def summary(ended: dict[str, str], out: Path) -> None:
     results.write_text(text + "\n## Parts\n\n" + "".join(f"- {name}: {how}\n" for name, how in every.items()))
 
 
+def pack(out: Path, archive: Path) -> None:
+    """The folder as one file, replaced in one step."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    part = archive.with_name(f"{archive.name}.part")
+    with tarfile.open(part, "w:gz") as file:
+        file.add(out, arcname=out.name)
+    part.replace(archive)
+
+
+def run_steps(
+    steps: dict[str, tuple[Step, float]], out: Path, archive: Path, end: float, small: bool, *more: str
+) -> bool:
+    """Runs the steps until `end`; the archive has each as soon as it ended. Did all end well?"""
+    well = True
+    for name, (step, seconds) in steps.items():
+        seconds = max(1.0, min(seconds, end - time.monotonic()))
+        command = [*step.command(out, 0.85 * seconds / 60), *(step.small if small else ()), *more]
+        how = "interrupted"
+        try:
+            how = run(name, command, out, seconds, **step.variables)
+        finally:
+            print(f"{name}: {how}", flush=True)
+            summary({name: how}, out)
+            pack(out, archive)
+        well = well and how.startswith(("exit 0", "skipped"))
+    return well
+
+
+def _end(number: int, frame: Any) -> None:
+    """As an interrupt does."""
+    raise KeyboardInterrupt
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", choices=[*PARTS, "tune"], help="one part alone; tune, a search of tiles, only so")
-    parser.add_argument("--minutes", type=float, default=9, help="for all parts together")
-    parser.add_argument("--resume", action="store_true", help="the benchmarks go on with the folder's earlier run")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=[*STEPS, *ALONE], help="one step, or one part of the benchmarks, alone")
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES, help=f"for all steps together; {MINUTES} unless given"
+    )
+    parser.add_argument("--resume", action="store_true", help="with --part, go on with the folder's earlier run")
+    parser.add_argument("--rehearse", action="store_true", help="run the steps small, without a GPU")
     parser.add_argument("--out", type=Path, help="folder; bench/results/<gpu> unless given")
+    parser.add_argument("--archive", type=Path, help="file; build/gpu-<gpu>.tar.gz unless given")
     options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        print("error: no CUDA GPU is here; `make bench` times the interpreter instead", file=sys.stderr)
+    if options.resume and not options.part:
+        parser.error("--resume needs a --part")
+    if not torch.cuda.is_available() and not options.rehearse:
+        print(
+            "error: no CUDA GPU is here; `make gpu ARGS=--rehearse` tries the command, `make bench` times the "
+            "interpreter", file=sys.stderr,
+        )  # fmt: skip
         return 2
-    try:
-        importlib.import_module("cnn_triton.kernels")
-    except ImportError as reason:
-        print(f"error: {reason}; first: pip install --no-deps --no-build-isolation -e .", file=sys.stderr)
-        return 2
-    gpu = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
-    out = (options.out or ROOT / "bench" / "results" / gpu).resolve()
+    begun = time.monotonic()
+    gpu = (
+        "rehearsal" if options.rehearse else re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
+    )
+    folder = "build" if options.rehearse else "bench/results"
+    out = (options.out or ROOT / folder / gpu).resolve()
+    archive = (options.archive or ROOT / "build" / f"gpu-{gpu}.tar.gz").resolve()
     out.mkdir(parents=True, exist_ok=True)
-    ended = run_parts((options.part,) if options.part else tuple(PARTS), out, options.minutes, options.resume)
-    summary(ended, out)
-    print(f"written to {out}")
-    return 0 if all(how.startswith(("exit 0", "skipped")) for how in ended.values()) else 1
+    print(prepared.unpack(), flush=True)
+    before = prepared.count()
+    os.environ["TRITON_CACHE_DIR"] = str(prepared.KERNELS)
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGHUP, _end)
+    try:
+        well = run_steps(
+            chosen(options.part, options.minutes), out, archive, begun + 60 * options.minutes - 5, options.rehearse,
+            *(["--resume"] if options.resume else []),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        well = False
+    new = prepared.count() - before
+    print(f"{time.monotonic() - begun:.0f} s; beside {before} prepared kernels {new} were compiled")
+    print(f"written to {out} and {archive}")
+    return 0 if well else 1
 
 
 if __name__ == "__main__":
