@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# With SYSTEM=1 the interpreter that is there is used as it is, e.g. on a CUDA image without a network.
+# With SYSTEM=1 the interpreter that is there is used as it is, e.g. on a CUDA image without a network; the package is
+# imported from here, which takes a link.
 ifdef SYSTEM
 RUN := $(PYTHON) -m
-READY := build/.installed
+READY := cnn_triton/kernels
+export PYTHONPATH := $(CURDIR)
 else
 RUN := $(BIN)/python -m
 READY := $(VENV)/.ready
@@ -86,9 +88,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[cli,test,lint]'
 	touch $@
 
-build/.installed: pyproject.toml
-	$(PYTHON) -m pip install -q --no-deps --no-build-isolation -e .
-	mkdir -p build && touch $@
+cnn_triton/kernels:
+	ln -s ../kernels $@
 
 WHEEL := --only-binary=:all: --implementation cp --platform manylinux_2_27_x86_64 --platform manylinux_2_28_x86_64
 $(HERE)-python$(THERE_PYTHON)/.ready: $(READY)
