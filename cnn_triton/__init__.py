@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import functional, nn
     from .ahead import warmup
+    from .capture import captures
     from .convert import convert, revert
     from .dispatch import backend, launches, where
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "backend", "convert", "functional", "launches", "nn", "revert", "warmup", "where"]
+__all__ = [
+    "__version__", "backend", "captures", "convert", "functional", "launches", "nn", "revert", "warmup", "where",
+]  # fmt: skip
 
 _FROM = {
-    "backend": ".dispatch", "convert": ".convert", "launches": ".dispatch", "revert": ".convert", "warmup": ".ahead",
-    "where": ".dispatch",
+    "backend": ".dispatch", "captures": ".capture", "convert": ".convert", "launches": ".dispatch",
+    "revert": ".convert", "warmup": ".ahead", "where": ".dispatch",
 }  # fmt: skip
 
 

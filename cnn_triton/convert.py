@@ -8,17 +8,16 @@ a container  whose forward can be traced (tracing.py) gets one that calls a conv
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import fx
 from torch.nn.utils.parametrize import is_parametrized
 
-from . import functional, fused, nn
+from . import fused, nn
+from .fusing import OURS, WORDS
 from .kernels.precision import PRECISION
 from .tracing import Granted, Untraceable, holds, trace
 
@@ -26,24 +25,6 @@ __all__ = ["Conversion", "Layer", "convert", "revert"]
 
 _OURS: dict[type, type] = {getattr(torch.nn, n): getattr(nn, n) for n in nn.__all__ if hasattr(torch.nn, n)}
 _THEIRS = {ours: theirs for theirs, ours in _OURS.items()}
-_FUNCTIONS = {getattr(F, name): getattr(functional, name) for name in functional.__all__ if hasattr(F, name)}
-# Functions, and methods of that name, that may follow a layer in its kernel: their words, of their other arguments.
-_WORDS: dict[Any, Callable[..., tuple[Any, ...]]] = {
-    **dict.fromkeys((F.relu, torch.relu, torch.relu_), lambda inplace=False: ("relu",)),
-    F.relu6: lambda inplace=False: ("relu6",),
-    F.leaky_relu: lambda negative_slope=0.01, inplace=False: ("leaky_relu", negative_slope),
-    F.hardtanh: lambda min_val=-1.0, max_val=1.0, inplace=False: ("hardtanh", min_val, max_val),
-    F.gelu: lambda approximate="none": fused.gelu(approximate),
-    F.silu: lambda inplace=False: ("silu",),
-    **dict.fromkeys((torch.sigmoid, torch.sigmoid_), lambda: ("sigmoid",)),
-    **dict.fromkeys((torch.tanh, torch.tanh_), lambda: ("tanh",)),
-    **dict.fromkeys(
-        (torch.clamp, torch.clamp_),
-        lambda min=None, max=None: ("clamp", -math.inf if min is None else min, math.inf if max is None else max),
-    ),
-    F.max_pool2d: lambda *args, **named: fused.pool("max_pool2d", *args, **named),
-    F.avg_pool2d: lambda *args, **named: fused.pool("avg_pool2d", *args, **named),
-}
 _MARK = "_cnn_triton_converted"  # in a swapped layer's __dict__, so that copies have it too
 _Notes = dict[torch.nn.Module, tuple[str, list[str]]]  # what becomes of a module, and what is to be said of it
 
@@ -244,9 +225,9 @@ def _plan(
         chains = [_chain(module, node, prefix, notes) for node in list(graph.nodes) if node.op == "call_module"]
     changed = any(chains)
     for node in graph.nodes:
-        if node.op == "call_function" and node.target in _FUNCTIONS:
+        if node.op == "call_function" and node.target in OURS:
             _note(notes, module, "swapped", f"its calls of {node.target.__name__}")
-            node.target, changed = _FUNCTIONS[node.target], True
+            node.target, changed = OURS[node.target], True
     if not changed:
         return granted, None
     return granted, type(fx.GraphModule(module, graph)).forward
@@ -322,7 +303,7 @@ def _link(module: torch.nn.Module, node: fx.Node) -> fused.Link | None:
         return module.get_submodule(str(node.target)) if len(node.args) == 1 and not node.kwargs else None
     function = getattr(torch, node.target, None) if isinstance(node.target, str) else node.target
     try:
-        return _WORDS[function](*node.args[1:], **node.kwargs) if function in _WORDS else None
+        return WORDS[function](*node.args[1:], **node.kwargs) if function in WORDS else None
     except TypeError:
         return None
 

@@ -50,6 +50,8 @@ TOUCHED = {
     "cnn_triton/modules.py": ("test_nn", "test_conformance"),
     "cnn_triton/convert.py": ("test_convert",),
     "cnn_triton/fused.py": ("test_convert",),
+    "cnn_triton/fusing.py": ("test_capture", "test_convert"),
+    "cnn_triton/capture.py": ("test_capture",),
     "cnn_triton/tracing.py": ("test_convert",),
     "cnn_triton/ahead.py": ("test_warmup",),
     "cnn_triton/data.py": ("test_data",),

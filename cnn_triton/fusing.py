@@ -1,0 +1,459 @@
+"""Our kernels in a graph that TorchDynamo captured: a convolution or a linear layer, and what follows it, as one call.
+
+    for each convolution, transposed convolution and linear layer in the graph:
+        take on the call that alone reads its result, and so on, as far as one kernel goes:
+            batch norm -> + another tensor -> activation -> pool
+        put one call in place of all of them, where the last one stood
+
+The one call reads everything where the last one stood, which is later than the graph did. So a call is taken on only if
+nothing in between writes what the calls before it read, or reads what they write (`Effects`).
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+import operator
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_leaves
+
+from . import functional, fused
+from .kernels import activations
+from .kernels.precision import PRECISION
+
+__all__ = ["WORDS", "Fused", "fuse"]
+
+Node = fx.Node
+
+# PyTorch's functions that a kernel stands for alone, and those of ours that begin a chain.
+OURS: dict[Any, Any] = {getattr(F, name): getattr(functional, name) for name in functional.__all__ if hasattr(F, name)}
+_PRODUCTS = {
+    functional.conv1d, functional.conv2d, functional.conv_transpose1d, functional.conv_transpose2d, functional.linear
+}  # fmt: skip
+# Functions, and methods of that name, that may follow a product in its kernel: their words, of their other arguments.
+WORDS: dict[Any, Callable[..., tuple[Any, ...]]] = {
+    **dict.fromkeys((F.relu, torch.relu, torch.relu_), lambda inplace=False: ("relu",)),
+    F.relu6: lambda inplace=False: ("relu6",),
+    F.leaky_relu: lambda negative_slope=0.01, inplace=False: ("leaky_relu", negative_slope),
+    F.hardtanh: lambda min_val=-1.0, max_val=1.0, inplace=False: ("hardtanh", min_val, max_val),
+    F.gelu: lambda approximate="none": fused.gelu(approximate),
+    F.silu: lambda inplace=False: ("silu",),
+    **dict.fromkeys((torch.sigmoid, torch.sigmoid_), lambda: ("sigmoid",)),
+    **dict.fromkeys((torch.tanh, torch.tanh_), lambda: ("tanh",)),
+    **dict.fromkeys(
+        (torch.clamp, torch.clamp_),
+        lambda min=None, max=None: ("clamp", -math.inf if min is None else min, math.inf if max is None else max),
+    ),
+    **dict.fromkeys((F.max_pool2d, functional.max_pool2d), functools.partial(fused.pool, "max_pool2d")),
+    **dict.fromkeys((F.avg_pool2d, functional.avg_pool2d), functools.partial(fused.pool, "avg_pool2d")),
+}
+_ADDS = {operator.add, torch.add, torch.Tensor.add}
+_ADDS_IN_PLACE = {operator.iadd, torch.Tensor.add_}
+_UPDATES = {getattr(operator, f"i{name}") for name in (
+    "add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift", "concat"
+)}  # fmt: skip
+# Without effects on tensors; what is none of these may do anything.
+_KNOWN = {
+    each for home in (torch, F, torch._C._nn, torch.special, torch.linalg, torch.fft, operator, math)
+    for each in vars(home).values() if callable(each) and not isinstance(each, type)
+} | {getattr(functional, name) for name in functional.__all__} | {getattr}  # fmt: skip
+_UNKNOWN_METHODS = {"backward", "register_hook", "retain_grad", "register_post_accumulate_grad_hook", "set_"}
+
+
+def function_of(node: Node) -> Any:
+    """What a node calls; of a method, Tensor's."""
+    return getattr(torch.Tensor, node.target, None) if isinstance(node.target, str) else node.target
+
+
+def _word_of(node: Node) -> Any:
+    """The key of WORDS that a node's call has, if any."""
+    if node.op == "call_method":
+        return getattr(torch, str(node.target), None)
+    return node.target if node.op == "call_function" else None
+
+
+def value_of(node: Any) -> Any:
+    """The example of what a node returns."""
+    return node.meta.get("example_value") if isinstance(node, Node) else node
+
+
+def memories(*nodes: Any) -> frozenset[int] | None:
+    """The storages of the tensors that these nodes return, a view's being its base's; None if they can't be told."""
+    found: set[int] = set()
+    for node in tree_leaves(nodes):
+        value = value_of(node)
+        if value is None and isinstance(node, Node):
+            return None
+        for tensor in tree_leaves(value):
+            if isinstance(tensor, torch.Tensor):
+                if not _plain(tensor):
+                    return None
+                found.add(tensor.untyped_storage()._cdata)
+    return frozenset(found)
+
+
+def _plain(tensor: torch.Tensor) -> bool:
+    """Is it strided, and of no class of its own?"""
+    return tensor.layout == torch.strided and type(tensor) in (torch.Tensor, torch.nn.Parameter, FakeTensor)
+
+
+def _named(node: Node, names: inspect.Signature) -> dict[str, Any]:
+    """A call's arguments by name; errors: TypeError."""
+    return names.bind(*node.args, **node.kwargs).arguments
+
+
+_BATCH_NORM = inspect.signature(F.batch_norm)
+_SIGNATURES = {function: inspect.signature(function) for function in _PRODUCTS}
+
+
+class Effects:
+    """What each call of a graph does to memory beside what it returns."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.nodes = list(graph.nodes)
+        self.place = {node: i for i, node in enumerate(self.nodes)}
+        self.writes = {node: self._written(node) for node in self.nodes}
+
+    def _written(self, node: Node) -> frozenset[int] | None:
+        """The memories that it writes; None: it may do anything, or hold for what comes after it."""
+        nothing: frozenset[int] = frozenset()
+        if node.op in ("placeholder", "output", "get_attr"):
+            return nothing
+        function = function_of(node)
+        if isinstance(function, torch._ops.OpOverload):
+            return self._by_schema(node, function)
+        if node.op == "call_method":
+            if function is None or node.target in _UNKNOWN_METHODS:
+                return None
+            name = str(node.target)
+            changes = (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
+            return memories(node.args[0]) if changes else nothing
+        if node.op != "call_function" or function not in _KNOWN:
+            return None
+        if function is F.batch_norm:
+            given = _named(node, _BATCH_NORM)
+            own = (given.get("running_mean"), given.get("running_var")) if given.get("training", False) else ()
+            return memories(*own)
+        name = getattr(function, "__name__", "_")
+        changes = (
+            function in _UPDATES or function is operator.setitem or (name.endswith("_") and not name.endswith("__"))
+            or _in_place(node)
+        )  # fmt: skip
+        out = node.kwargs.get("out")
+        written = (*(node.args[:1] if changes else ()), *(out if isinstance(out, tuple | list) else (out,)))
+        if function is F.instance_norm:
+            written = (*written, *(each for each in node.all_input_nodes if each is not node.args[0]))
+        if value_of(node) is None and function is not operator.setitem:
+            return None
+        return memories(*written)
+
+    def _by_schema(self, node: Node, function: Any) -> frozenset[int] | None:
+        written = []
+        for i, argument in enumerate(function._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                written.append(node.args[i] if i < len(node.args) else node.kwargs.get(argument.name))
+        return memories(*written)
+
+    def between(self, first: Node, last: Node, own: list[Node]) -> Iterator[Node]:
+        """The calls between two, but for those of a chain."""
+        for node in self.nodes[self.place[first] + 1 : self.place[last]]:
+            if node not in own:
+                yield node
+
+    def changed(self, value: Node, since: Node, until: Node, own: list[Node]) -> bool:
+        """May a call between these two write this value?"""
+        return any(_meet(self.writes[node], memories(value)) for node in self.between(since, until, own))
+
+    def looked_at(self, value: Node, since: Node, until: Node, own: list[Node]) -> bool:
+        """May a call between these two read this value?"""
+        return any(
+            self.writes[node] is None or _meet(memories(node.all_input_nodes), memories(value))
+            for node in self.between(since, until, own)
+        )
+
+    def changed_after(self, node: Node) -> bool:
+        """May what a call returns be changed in place, by the graph or by who gets it?"""
+        later = self.nodes[self.place[node] + 1 :]
+        return _meet(memories(later[-1].args), memories(node)) or any(
+            _meet(self.writes[each], memories(node)) for each in later
+        )
+
+
+def _meet(some: frozenset[int] | None, others: frozenset[int] | None) -> bool:
+    """May the memories be partly the same?"""
+    return some is None or others is None or bool(some & others)
+
+
+def _in_place(node: Node) -> bool:
+    """Does it change its first argument? By the argument of that name, wherever it stands."""
+    if "inplace" in node.kwargs:
+        return bool(node.kwargs["inplace"])
+    word = WORDS.get(node.target) if node.op == "call_function" else None
+    try:
+        names = inspect.signature(word or function_of(node))
+        given = names.bind(*(node.args[1:] if word else node.args), **node.kwargs).arguments
+    except (TypeError, ValueError):  # a built-in function, which has no such argument
+        return False
+    return bool(given.get("inplace", False))
+
+
+@dataclass
+class Fused:
+    """A product and what is in its kernel. `words`: of all of it, as people say them; `apart`: why what follows isn't
+    in it, if it might have been; `where`: the module that the product is of."""
+
+    words: list[str]
+    where: str = ""
+    apart: str = ""
+
+    def __str__(self) -> str:
+        return " + ".join(self.words)
+
+
+@dataclass
+class _Chain:
+    """A product on its way: the calls in it, by what they are; `reads`: values, each with the call that reads it."""
+
+    function: Any
+    nodes: dict[str, Node]
+    fused: Fused
+    activation: tuple[Any, ...] | None = None
+    pool: tuple[str, dict[str, Any]] | None = None
+    reads: tuple[tuple[Node, Node], ...] = ()
+
+    @property
+    def last(self) -> Node:
+        return next(reversed(self.nodes.values()))
+
+    def given(self, what: str) -> dict[str, Any]:
+        """The arguments of its product or its normalisation, by name, as they are in the graph now."""
+        return _named(self.nodes[what], _BATCH_NORM if what == "norm" else _SIGNATURES[self.function])
+
+    @property
+    def by_batch(self) -> bool:
+        """Does a normalisation use the batch's own statistics? Then it is a second kernel."""
+        return "norm" in self.nodes and self.given("norm").get("training", False) is not False
+
+
+class _Apart(Exception):
+    """Why a call can't be in the kernel; without words, that it is none that ever is."""
+
+
+def fuse(module: fx.GraphModule) -> list[Fused]:
+    """Puts our kernels into the module's graph, in place; says what is in each."""
+    effects = Effects(module.graph)
+    taken: set[Node] = set()
+    chains = [chain for node in effects.nodes if (chain := _begun(node))]
+    for chain in chains:
+        try:
+            while True:
+                _take_on(chain, effects, taken)
+                taken.add(chain.last)
+        except _Apart as reason:
+            chain.fused.apart = str(reason)
+    for chain in chains:
+        _replace(chain)
+    for node in module.graph.nodes:
+        if node.op == "call_function" and node.target in OURS and _has_kernel(node):
+            node.target = OURS[node.target]
+    module.graph.lint()
+    module.recompile()
+    return [chain.fused for chain in chains]
+
+
+def _has_kernel(node: Node) -> bool:
+    """Is its first argument a tensor of a dtype and kind that kernels take?"""
+    value = value_of(node.args[0] if node.args else node.kwargs.get("input"))
+    return isinstance(value, torch.Tensor) and _plain(value) and value.dtype in PRECISION
+
+
+def _begun(node: Node) -> _Chain | None:
+    """The chain that begins with this call, if it is a product by itself."""
+    function = OURS.get(node.target, node.target) if node.op == "call_function" else None
+    if function not in _PRODUCTS or not _has_kernel(node):
+        return None
+    try:
+        given = _named(node, _SIGNATURES[function])
+    except TypeError:
+        return None
+    if any(given.get(name) is not None for name in ("activation", "residual", "scale")):
+        return None
+    reads = tuple((each, node) for each in node.all_input_nodes)
+    return _Chain(function, {"product": node}, Fused([function.__name__], _where(node)), reads=reads)
+
+
+def _where(node: Node) -> str:
+    """The path of the module that called, or its class."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path, kind = stack[-1][:2] if stack else ("", "")
+    path = re.sub(r"^L\['\w+'\]\.?|\._modules(?=\[)", "", path)
+    path = re.sub(r"\['?(\w+)'?\]", r".\1", path).strip(".")
+    return path or getattr(kind, "__name__", str(kind))
+
+
+def _take_on(chain: _Chain, effects: Effects, taken: set[Node]) -> None:
+    """Takes the next call into the chain; errors: _Apart."""
+    users = [user for user in chain.last.users if user not in taken]
+    steps = [(user, step) for user in users if (step := _step(user, chain.last))]
+    if not steps:
+        raise _Apart
+    (user, step), *_ = steps
+    longer = dataclasses.replace(chain, nodes={**chain.nodes, step.what: user})
+    longer.reads = (*chain.reads, *((each, user) for each in user.all_input_nodes if each is not chain.last))
+    own = list(longer.nodes.values())
+    try:
+        if step.what in chain.nodes:
+            raise _Apart
+        step.tell(chain, longer)
+        uses = [leaf for leaf in tree_leaves((user.args, user.kwargs)) if leaf is chain.last]
+        if len(chain.last.users) > 1 or len(uses) > 1:
+            raise _Apart("something else reads what it is given, too")
+        if any(effects.changed(value, reader, user, own) for value, reader in longer.reads):
+            raise _Apart("what is read for it, or before it, may change in between")
+        if longer.by_batch:
+            norm, given = longer.nodes["norm"], longer.given("norm")
+            for value in (given["running_mean"], given["running_var"]):
+                if isinstance(value, Node) and effects.looked_at(value, norm, user, own):
+                    raise _Apart("the running statistics are read in between")
+        if step.what == "activation":
+            _check_saved(longer, effects)
+    except _Apart as reason:
+        raise _Apart(f"{step.word} is left: {reason}" if str(reason) else "") from None
+    vars(chain).update(vars(longer))
+    chain.fused.words.append(step.word)
+
+
+def _check_saved(chain: _Chain, effects: Effects) -> None:
+    """An activation of ours that keeps its output where PyTorch's keeps its input must leave its users free to change
+    that output."""
+    node = chain.last
+    differs = chain.activation is not None and chain.activation[0] in ("leaky_relu", "hardtanh", "relu6")
+    keeps = differs and activations.of(activations.spell(chain.activation)).saves == "output" and not _in_place(node)
+    if keeps and getattr(value_of(node), "requires_grad", True) and effects.changed_after(node):
+        raise _Apart("its output, which the kernel would keep, may be changed in place")
+
+
+class _Step(NamedTuple):
+    """What a call is to a chain: as what, its word, and `tell`: (chain, the longer one) -> None; errors: _Apart."""
+
+    what: str
+    word: str
+    tell: Callable[[_Chain, _Chain], None]
+
+
+def _step(node: Node, value: Node) -> _Step | None:
+    """What a call that reads `value` is to a chain; None if it is nothing that a kernel could do."""
+    if node.op == "call_function" and node.target is F.batch_norm:
+        return _Step("norm", "batch_norm", _tell_norm) if node.args[:1] == (value,) else None
+    if node.op in ("call_function", "call_method") and function_of(node) in _ADDS | _ADDS_IN_PLACE:
+        return _Step("residual", "add", _tell_residual) if _other(node, value) is not None else None
+    rule = WORDS.get(_word_of(node))
+    if rule is None or node.args[:1] != (value,):
+        return None
+    try:
+        words = rule(*node.args[1:], **node.kwargs)
+    except TypeError:
+        return None
+    what, tell = ("pool", _tell_pool) if words[0].endswith("pool2d") else ("activation", _tell_activation)
+    return _Step(what, words[0], functools.partial(tell, words))
+
+
+def _other(node: Node, value: Node) -> Node | None:
+    """The operand of an addition that is not this one."""
+    operands = [*node.args[:2], *([node.kwargs["other"]] if "other" in node.kwargs else [])]
+    if len(operands) != 2:
+        return None
+    other = operands[1] if operands[0] is value else operands[0]
+    return other if isinstance(other, Node) else None
+
+
+def _tell_norm(chain: _Chain, longer: _Chain) -> None:
+    training = longer.given("norm").get("training", False)
+    if chain.nodes.keys() & {"residual", "activation"}:
+        raise _Apart
+    if chain.function not in (functional.conv2d, functional.conv_transpose2d) or value_of(chain.last).dim() != 4:
+        raise _Apart("only images of two dimensions are normalised in the kernel")
+    if not isinstance(training, bool):
+        raise _Apart("whether it is in training is not fixed")
+    if training and chain.function is not functional.conv2d:
+        raise _Apart("in training only a convolution's kernel sums the statistics")
+
+
+def _tell_residual(chain: _Chain, longer: _Chain) -> None:
+    node = longer.last
+    mine, its = value_of(chain.last), value_of(_other(node, chain.last))
+    if "activation" in chain.nodes:
+        raise _Apart
+    if set(node.kwargs) - {"other"} or len(node.args) > 2:
+        raise _Apart("it is scaled")
+    if function_of(node) in _ADDS_IN_PLACE and node.args[0] is not chain.last:
+        raise _Apart("it changes the other tensor")
+    if chain.by_batch:
+        raise _Apart("in training the normalisation is a second kernel, which adds nothing")
+    if not isinstance(its, torch.Tensor) or not isinstance(mine, torch.Tensor):
+        raise _Apart("it adds no tensor")
+    if (its.shape, its.dtype, its.device) != (mine.shape, mine.dtype, mine.device):
+        raise _Apart("the other tensor has another shape or dtype")
+
+
+def _tell_activation(words: tuple[Any, ...], chain: _Chain, longer: _Chain) -> None:
+    if len(longer.last.all_input_nodes) > 1:
+        raise _Apart("its numbers are not fixed")
+    if "pool" in chain.nodes:
+        raise _Apart
+    if reason := fused.unfit(words):
+        raise _Apart(reason)
+    longer.activation = words
+
+
+def _tell_pool(words: tuple[Any, ...], chain: _Chain, longer: _Chain) -> None:
+    if chain.function is not functional.conv2d or chain.activation != ("relu",):
+        raise _Apart
+    if "residual" in chain.nodes:
+        raise _Apart("the kernel that pools adds nothing")
+    if chain.by_batch:
+        raise _Apart("in training the normalisation is a second kernel, which pools nothing")
+    if len(longer.last.all_input_nodes) > 1 or value_of(chain.last).dim() != 4:
+        raise _Apart("its windows are not fixed, or the image has no batch")
+    if reason := fused.unfit(words):
+        raise _Apart(reason)
+    longer.pool = words[0], words[1]
+
+
+def _replace(chain: _Chain) -> None:
+    """One call in place of the chain's."""
+    graph, nodes, function = chain.last.graph, chain.nodes, chain.function
+    given = chain.given("product")
+    with graph.inserting_before(chain.last):
+        if "residual" in nodes:
+            before = list(nodes.values())[list(nodes).index("residual") - 1]
+            given["residual"] = _other(nodes["residual"], before)
+        if "norm" in nodes:
+            norm = chain.given("norm")
+            del norm["input"]
+            if chain.by_batch:
+                function = functional.conv2d_batch_norm
+                given |= {{"weight": "norm_weight", "bias": "norm_bias"}.get(name, name): norm[name] for name in norm}
+            else:
+                known = (given.get("bias"), norm["running_mean"], norm["running_var"])
+                more = (norm.get("weight"), norm.get("bias"), norm.get("eps", 1e-5))
+                both = graph.call_function(functional.norm_scale, (*known, *more))
+                given["scale"], given["bias"] = (graph.call_function(operator.getitem, (both, i)) for i in range(2))
+        if chain.pool:
+            function = getattr(functional, f"conv2d_relu_{chain.pool[0]}")
+            given["pool_size"] = chain.pool[1]["kernel_size"]
+        elif chain.activation:
+            given["activation"] = chain.activation
+        call = graph.call_function(function, (), given)
+    call.meta = dict(chain.last.meta)
+    chain.last.replace_all_uses_with(call)
+    for node in reversed(nodes.values()):
+        graph.erase_node(node)
