@@ -229,8 +229,9 @@ def compile_op(op: Op, args: tuple[Any, ...], chip: str, compile: bool = True) -
 
 
 def _shown(options: dict[str, Any]) -> str:
-    """A launch's numbers and words, and its tile's box."""
-    return " ".join(f"{k}={v}" for k, v in options.items() if isinstance(v, int | str) or k == "BOX")
+    """A launch's numbers and words, and its tile's box; not what is the same in all."""
+    shown = (k for k, v in options.items() if (isinstance(v, int | str) or k == "BOX") and k != "enable_fp_fusion")
+    return " ".join(f"{k}={options[k]}" for k in shown)
 
 
 class _Compiled(NamedTuple):

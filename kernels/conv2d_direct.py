@@ -192,11 +192,6 @@ def add_taps(
     return every
 
 
-def _options(chip: str) -> dict[str, Any]:
-    """Of Triton's compiler: a product and its sum are one instruction, and all registers there are."""
-    return {"enable_fp_fusion": True, **tiles.roomy(chip)}
-
-
 def is_direct(weight_size: Any, groups: int) -> bool:
     """Is a convolution with such a weight computed here: one channel a group, and at most four outputs?"""
     return weight_size[1] == 1 and weight_size[0] <= 4 * groups
@@ -231,7 +226,7 @@ def direct_product(
         DOWN=walks[0].constants(), ACROSS=walks[1].constants(), OUTPUTS=weight.shape[0] // groups,
         TRANSPOSED=transposed, **epilogue.constants, PADDING=window.padding_mode, ACC=tl_type(accumulator(y.dtype)),
         INDEX=index_type(x, weight, y), UNIT=unit(columns, x, y), ROWS=rows, TAPS=window.size[0] if whole else 1,
-        PIXELS=strip.pixels, CHANNELS=strip.channels, num_warps=strip.warps, **_options(chip),
+        PIXELS=strip.pixels, CHANNELS=strip.channels, num_warps=strip.warps, **tiles.roomy(chip),
     )  # fmt: skip
     return parts
 
@@ -251,5 +246,5 @@ def direct_weight_product(
         dw.numel(), rows=rows, blocks=(r // taps[0]) * (s // taps[1]), DOWN=walks[0].constants(),
         ACROSS=walks[1].constants(), R=r, S=s, OUTPUTS=dw.shape[0] // groups, PADDING=window.padding_mode,
         UNIT=unit(grad.shape[1], grad, x), ROWS=rows,
-        TAPS=taps[0], ACROSS_TAPS=taps[1], INDEX=index_type(grad, x), **_options(tiles.chip_name()),
+        TAPS=taps[0], ACROSS_TAPS=taps[1], INDEX=index_type(grad, x), **tiles.roomy(tiles.chip_name()),
     )  # fmt: skip
