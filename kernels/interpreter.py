@@ -55,6 +55,11 @@ def _cast(source: Any, target: Any, otherwise: Any = interpreter_builder.cast_im
     return TensorHandle(data, target.scalar)
 
 
+def _splat(kind: Any, value: Any, otherwise: Any = interpreter_builder.create_splat) -> Any:
+    """A condition stays one: Triton gives comparisons the type of what they compare, and 3.9 takes no such mask."""
+    return otherwise(kind, TensorHandle(value.data, tl.int1) if value.data.dtype == bool else value)
+
+
 def _patch_tensor(tensor: Any, scope: Any, before: Any = interpreter._patch_lang_tensor) -> None:
     """Loop bounds become integers; Triton 3.6 does that in a way that NumPy 2.4 refuses."""
     before(tensor, scope)
@@ -111,4 +116,5 @@ interpreter._get_np_dtype = _numpy_dtype
 interpreter._patch_lang_tensor = _patch_tensor
 interpreter._patch_builtin = _patch_builtin
 interpreter_builder.cast_impl = _cast
+interpreter_builder.create_splat = _splat
 check_overflow(False)  # as in compiled code; the tests ask for it
