@@ -60,12 +60,12 @@ def convert(model: torch.nn.Module) -> Conversion:
     """Makes the layers of a model this library's, in place; results stay the same, in training and in eval mode.
 
     Swapped: the layers of torch.nn that `cnn_triton.nn` has, and calls of torch.nn.functional's in a forward that can
-    be traced. Fused in such a forward: Conv2d or Linear and an activation (ReLU, ReLU6, LeakyReLU, Hardtanh, GELU,
-    SiLU, Sigmoid, Tanh, clamp); between Conv2d and it, BatchNorm2d in either mode; after Conv2d and ReLU, MaxPool2d or
-    AvgPool2d whose windows lie side by side, with BatchNorm2d in eval mode only. The modules stay where they are, and
-    are read at every call, so that train() stays right and state_dict is the same. Not fused: what has a hook, now or
-    later, and what another also reads. Names, parameters (tied ones too), buffers, hooks, modes and requires_grad stay.
-    Convert before torch.distributed's fully_shard; DistributedDataParallel and torch.compile may come before or after.
+    be traced. Fused in such a forward: Conv2d or Linear and an activation that `functional.conv2d` has; between Conv2d
+    and it, BatchNorm2d in either mode; after Conv2d and ReLU, MaxPool2d or AvgPool2d whose windows lie side by side,
+    with BatchNorm2d in eval mode only. The modules stay where they are, and are read at every call, so that train()
+    stays right and state_dict is the same. Not fused: what has a hook, now or later, and what another also reads.
+    Names, parameters (tied ones too), buffers, hooks, modes and requires_grad stay. Convert before torch.distributed's
+    fully_shard; DistributedDataParallel and torch.compile may come before or after.
 
     model: any torch.nn.Module; its layers run as `cnn_triton.functional` says: our kernels on a GPU
     returns: a Conversion, which lists every layer as swapped, fused or left, and why

@@ -92,9 +92,10 @@ def conv2d(
     never formed
 
     activation: None, or a word: 'relu', 'relu6', 'leaky_relu', 'hardtanh', 'clamp', 'sigmoid', 'tanh', 'silu', 'gelu',
-    'gelu_tanh'; with numbers where PyTorch's function takes any, ('leaky_relu', slope), ('hardtanh', low, high),
-    ('clamp', low, high). For its derivative 'clamp', 'silu' and the gelus keep what stands before them, the others the
-    output alone
+    'gelu_tanh', 'hardsigmoid', 'hardswish', 'mish', 'elu', 'selu', 'softplus', 'softsign', 'log_sigmoid'; with numbers
+    where PyTorch's function takes any, ('leaky_relu', slope), ('hardtanh', low, high), ('clamp', low, high),
+    ('elu', alpha), ('softplus', beta, threshold). For its derivative 'relu', 'leaky_relu', 'hardtanh', 'sigmoid' and
+    'tanh' keep the output alone, the others what stands before them
     scale: (K,), of input's dtype or float32 (then bias, too); residual: of the result's shape
     input: (N, C, H, W) or (C, H, W); channels_last is the fast memory format, any strides are right
     weight: (K, C/groups, R, S); bias: (K,); padding: int, pair, 'same' or 'valid'

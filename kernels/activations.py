@@ -80,6 +80,13 @@ def clamp_grad(grad, x, P: tl.constexpr):
 
 
 @device_function
+def clamp_inner_grad(grad, x, P: tl.constexpr):
+    """1 between the bounds; 0 on them, outside and at NaN."""
+    low, high = bounds(x, P)
+    return tl.where((x > low) & (x < high), grad, 0.0).to(grad.dtype)
+
+
+@device_function
 def hardtanh_grad(grad, y, P: tl.constexpr):
     """1 within the bounds and at NaN, as on CUDA; 0 on them."""
     low, high = bounds(y, P)
@@ -156,6 +163,129 @@ def gelu_tanh_grad(grad, x, P: tl.constexpr):
     return grad * (tl.where(v < 0, t * s, s) + x * (t * s * s) * slope)
 
 
+@device_function
+def hardsigmoid(x, P: tl.constexpr):
+    """y = min(max(x + 3, 0), 6) / 6, NaN kept."""
+    return clamp(x + 3.0, (0.0, 6.0)) / 6.0
+
+
+@device_function
+def hardsigmoid_grad(grad, x, P: tl.constexpr):
+    """1/6 between −3 and 3; 0 on them, outside and at NaN."""
+    return tl.where((x > -3.0) & (x < 3.0), grad / 6.0, 0.0).to(grad.dtype)
+
+
+@device_function
+def hardswish(x, P: tl.constexpr):
+    """y = x·min(max(x + 3, 0), 6) / 6."""
+    return x * clamp(x + 3.0, (0.0, 6.0)) / 6.0
+
+
+@device_function
+def hardswish_grad(grad, x, P: tl.constexpr):
+    """0 up to −3, x/3 + ½ up to 3, then 1."""
+    return tl.where(x <= -3.0, 0.0, tl.where(x < 3.0, grad * (x / 3.0 + 0.5), grad)).to(grad.dtype)
+
+
+@device_function
+def expm1(x):
+    """exp(x) − 1 for x up to 0, to full precision: 2t / (1 − t) with t = tanh(x/2)."""
+    t = tanh(0.5 * x, ())
+    return 2.0 * t / (1.0 - t)
+
+
+@device_function
+def log1p(x):
+    """log(1 + x) for x from 0 to 1, to full precision: near 0 by Taylor's series."""
+    near = x * (1.0 - x * (0.5 - x * (1.0 / 3 - x * (0.25 - x * (0.2 - x / 6.0)))))
+    return tl.where(x < 0.003, near, tl.log(1.0 + x))
+
+
+@device_function
+def elu(x, P: tl.constexpr):
+    """y = x where that is positive, else P·(exp(x) − 1)."""
+    return tl.where(x > 0, x, P[0] * expm1(tl.minimum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)))
+
+
+@device_function
+def elu_grad(grad, x, P: tl.constexpr):
+    """P·exp(x) up to 0, else 1."""
+    return tl.where(x <= 0, grad * P[0] * tl.exp(x), grad)
+
+
+@device_function
+def selu(x, P: tl.constexpr):
+    """y = 1.0507·elu(x), with 1.6733 for P."""
+    return 1.0507009873554805 * elu(x, (1.6732632423543772,))
+
+
+@device_function
+def selu_grad(grad, x, P: tl.constexpr):
+    """1.0507·1.6733·exp(x) up to 0, else 1.0507."""
+    return elu_grad(1.0507009873554805 * grad, x, (1.6732632423543772,))
+
+
+@device_function
+def softplus(x, P: tl.constexpr):
+    """y = log(1 + exp(P₀·x)) / P₀, or x where P₀·x is above P₁."""
+    v = P[0] * x
+    y = (tl.maximum(v, 0.0, propagate_nan=tl.PropagateNan.ALL) + log1p(tl.exp(-tl.abs(v)))) / P[0]
+    return tl.where(v > P[1], x, y)
+
+
+@device_function
+def softplus_grad(grad, x, P: tl.constexpr):
+    """σ(P₀·x), or 1 where P₀·x is above P₁."""
+    v = P[0] * x
+    return tl.where(v > P[1], grad, grad / (1.0 + tl.exp(-v)))
+
+
+@device_function
+def mish(x, P: tl.constexpr):
+    """y = x·tanh(log(1 + exp(x)))."""
+    return x * tanh_softplus(x)
+
+
+@device_function
+def tanh_softplus(x):
+    """tanh(log(1 + exp(x))) = (e² + 2e) / (e² + 2e + 2) with e = exp(x); by exp(−x) where that is smaller."""
+    e = tl.exp(-tl.abs(x))
+    up, down = 1.0 + 2.0 * e, e * (e + 2.0)
+    return tl.where(x > 0, up / (up + 2.0 * e * e), down / (down + 2.0))
+
+
+@device_function
+def mish_grad(grad, x, P: tl.constexpr):
+    """t + x·σ(x)·(1 − t²) with t = tanh(log(1 + exp(x)))."""
+    t = tanh_softplus(x)
+    return grad * (t + x / (1.0 + tl.exp(-x)) * (1.0 - t * t))
+
+
+@device_function
+def softsign(x, P: tl.constexpr):
+    """y = x / (1 + |x|)."""
+    return x / (1.0 + tl.abs(x))
+
+
+@device_function
+def softsign_grad(grad, x, P: tl.constexpr):
+    """1 / (1 + |x|)²; NaN at infinity, as PyTorch has it."""
+    d = 1.0 + tl.abs(x)
+    return tl.where(d < float("inf"), grad / (d * d), x / d * grad)
+
+
+@device_function
+def log_sigmoid(x, P: tl.constexpr):
+    """y = log(σ(x)) = min(x, 0) − log(1 + exp(−|x|))."""
+    return tl.minimum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) - log1p(tl.exp(-tl.abs(x)))
+
+
+@device_function
+def log_sigmoid_grad(grad, x, P: tl.constexpr):
+    """σ(−x)"""
+    return grad / (1.0 + tl.exp(x))
+
+
 def _silu_curve(x):
     s = torch.sigmoid(x)
     return s * (1 - s) * (2 + x * (1 - 2 * s))
@@ -172,6 +302,37 @@ def _gelu_tanh_curve(x):
     return (1 - t * t) * (slope + 0.5 * x * (bend - 2 * t * slope * slope))
 
 
+def _mish_curve(x):
+    s, t = torch.sigmoid(x), torch.tanh(F.softplus(x))
+    return s * (1 - t * t) * (2 + x * (1 - s - 2 * s * t))
+
+
+def _mish_reference_grad(grad, x):
+    """Not aten's, which has no derivative of its own."""
+    wide = accumulator(x.dtype)
+    x, kind = x.to(wide), grad.dtype
+    t = torch.tanh(F.softplus(x))
+    return (grad.to(wide) * (t + x * torch.sigmoid(x) * (1 - t * t))).to(kind)
+
+
+def _softsign_reference_grad(grad, x):
+    d = 1 + x.abs()
+    return torch.where(d < math.inf, grad / (d * d), x / d * grad)
+
+
+def _softplus_curve(x, beta, threshold):
+    s = torch.sigmoid(beta * x)
+    return torch.where(beta * x > threshold, 0, beta * s * (1 - s))
+
+
+def _log_sigmoid_curve(x):
+    s = torch.sigmoid(x)
+    return -s * (1 - s)
+
+
+_SELU = 1.0507009873554805, 1.6732632423543772
+
+
 def _silu_reference_grad(grad, x):
     """Not aten's, which has no derivative of its own."""
     wide = accumulator(x.dtype)
@@ -180,6 +341,8 @@ def _silu_reference_grad(grad, x):
 
 
 _aten = torch.ops.aten
+# Does clamp's derivative hold on its bounds, as in PyTorch up to 2.13?
+_CLOSED = torch.torch_version.TorchVersion(torch.__version__) < (2, 14)
 
 
 class Activation(NamedTuple):
@@ -201,6 +364,10 @@ class Activation(NamedTuple):
     bounded: bool = False
 
 
+def _clamp_reference_grad(grad, x, low, high):
+    return torch.where((x >= low) & (x <= high) if _CLOSED else (x > low) & (x < high), grad, 0)
+
+
 def _hardtanh_reference_grad(grad, y, low, high):
     return torch.where((y <= low) | (y >= high), 0, grad)
 
@@ -214,8 +381,7 @@ ACTIVATIONS = {
     ),
     "hardtanh": Activation(clamp, hardtanh_grad, "output", F.hardtanh, _hardtanh_reference_grad),
     "clamp": Activation(
-        clamp, clamp_grad, "input", torch.clamp,
-        lambda grad, x, low, high: torch.where((x >= low) & (x <= high), grad, 0), bounded=True,
+        clamp, clamp_grad if _CLOSED else clamp_inner_grad, "input", torch.clamp, _clamp_reference_grad, bounded=True
     ),
     "sigmoid": Activation(sigmoid, sigmoid_grad, "output", torch.sigmoid, _aten.sigmoid_backward, lambda y: 1 - 2 * y),
     "tanh": Activation(tanh, tanh_grad, "output", torch.tanh, _aten.tanh_backward, lambda y: -2 * y),
@@ -225,8 +391,45 @@ ACTIVATIONS = {
         gelu_tanh, gelu_tanh_grad, "input", partial(F.gelu, approximate="tanh"),
         partial(_aten.gelu_backward, approximate="tanh"), _gelu_tanh_curve,
     ),
+    "hardsigmoid": Activation(
+        hardsigmoid, hardsigmoid_grad, "input", F.hardsigmoid,
+        lambda grad, x: torch.where((x > -3) & (x < 3), grad / 6, 0),  # aten's sixth is float32's in float64, too
+    ),
+    "hardswish": Activation(
+        hardswish, hardswish_grad, "input", F.hardswish, _aten.hardswish_backward,
+        lambda x: torch.where((x > -3) & (x < 3), torch.full_like(x, 1 / 3), 0),
+    ),
+    "mish": Activation(mish, mish_grad, "input", F.mish, _mish_reference_grad, _mish_curve),
+    "elu": Activation(
+        elu, elu_grad, "input", F.elu, lambda grad, x, a: _aten.elu_backward(grad, a, 1.0, 1.0, False, x),
+        lambda x, a: torch.where(x <= 0, a * torch.exp(x), 0),
+    ),
+    "selu": Activation(
+        selu, selu_grad, "input", F.selu,
+        lambda grad, x: _aten.elu_backward(grad, _SELU[1], _SELU[0], 1.0, False, x),
+        lambda x: torch.where(x <= 0, _SELU[0] * _SELU[1] * torch.exp(x), 0),
+    ),
+    "softplus": Activation(
+        softplus, softplus_grad, "input", F.softplus, _aten.softplus_backward, _softplus_curve,
+    ),
+    "softsign": Activation(
+        softsign, softsign_grad, "input", F.softsign, _softsign_reference_grad,
+        lambda x: -2 * torch.sign(x) / (1 + x.abs()) ** 3,
+    ),
+    "log_sigmoid": Activation(
+        log_sigmoid, log_sigmoid_grad, "input", F.logsigmoid,
+        lambda grad, x: grad * torch.sigmoid(-x), _log_sigmoid_curve,
+    ),
 }  # fmt: skip
-DEFAULTS = {"leaky_relu": (0.01,), "hardtanh": (-1.0, 1.0), "clamp": (-math.inf, math.inf)}
+# The usual numbers of those that take any, and what they are.
+DEFAULTS = {
+    "leaky_relu": (0.01,), "hardtanh": (-1.0, 1.0), "clamp": (-math.inf, math.inf), "elu": (1.0,),
+    "softplus": (1.0, 20.0),
+}  # fmt: skip
+_NUMBERS = {
+    "leaky_relu": "a slope of 0 or more", "hardtanh": "a lower bound and an upper one", "clamp": "two bounds",
+    "elu": "an alpha", "softplus": "a beta and a threshold",
+}  # fmt: skip
 
 
 class Applied(NamedTuple):
@@ -298,9 +501,10 @@ def spell(activation: Any) -> str:
     if numbers and len(numbers) != len(usual):
         raise ValueError(f"activation {word!r} takes {len(usual)} numbers, but got {len(numbers)}")
     numbers = [real(f"each number of activation {word!r}", number) for number in numbers or usual]
-    if any(number != number for number in numbers) or (word == "leaky_relu" and not 0 <= numbers[0] < math.inf):
-        raise ValueError(f"activation {word!r} takes {'a slope of 0 or more' if usual[1:] == () else 'two bounds'}, "
-                         f"but got {tuple(numbers)}")  # fmt: skip
-    if word == "hardtanh" and numbers[0] > numbers[1]:
-        raise ValueError(f"activation 'hardtanh' takes a lower bound and an upper one, but got {tuple(numbers)}")
+    wrong = {
+        "leaky_relu": lambda slope: not 0 <= slope < math.inf, "hardtanh": lambda low, high: low > high,
+        "softplus": lambda beta, _: beta == 0,
+    }.get(word, lambda *numbers: False)  # fmt: skip
+    if any(number != number for number in numbers) or wrong(*numbers):
+        raise ValueError(f"activation {word!r} takes {_NUMBERS[word]}, but got {tuple(numbers)}")
     return " ".join([word, *map(repr, numbers)])

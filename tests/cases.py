@@ -154,6 +154,8 @@ NUMBERS = {
     "leaky_relu": ("0.125",),
     "hardtanh": ("-0.25 0.75", "-0.3 0.7"),
     "clamp": ("-0.4 0.9", "0.1 inf"),
+    "elu": ("0.75",),
+    "softplus": ("1.5 2.0",),
 }
 ACTIVATIONS = tuple(
     f"{word} {numbers}".strip()

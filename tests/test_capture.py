@@ -10,6 +10,7 @@ from torch import nn as tn
 
 import cnn_triton
 from cnn_triton import captures, nn
+from cnn_triton.kernels import activations
 from cnn_triton.kernels.lang import INTERPRETING
 
 X = (2, 4, 6, 7)
@@ -271,6 +272,31 @@ def test_random_programs(number, device):
     for their, our in zip(theirs, ours, strict=True):
         if their is not None:
             torch.testing.assert_close(our, their, rtol=1e-3, atol=1e-3, msg=lambda m: f"{m}\n{source}\n{captures}")
+
+
+# Every function that the backend knows, by how it may be written.
+WRITTEN = {
+    "relu": (F.relu, torch.relu, torch.Tensor.relu), "relu6": (F.relu6,), "hardswish": (F.hardswish,),
+    "leaky_relu": (lambda y: F.leaky_relu(y, negative_slope=0.2),), "hardsigmoid": (F.hardsigmoid,),
+    "hardtanh": (lambda y: F.hardtanh(y, -0.2, max_val=0.4),), "mish": (F.mish, lambda y: F.mish(y, inplace=True)),
+    "gelu": (F.gelu,), "gelu_tanh": (lambda y: F.gelu(y, approximate="tanh"),), "silu": (F.silu,),
+    "sigmoid": (F.sigmoid, torch.sigmoid, torch.Tensor.sigmoid_), "tanh": (F.tanh, torch.tanh, torch.Tensor.tanh),
+    "clamp": (lambda y: torch.clamp(y, -0.3, 0.5), lambda y: y.clamp(max=0.1), lambda y: y.clamp_(0)),
+    "elu": (lambda y: F.elu(y, 0.7), lambda y: F.elu(y, inplace=True)), "selu": (F.selu, torch.selu_),
+    "softplus": (F.softplus, lambda y: F.softplus(y, 2.0, threshold=3.0)), "softsign": (F.softsign,),
+    "log_sigmoid": (F.logsigmoid,),
+}  # fmt: skip
+
+
+@pytest.mark.cover
+@pytest.mark.parametrize("word", WRITTEN)
+def test_activations(word, device):
+    assert {"relu6", *activations.ACTIVATIONS} - {"none"} == set(WRITTEN)
+    for act in WRITTEN[word]:
+        torch._dynamo.reset()
+        captures.clear()
+        forward = lambda m, x, act=act: act(m.conv(x)) * 1.0  # noqa: E731
+        compare(lambda f=forward: Net(f, device), torch.randn(X, device=device), patterns={f"conv2d + {word}": 1})
 
 
 @pytest.mark.parametrize("train", [False, True])

@@ -44,6 +44,22 @@ def _silu(x):
     return x * s, s * (1 + x * (1 - s))
 
 
+def _mish(x):
+    s, t = 1 / (1 + np.exp(-x)), np.tanh(np.logaddexp(0, x))
+    return x * t, t + x * s * (1 - t * t)
+
+
+def _elu(x, alpha, scale):
+    low = np.minimum(x, 0)
+    return scale * np.where(x > 0, x, alpha * np.expm1(low)), scale * np.where(x > 0, 1, alpha * np.exp(low))
+
+
+def _softplus(x, beta, threshold):
+    linear = beta * x > threshold
+    y = np.logaddexp(0, beta * x) / beta
+    return np.where(linear, x, y), np.where(linear, 1, 1 / (1 + np.exp(-beta * x)))
+
+
 def _activation(x, name):
     """act(x) and act'(x)."""
     word, *numbers = name.split()
@@ -61,6 +77,14 @@ def _activation(x, name):
         "silu": lambda: _silu(x),
         "gelu": lambda: _gelu(x),
         "gelu_tanh": lambda: _gelu_tanh(x),
+        "hardsigmoid": lambda: (np.clip(x + 3, 0, 6) / 6, (np.abs(x) < 3) / np.longdouble(6)),
+        "hardswish": lambda: (x * np.clip(x + 3, 0, 6) / 6, np.where(np.abs(x) < 3, x / 3 + 0.5, x > 0)),
+        "mish": lambda: _mish(x),
+        "elu": lambda: _elu(x, slope, 1),
+        "selu": lambda: _elu(x, np.longdouble("1.6732632423543772"), np.longdouble("1.0507009873554805")),
+        "softplus": lambda: _softplus(x, low, high),
+        "softsign": lambda: (x / (1 + np.abs(x)), (1 + np.abs(x)) ** -2),
+        "log_sigmoid": lambda: (-np.logaddexp(0, -x), 1 / (1 + np.exp(x))),
     }[word]()
 
 
