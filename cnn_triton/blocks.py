@@ -8,7 +8,7 @@ from .kernels import batch_norm as norm
 from .kernels import conv2d_pool as pools
 from .kernels.op import channels_last
 from .ops import operator
-from .products import BiasGrad, Conv2d
+from .products import ActivationGrad, BiasGrad, Conv2d
 
 _conv2d_pool, _conv2d_pool_grad = operator(pools.CONV2D_POOL), operator(pools.CONV2D_POOL_GRAD)
 _relu_pool2d_input_grad, _relu_pool2d_at_open = map(
@@ -189,35 +189,46 @@ class Conv2dMoments(Function):
 
 
 class BatchNorm(Function):
-    """y = act((z − mean) / √(var + eps) · weight + bias), mean and var those of z: the derivatives know it."""
+    """y = act((z − mean) / √(var + eps) · weight + bias + residual), mean and var those of z: the derivatives know it.
+
+    With a residual the backward pass begins with act'(·)·dy, the residual's gradient: from y, or from what stands
+    before the activation, computed again.
+    """
 
     OP = norm.BATCH_NORM
 
     @classmethod
     def tangent(cls, inputs, outputs, tangents):
-        input, _, _, weight, bias, eps, activation = inputs
-        dz, _, _, dw, db = tangents[:5]
+        input, _, _, weight, bias, residual, eps, activation = inputs
+        dz, _, _, dw, db, dr = tangents[:6]
         normal = lambda *given: norm.norm_reference(*given, eps, "none")  # noqa: E731
-        x, step = _along(normal, (input, weight, bias), (dz, dw, db))
+        x, step = _along(normal, (input, weight, bias, residual), (dz, dw, db, dr))
         act = activations.of(activation)
         return act.reference_grad(step, outputs[0] if act.saves == "output" else x)
 
     @staticmethod
-    def forward(input, mean, var, weight, bias, eps, activation):
-        return _batch_norm(input, mean, var, weight, bias, eps, activation)
+    def forward(input, mean, var, weight, bias, residual, eps, activation):
+        return _batch_norm(input, mean, var, weight, bias, residual, eps, activation)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *saved, ctx.eps, ctx.activation = inputs
-        ctx.save_for_backward(*saved)
+        *saved, residual, ctx.eps, ctx.activation = inputs
+        ctx.added = residual is not None
+        kept = activations.of(ctx.activation).saves if ctx.added else ""
+        ctx.save_for_backward(*saved, {"output": output, "input": residual}.get(kept))
 
     @staticmethod
     def backward(ctx, grad):
-        input, mean, var, weight, bias = ctx.saved_tensors
-        dz, sums = apply(BatchNormGrad, grad, input, mean, var, weight, bias, ctx.eps, ctx.activation)
+        input, mean, var, weight, bias, kept = ctx.saved_tensors
+        activation = ctx.activation
+        if ctx.added and activation != "none":
+            if activations.of(activation).saves == "input":
+                kept = apply(BatchNorm, input, mean, var, weight, bias, kept, ctx.eps, "none")
+            grad, activation = apply(ActivationGrad, grad, kept, activation)[0], "none"
+        dz, sums = apply(BatchNormGrad, grad, input, mean, var, weight, bias, ctx.eps, activation)
         dw = sums[1].to(weight.dtype) if ctx.needs_input_grad[3] else None
         db = sums[0].to(bias.dtype) if ctx.needs_input_grad[4] else None
-        return dz, None, None, dw, db, None, None
+        return dz, None, None, dw, db, grad if ctx.needs_input_grad[5] else None, None, None
 
 
 class BatchNormGrad(Function):

@@ -306,18 +306,20 @@ def conv2d_batch_norm(
     eps: float = 1e-5,
     padding_mode: str = "zeros",
     activation: _Activation = None,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """2-D convolution, batch normalisation and activation: in training the convolution's kernel sums the statistics,
-    and a second pass normalises; otherwise one kernel does it all.
+    """2-D convolution, batch normalisation, a residual and activation: in training the convolution's kernel sums the
+    statistics, and a second pass does the rest; otherwise one kernel does it all.
 
-    x = conv2d(...)        y = act((x − mean[k]) / √(var[k] + eps) · norm_weight[k] + norm_bias[k])
+    x = conv2d(...)        y = act((x − mean[k]) / √(var[k] + eps) · norm_weight[k] + norm_bias[k] + residual)
 
     Equivalent to: act(torch.nn.functional.batch_norm(torch.nn.functional.conv2d(input, weight, bias, stride, padding,
-    dilation, groups), running_mean, running_var, norm_weight, norm_bias, training, momentum, eps))
+    dilation, groups), running_mean, running_var, norm_weight, norm_bias, training, momentum, eps) + residual)
 
     In training mean and var are x's over batch and pixels, and running_mean and running_var, where they are, move to
     them by momentum (var with Bessel's correction); otherwise mean and var are those. norm_weight, norm_bias, and the
-    running statistics: (K,), of input's dtype or float32. Keeps x and the input for the backward pass.
+    running statistics: (K,), of input's dtype or float32; residual: of the result's shape. Keeps x and the input for
+    the backward pass, with a residual also what `conv2d` keeps for the activation.
 
     Other arguments, shapes, dtypes as in `conv2d`; input: (N, C, H, W)
     errors: as in `conv2d`; ValueError for one value per channel in training, RuntimeError for missing statistics
@@ -329,22 +331,23 @@ def conv2d_batch_norm(
     if _on_aten(input):
         x = _conv(2, F.conv2d, input, weight, bias, *window, None, None, None)
         y = F.batch_norm(x, running_mean, running_var, norm_weight, norm_bias, training, momentum, eps)
+        y = y if residual is None else y + residual
         return activations.reference(activations.spell(activation), y)  # type: ignore[no-any-return]
     if not training:
         assert running_mean is not None
         assert running_var is not None
         _image("input", input, 2, batched=True)
         scale, shift = norm_scale(bias, running_mean, running_var, norm_weight, norm_bias, eps)
-        return _conv(2, F.conv2d, input, weight, shift, *window, activation, scale, None)
+        return _conv(2, F.conv2d, input, weight, shift, *window, activation, scale, residual)
     spelled, eps, momentum = (
         activations.spell(activation),
         geometry.real("eps", eps),
         geometry.real("momentum", momentum),
     )
     norm_weight, norm_bias = _precise(input, norm_weight, norm_bias)
-    input, weight, bias = _low(input, weight, bias)
+    input, weight, bias, residual = _low(input, weight, bias, residual)
     check_tensors(input=input, weight=weight)
-    check_optional(bias=bias, norm_weight=norm_weight, norm_bias=norm_bias)
+    check_optional(bias=bias, norm_weight=norm_weight, norm_bias=norm_bias, residual=residual)
     kernel, images = _image("weight", weight, 2, batched=True), _image("input", input, 2, batched=True)
     sizes = geometry.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode)
     how = (*sizes[1:4], geometry.integer("groups", groups), padding_mode)
@@ -355,7 +358,7 @@ def conv2d_batch_norm(
             geometry.same_shape(name, vector.shape, mean.shape)
     if count == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
-    result: torch.Tensor = autograd.batch_norm(x, mean, var, norm_weight, norm_bias, eps, spelled)
+    result: torch.Tensor = autograd.batch_norm(x, mean, var, norm_weight, norm_bias, residual, eps, spelled)
     if count:
         for running, new in ((running_mean, mean), (running_var, var * count / (count - 1))):
             if running is not None:  # as PyTorch's own operator, which counts no change of it in place

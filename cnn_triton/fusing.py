@@ -404,8 +404,6 @@ def _tell_residual(chain: _Chain, longer: _Chain) -> None:
         raise _Apart("it is scaled")
     if function_of(node) in _ADDS_IN_PLACE and node.args[0] is not chain.last:
         raise _Apart("it changes the other tensor")
-    if chain.by_batch:
-        raise _Apart("in training the normalisation is a second kernel, which adds nothing")
     if not isinstance(its, torch.Tensor) or not isinstance(mine, torch.Tensor):
         raise _Apart("it adds no tensor")
     if (its.shape, its.dtype, its.device) != (mine.shape, mine.dtype, mine.device):

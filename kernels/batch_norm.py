@@ -96,16 +96,19 @@ def masked(
 
 @triton.jit
 def norm_kernel(
-    z, vectors, y, z_strides, y_strides, size, channels,
+    z, vectors, residual, y, z_strides, y_strides, size, channels,
     FORWARD: tl.constexpr, NUMBERS: tl.constexpr, EPS: tl.constexpr,
     ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """y = act(ẑ·weight + bias)."""
+    """y = act(ẑ·weight + bias + residual), the residual in y's strides."""
     at, k, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
     has = k < channels
     x, _ = normal(tl.load(z + offsets(at, k, z_strides), mask=exists, other=0.0).to(ACC), vectors, k, has, EPS, ACC)
-    x = FORWARD(affine(x, vectors[2], vectors[3], k, has, ACC), NUMBERS)
-    tl.store(y + offsets(at, k, y_strides), x.to(y.dtype.element_ty), mask=exists)
+    x = affine(x, vectors[2], vectors[3], k, has, ACC)
+    to = offsets(at, k, y_strides)
+    if residual is not None:
+        x += tl.load(residual + to, mask=exists, other=0.0).to(ACC)
+    tl.store(y + to, FORWARD(x, NUMBERS).to(y.dtype.element_ty), mask=exists)
 
 
 @triton.jit
@@ -198,8 +201,11 @@ def _check(z, mean, var, weight, bias):
             geometry.same_shape(name, vector.shape, z.shape[1:2])
 
 
-def norm_fake(input, mean, var, weight, bias, eps, activation):
+def norm_fake(input, mean, var, weight, bias, residual, eps, activation):
     _check(input, mean, var, weight, bias)
+    if residual is not None:
+        geometry.same_shape("residual", residual.shape, input.shape)
+        check_tensors(input=input, residual=residual)
     return new(input.shape, input, channels_last(input))
 
 
@@ -207,16 +213,18 @@ def _vectors(*vectors):
     return tuple(vector if vector is None else vector.contiguous() for vector in vectors)
 
 
-def norm_launch(y, input, mean, var, weight, bias, eps, activation):
+def norm_launch(y, input, mean, var, weight, bias, residual, eps, activation):
     act = activations.of(activation)
+    if residual is not None and residual.stride() != y.stride():
+        residual = torch.empty_like(y).copy_(residual)
     stream(
-        norm_kernel, y, input, _vectors(mean, var, weight, bias), y, nhwc(input), nhwc(y),
+        norm_kernel, y, input, _vectors(mean, var, weight, bias), residual, y, nhwc(input), nhwc(y),
         FORWARD=act.rule.forward, NUMBERS=act.numbers, EPS=eps, INDEX=index_type(input, y),
     )  # fmt: skip
 
 
-def norm_aten(input, mean, var, weight, bias, eps, activation):
-    return norm_reference(input, weight, bias, eps, activation, mean, var)
+def norm_aten(input, mean, var, weight, bias, residual, eps, activation):
+    return norm_reference(input, weight, bias, residual, eps, activation, mean, var)
 
 
 def norm_grad_fake(grad, input, mean, var, weight, bias, eps, activation):
@@ -250,10 +258,11 @@ def _affine_reference(z, weight, bias):
     return z if bias is None else z + bias.to(z.dtype)[:, None, None]
 
 
-def norm_reference(input, weight, bias, eps, activation, mean=None, var=None):
+def norm_reference(input, weight, bias, residual, eps, activation, mean=None, var=None):
     """y by PyTorch, with derivatives through the moments unless they are given."""
     z = input.to(accumulator(input.dtype))
     x = _affine_reference(_normal_reference(z, eps, mean, var)[0], weight, bias)
+    x = x if residual is None else x + residual
     return activations.reference(activation, x).to(input.dtype)
 
 
@@ -283,22 +292,22 @@ CONV2D_MOMENTS = Op(
     product=True,
 )
 
-_NORM = "Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps, str activation"
+_VECTORS = "Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias"
 
 BATCH_NORM = Op(
     name="batch_norm",
-    schema=f"({_NORM}) -> Tensor",
+    schema=f"({_VECTORS}, Tensor? residual, float eps, str activation) -> Tensor",
     fake=norm_fake,
     launcher=norm_launch,
     aten=norm_aten,
     flops=lambda input, *args: 4 * input.numel(),
-    bytes=lambda *args: nbytes(*args[:5], norm_fake(*args)),
-    folds=(Fold({"input": 1, "mean": 0, "var": 0, "weight": 0, "bias": 0}, (1,)),),
+    bytes=lambda *args: nbytes(*args[:6], norm_fake(*args)),
+    folds=(Fold({"input": 1, "mean": 0, "var": 0, "weight": 0, "bias": 0, "residual": 1}, (1,)),),
 )
 
 BATCH_NORM_GRAD = Op(
     name="batch_norm_grad",
-    schema=f"(Tensor grad, {_NORM}) -> (Tensor, Tensor)",
+    schema=f"(Tensor grad, {_VECTORS}, float eps, str activation) -> (Tensor, Tensor)",
     fake=norm_grad_fake,
     launcher=norm_grad_launch,
     aten=norm_grad_aten,

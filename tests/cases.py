@@ -468,21 +468,26 @@ def _epilogue(shape: tuple[int, int, int, int]) -> dict[Op, Any]:
 
         return make
 
-    def norm(activation, affine):
+    def norm(activation, affine, added=False):
         def make(dtype, form):
             x = draw(shape, dtype, form)
             var, mean = torch.var_mean(x.to(accumulator(dtype)), (0, 2, 3), correction=0)
             vectors = (draw(shape[1:2], dtype, form) if affine else None for _ in range(2))
-            return (x, mean, var, *vectors, 1e-3, activation)
+            return (x, mean, var, *vectors, draw(shape, dtype, form) if added else None, 1e-3, activation)
 
         return make
 
-    def norm_grad(activation, affine):
-        return lambda dtype, form: (draw(shape, dtype, form), *norm(activation, affine)(dtype, form))
+    def norm_grad(name, affine):
+        def make(dtype, form):
+            *vectors, _, eps, activation = norm(name, affine)(dtype, form)
+            return (draw(shape, dtype, form), *vectors, eps, activation)
+
+        return make
 
     cases = {(epilogue.ACTIVATION_GRAD, f", {name}"): activation(name) for name in ACTIVATIONS if name != "none"}
     for name, affine in (("relu", True), ("none", False), ("gelu", True)):
         cases[batch_norm.BATCH_NORM, f", {name}"] = norm(name, affine)
+        cases[batch_norm.BATCH_NORM, f", {name}, added"] = norm(name, affine, added=True)
         cases[batch_norm.BATCH_NORM_GRAD, f", {name}"] = norm_grad(name, affine)
     return cases | {(epilogue.BIAS_GRAD, ""): lambda dtype, form: (draw(shape, dtype, form),)}
 

@@ -115,7 +115,12 @@ IN_EVAL = {
 IN_TRAINING = {
     "norm": (lambda m, x: m.norm(m.conv(x)), {"conv2d + batch_norm": 1}),
     "norm, relu": (lambda m, x: m.act(m.norm(m.conv(x))), {"conv2d + batch_norm + relu": 1}),
-    "norm, added": (lambda m, x: m.act(m.norm(m.conv(x)) + x), {"conv2d + batch_norm": 1}),
+    "norm, added": (lambda m, x: m.act(m.norm(m.conv(x)) + x), {"conv2d + batch_norm + add + relu": 1}),
+    "norm, added, silu": (lambda m, x: F.silu(x + m.norm(m.conv(x))), {"conv2d + batch_norm + add + silu": 1}),
+    "both branches": (
+        lambda m, x: m.act(m.norm(m.conv(x)) + m.alone(m.other(x))),
+        {"conv2d + batch_norm + add + relu": 1, "conv2d + batch_norm": 1},
+    ),
     "shared norm": (
         lambda m, x: F.relu(m.norm(m.conv(x))) + F.relu(m.norm(m.other(x))),
         {"conv2d + batch_norm + relu": 2},
@@ -396,15 +401,14 @@ def test_report(device):
         def forward(self, x):
             return self.layers[2](self.layers[1](self.layers[0](x)) + x)
 
-    model = tn.Sequential(Block(), Block(), tn.Conv2d(4, 4, 1), tn.ReLU()).to(device)
+    last = (tn.Conv2d(4, 4, 1), tn.ReLU(), tn.MaxPool2d(3, 1), tn.Conv2d(4, 4, 1), tn.ReLU(), tn.MaxPool2d(3, 1))
+    model = tn.Sequential(Block(), Block(), *last).to(device)
     compiled(model)(torch.randn(X, device=device))
     lines = str(captures).splitlines()
     assert lines[0] == "1 graph captured"
-    assert "  conv2d + batch_norm: 2" in lines
-    assert "  conv2d + relu: 1" in lines
-    assert any(line.startswith("  add is left: in training") and "0.layers.0, 1.layers.0" in line for line in lines), (
-        lines
-    )
+    assert "  conv2d + batch_norm + add + relu: 2" in lines
+    assert "  conv2d + relu: 2" in lines
+    assert "  max_pool2d is left: its windows overlap: 2 (2, 5)" in lines
     captures.clear()
     assert str(captures) == "0 graphs captured"
 

@@ -111,6 +111,19 @@ def of_convolutions():
                     f"conv2d_batch_norm {label}, silu",
                     Pair(silu, batch_norm_of(layer), each, rest, F.silu, None, True),
                 )
+                normed = batch_norm_of(layer)
+                output = tuple(normed(*(torch.zeros(shape) for shape in each), *rest).shape)
+                for word, after in (("relu", torch.relu), ("silu", F.silu), (None, lambda y: y)):
+                    added = lambda x, w, s, t, r, *rest, mode=mode, word=word: functional.conv2d_batch_norm(  # noqa: E731
+                        x, w, None, *rest, norm_weight=s, norm_bias=t, training=True, activation=word,
+                        padding_mode=mode, residual=r,
+                    )  # fmt: skip
+                    plain = lambda x, w, s, t, r, *rest, of=normed: of(x, w, s, t, *rest) + r  # noqa: E731
+                    masked = relu_masked if word == "relu" else None
+                    yield (
+                        f"conv2d_batch_norm {label}, added, {word}",
+                        Pair(added, plain, (*each, output), rest, after, masked, True),
+                    )
             pair = Pair(ours, batch_norm_of(layer), each, rest, torch.relu, relu_masked, True)
             yield f"conv2d_batch_norm {label}", pair
 

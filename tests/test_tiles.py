@@ -342,7 +342,7 @@ def test_strip(strip, monkeypatch, device):
             (conv2d.CONV2D_INPUT_GRAD, x, depthwise, x.shape, *same, True),
             (conv2d.CONV2D_WEIGHT_GRAD, x, x, depthwise.shape, *same, True),
             (batch_norm.CONV2D_MOMENTS, x, depthwise, scale, *same),
-            (batch_norm.BATCH_NORM, x, *moments, scale, None, 1e-5, "relu"),
+            (batch_norm.BATCH_NORM, x, *moments, scale, None, x, 1e-5, "relu"),
             (batch_norm.BATCH_NORM_GRAD, x, x, *moments, scale, None, 1e-5, "relu"),
             (relu_pool.RELU_POOL2D_INPUT_GRAD, y, code, x.shape, (2, 2), False, True),
             (relu_pool.RELU_POOL2D_AT_OPEN, x, code, (2, 2), False),

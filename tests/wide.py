@@ -133,8 +133,9 @@ def _normal(input, mean, var, weight, bias, eps):
 
 
 def _norm(*args):
-    *rest, activation = args
-    return _double(_activation(_normal(*rest)[2], activation)[0])
+    *rest, residual, eps, activation = args
+    x = _normal(*rest, eps)[2]
+    return _double(_activation(x if residual is None else x + _long(residual), activation)[0])
 
 
 def _norm_grad(grad, *args):
