@@ -53,13 +53,17 @@ class Captures:
         """How often each pattern is there, as in "conv2d + batch_norm + relu"."""
         return Counter(map(str, self.fused))
 
+    @property
+    def apart(self) -> list[tuple[str, str]]:
+        """Why calls that a kernel might have taken on are left, each with the module it follows."""
+        return [(each.apart, each.where) for each in self.fused if each.apart]
+
     def __str__(self) -> str:
         lines = [f"{self.graphs} graph{'s' * (self.graphs != 1)} captured"]
         lines += [f"  {pattern}: {count}" for pattern, count in self.patterns.most_common()]
         reasons: dict[str, list[str]] = {}
-        for each in self.fused:
-            if each.apart:
-                reasons.setdefault(each.apart, []).append(each.where)
+        for reason, where in self.apart:
+            reasons.setdefault(reason, []).append(where)
         for reason, places in reasons.items():
             names = [name for name in dict.fromkeys(places) if name]
             shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
@@ -72,15 +76,20 @@ captures = Captures()
 
 
 class Captured:
-    """A captured graph: `theirs` as it was, `ours` with our kernels in it."""
+    """A captured graph: `theirs` as it was, `ours` with our kernels in it, for tensors on these devices."""
 
-    def __init__(self, theirs: Callable[..., Any], ours: Callable[..., Any]) -> None:
+    def __init__(self, theirs: fx.GraphModule, ours: fx.GraphModule, devices: tuple[torch.device, ...]) -> None:
         self.theirs = theirs
         self.ours = ours
+        self.devices = devices
+
+    @property
+    def runs_kernels(self) -> bool:
+        """Do kernels run on these devices, here and now?"""
+        return any(map(runs_kernels, self.devices))
 
     def __call__(self, *args: Any) -> Any:
-        kernels = any(isinstance(arg, torch.Tensor) and runs_kernels(arg.device) for arg in args)
-        return (self.ours if kernels else self.theirs)(*args)
+        return (self.ours if self.runs_kernels else self.theirs)(*args)
 
 
 def compile_graph(
@@ -100,20 +109,19 @@ def compile_graph(
     name = rest.pop("rest", "eager")
     if rest:
         raise ValueError(f"options must be {{'rest': the name of a backend}}, but got {sorted(rest)}")
-    theirs = graph_module
-    ours = fx.GraphModule(graph_module, fx.Graph(), graph_module.__class__.__name__)
-    ours.graph = _copy(graph_module)
+    ours = fx.GraphModule(graph_module, _copy(graph_module), type(graph_module).__name__)
     captures.add(fuse(ours))
+    devices = tuple({each.device for each in example_inputs if isinstance(each, torch.Tensor)})
+    captured = Captured(graph_module, ours, devices)
     if name == "eager":
-        return Captured(theirs, ours)
-    here = any(isinstance(t, torch.Tensor) and runs_kernels(t.device) for t in example_inputs)
-    return lookup_backend(name)(ours if here else theirs, example_inputs)  # type: ignore[no-any-return]
+        return captured
+    chosen = captured.ours if captured.runs_kernels else captured.theirs
+    return lookup_backend(name)(chosen, example_inputs)
 
 
 def _copy(graph_module: fx.GraphModule) -> fx.Graph:
     """The module's graph once more, with what is known of its nodes."""
     graph = fx.Graph()
-    output = graph.graph_copy(graph_module.graph, {}, return_output_node=True)
-    assert output is not None
+    output: Any = graph.graph_copy(graph_module.graph, {}, return_output_node=True)
     graph.output(output[0])
     return graph

@@ -35,7 +35,7 @@ Node = fx.Node
 
 # PyTorch's functions that a kernel stands for alone, and those of ours that begin a chain.
 OURS: dict[Any, Any] = {getattr(F, name): getattr(functional, name) for name in functional.__all__ if hasattr(F, name)}
-_PRODUCTS = {
+_PRODUCTS: set[Any] = {
     functional.conv1d, functional.conv2d, functional.conv_transpose1d, functional.conv_transpose2d, functional.linear
 }  # fmt: skip
 # Functions, and methods of that name, that may follow a product in its kernel: their words, of their other arguments.
@@ -119,7 +119,7 @@ def _named(node: Node, names: inspect.Signature) -> dict[str, Any]:
 
 
 _BATCH_NORM = inspect.signature(F.batch_norm)
-_SIGNATURES = {function: inspect.signature(function) for function in _PRODUCTS}
+_SIGNATURES: dict[Any, inspect.Signature] = {function: inspect.signature(function) for function in _PRODUCTS}
 
 
 class Effects:
@@ -285,7 +285,7 @@ def _has_kernel(node: Node) -> bool:
 
 def _begun(node: Node) -> _Chain | None:
     """The chain that begins with this call, if it is a product by itself."""
-    function = OURS.get(node.target, node.target) if node.op == "call_function" else None
+    function: Any = OURS.get(node.target, node.target) if node.op == "call_function" else None
     if function not in _PRODUCTS or not _has_kernel(node):
         return None
     try:
@@ -387,12 +387,13 @@ def _tell_norm(chain: _Chain, longer: _Chain) -> None:
     training = longer.given("norm").get("training", False)
     if chain.nodes.keys() & {"residual", "activation"}:
         raise _Apart
-    if chain.function not in (functional.conv2d, functional.conv_transpose2d) or value_of(chain.last).dim() != 4:
-        raise _Apart("only images of two dimensions are normalised in the kernel")
     if not isinstance(training, bool):
         raise _Apart("whether it is in training is not fixed")
     if training and chain.function is not functional.conv2d:
-        raise _Apart("in training only a convolution's kernel sums the statistics")
+        raise _Apart("in training only the kernel of a convolution of images sums the statistics")
+    dims = {functional.linear: 2, functional.conv1d: 3, functional.conv_transpose1d: 3}.get(chain.function, 4)
+    if value_of(chain.last).dim() != dims:
+        raise _Apart("its channels are not those of the product, or there is no batch")
 
 
 def _tell_residual(chain: _Chain, longer: _Chain) -> None:

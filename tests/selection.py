@@ -70,6 +70,7 @@ TOUCHED = {
     "cnn_triton/pages/*": ("test_report",),
     "bench/ledger/*": ("test_ledger",),
     "bench/tune.py": ("test_tune",),
+    "bench/fusing.py": ("test_capture",),
     "bench/layers.py": ("test_layers",),
     "bench/*": ("test_bench",),
     "examples/*": ("test_inspect",),

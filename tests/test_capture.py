@@ -2,6 +2,9 @@
 
 import copy
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from cnn_triton.kernels import activations
 from cnn_triton.kernels.lang import INTERPRETING
 
 X = (2, 4, 6, 7)
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +40,9 @@ class Net(tn.Module):
         self.back = tn.ConvTranspose2d(4, channels, 3, padding=1)
         self.norm, self.alone = tn.BatchNorm2d(channels), tn.BatchNorm2d(channels, affine=False)
         self.act, self.pool, self.linear = tn.ReLU(inplace=True), tn.MaxPool2d(2), tn.Linear(7, 7)
+        self.conv1, self.rows, self.features = tn.Conv1d(4, 4, 3), tn.BatchNorm1d(4), tn.BatchNorm1d(7)
         self.steps = forward
-        for norm in (self.norm, self.alone):
+        for norm in (self.norm, self.alone, self.rows, self.features):
             tn.init.normal_(norm.running_mean, 0, 0.1)
             tn.init.uniform_(norm.running_var, 0.5, 1.5)
         self.to(device)
@@ -105,6 +110,11 @@ IN_EVAL = {
     "norm": (lambda m, x: m.norm(m.conv(x)), {"conv2d + batch_norm": 1}),
     "norm, added, relu": (lambda m, x: m.act(m.norm(m.conv(x)) + x), {"conv2d + batch_norm + add + relu": 1}),
     "norm, not affine": (lambda m, x: m.act(m.alone(m.conv(x))), {"conv2d + batch_norm + relu": 1}),
+    "norm of rows": (lambda m, x: F.silu(m.rows(m.conv1(x.flatten(2)))), {"conv1d + batch_norm + silu": 1}),
+    "norm of features": (
+        lambda m, x: m.features(m.linear(x.flatten(0, 2))).relu(),
+        {"linear + batch_norm + relu": 1},
+    ),
     "norm, transposed": (lambda m, x: F.silu(m.norm(m.back(x))), {"conv_transpose2d + batch_norm + silu": 1}),
     "norm, pooled": (lambda m, x: m.pool(m.act(m.norm(m.conv(x)))), {"conv2d + batch_norm + relu + max_pool2d": 1}),
     "both branches": (
@@ -210,6 +220,11 @@ APART = {
     "a number": (lambda m, x: F.relu(m.conv(x) + 1.0), False, {"conv2d": 1}),
     "another dtype": (lambda m, x: F.relu(m.conv(x) + x.double()).float(), False, {"conv2d": 1}),
     "activation first": (lambda m, x: F.relu(m.conv(x)) + x, False, {"conv2d + relu": 1}),
+    "norm of another dimension": (
+        lambda m, x: m.rows(F.linear(x.flatten(2), m.linear.weight.new_ones(3, 42))),
+        False,
+        {"linear": 1},
+    ),
     "norm after": (lambda m, x: m.norm(F.relu(m.conv(x))), False, {"conv2d + relu": 1}),
     "overlapping pool": (lambda m, x: F.max_pool2d(F.relu(m.conv(x)), 3, 2), False, {"conv2d + relu": 1}),
     "across autocast": (autocast, False, None),
@@ -447,3 +462,49 @@ def test_models(kind, device):
         assert dict(captures.patterns) == {
             "conv2d + batch_norm + relu + max_pool2d": 1, "conv2d + gelu": 1, "linear": 1,
         }  # fmt: skip
+
+
+NETWORKS = (
+    "ResNet, bottleneck", "ResNet, basic", "RegNet-Y", "MobileNetV1", "MobileNetV2", "MobileViT", "ConvNeXt",
+    "ConvNeXt V2", "BiT", "LeViT", "PoolFormer", "SegFormer",
+)  # fmt: skip
+
+
+@pytest.mark.cover
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "training"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks(name, train, device):
+    """Networks that others wrote: as near to float64 as PyTorch, the running statistics, too."""
+    pytest.importorskip("transformers", reason="transformers is not installed here")
+    with pytest.MonkeyPatch.context() as patch:  # bench.fusing is for a process without the interpreter
+        patch.setenv("TRITON_INTERPRET", "1")
+        patch.syspath_prepend(ROOT)
+        from bench.fusing import SMALL, network
+    assert set(NETWORKS) == set(SMALL)
+    model, x = network(name)
+    model, x = model.to(device).train(train), x.to(device)
+    for module in model.modules():
+        if isinstance(module, tn.BatchNorm2d):
+            tn.init.normal_(module.running_mean, 0, 0.1)
+            tn.init.uniform_(module.running_var, 0.5, 1.5)
+    wide, theirs, ours = copy.deepcopy(model).double(), copy.deepcopy(model), model
+    with cnn_triton.backend("aten"):
+        right, usual = wide(x.double()), theirs(x)
+    before = sum(cnn_triton.launches().values())
+    found = compiled(ours)(x)
+    assert captures.graphs == 1
+    assert sum(cnn_triton.launches().values()) > before
+
+    def error(of, model):
+        """Largest relative distance from float64: of the result, and of each buffer."""
+        pairs = [(of, right), *zip(model.buffers(), wide.buffers(), strict=True)]
+        return max(((a.double() - b).norm() / b.double().norm().clamp_min(1e-30)).item() for a, b in pairs)
+
+    assert error(found, ours) <= 2 * error(usual, theirs) + 1e-6
+
+
+def test_table_of_networks():
+    """docs/fusing.md says what is so."""
+    pytest.importorskip("transformers", reason="transformers is not installed here")
+    done = subprocess.run([sys.executable, "-m", "bench.fusing"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in (ROOT / "docs" / "fusing.md").read_text()
