@@ -73,6 +73,7 @@ _KNOWN = {
     each for home in (torch, F, torch._C._nn, torch.special, torch.linalg, torch.fft, operator, math)
     for each in vars(home).values() if callable(each) and not isinstance(each, type)
 } | {getattr(functional, name) for name in functional.__all__} | {getattr}  # fmt: skip
+_STATEFUL = ("norm", "embedding", "quant")  # in names of those that may write more than their first argument
 _UNKNOWN_METHODS = {"backward", "register_hook", "retain_grad", "register_post_accumulate_grad_hook", "set_"}
 
 
@@ -150,17 +151,17 @@ class Effects:
             given = _named(node, _BATCH_NORM)
             own = (given.get("running_mean"), given.get("running_var")) if given.get("training", False) else ()
             return memories(*own)
-        name = getattr(function, "__name__", "_")
-        changes = (
-            function in _UPDATES or function is operator.setitem or (name.endswith("_") and not name.endswith("__"))
-            or _in_place(node)
-        )  # fmt: skip
-        out = node.kwargs.get("out")
-        written = (*(node.args[:1] if changes else ()), *(out if isinstance(out, tuple | list) else (out,)))
-        if function is F.instance_norm:
-            written = (*written, *(each for each in node.all_input_nodes if each is not node.args[0]))
         if value_of(node) is None and function is not operator.setitem:
             return None
+        name = getattr(function, "__name__", "_")
+        written: list[Any] = [node.kwargs.get("out")]
+        if (
+            function in _UPDATES or function is operator.setitem or (name.endswith("_") and not name.endswith("__"))
+            or _in_place(node)
+        ):  # fmt: skip
+            written += node.args[:1]
+        if any(word in name for word in _STATEFUL):
+            written += [each for each in node.all_input_nodes if each not in node.args[:1]]
         return memories(*written)
 
     def _by_schema(self, node: Node, function: Any) -> frozenset[int] | None:

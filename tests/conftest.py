@@ -29,8 +29,24 @@ def pytest_terminal_summary(terminalreporter):
     count = {how: len(terminalreporter.stats.get(how, ())) for how in ("passed", "failed", "error", "skipped")}
     ran = ", ".join(f"{number} {how}" for how, number in count.items())
     terminalreporter.write_line(f"cases: {ran}; {selection.left_out()} left out by the choice of tests")
-    for line in (*times.table(), *_conformance(terminalreporter.stats), *processes.wrong):
+    stats = terminalreporter.stats
+    for line in (*times.table(), *_compiled(stats), *_conformance(stats), *processes.wrong):
         terminalreporter.write_line(line)
+
+
+def _properties(reports, key):
+    """What tests recorded under this name."""
+    return [value for report in reports for name, value in getattr(report, "user_properties", ()) if name == key]
+
+
+def _compiled(stats):
+    """Lines of a table of how many operators compiled, by version of Triton and chip."""
+    found = {(version, chip): count for version, chip, count in _properties(stats.get("passed", ()), "compiled")}
+    if found:
+        versions, chips = (sorted({key[i] for key in found}) for i in range(2))
+        yield "operators that compiled" + "".join(f"{chip:>8}" for chip in chips)
+        for version in versions:
+            yield f"  Triton {version:14}" + "".join(f"{found.get((version, chip), ''):>8}" for chip in chips)
 
 
 def _conformance(stats):
@@ -39,7 +55,7 @@ def _conformance(stats):
     table = {}
     for how in ("passed", "failed", "skipped"):
         for report in stats.get(how, ()):
-            said = [value for key, value in getattr(report, "user_properties", ()) if key == "conformance"]
+            said = _properties([report], "conformance")
             if how != "passed" and "test_conformance" in report.nodeid:
                 said = [(report.nodeid.partition("[")[2].split("-")[0].rstrip("]"), how, 1)]
             for name, kind, number in said:

@@ -173,11 +173,13 @@ FULL = [
 @pytest.mark.cover
 @pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize("version", [PINNED, *VERSIONS])
-def test_operators(version, chip):
+def test_operators(version, chip, record_property):
     """Every operator as picked, with the pinned Triton, the oldest supported, the newest known, and those between."""
+    assert {call["what"] for call in OPERATORS} == {op.name for op in OPS}
     if version != PINNED and not (TRITONS / version / ".ready").exists():
         pytest.skip(f"Triton {version} is not in {TRITONS}, where `make test` puts it")
     check(chip, OPERATORS, version)
+    record_property("compiled", (version, chip, len(OPS)))
 
 
 @pytest.mark.cover
