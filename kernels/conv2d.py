@@ -103,6 +103,7 @@ def product(
     (epilogue.py), if they are wanted."""
     if y.numel() == 0:
         return None
+    window = window.of_outputs((x if transposed else y).shape[2:]) if pooled is None else window
     if pooled is None and is_direct(weight.shape, groups):
         return direct_product(x, weight, y, window, groups, transposed, epilogue, moments)
     outputs, inputs = weight.shape[0] // groups, weight.shape[1]
@@ -163,6 +164,7 @@ def weight_product(
     workspace and are added in order. `pooled`: grad's images were pooled so, and it is that of what came out."""
     if dw.numel() == 0:
         return
+    window = window.of_outputs(grad.shape[2:]) if pooled is None else window
     if pooled is None and is_direct(dw.shape, groups):
         direct_weight_product(grad, x, dw, window, groups)
         return

@@ -53,6 +53,14 @@ class Window(NamedTuple):
         """Size of an image (H, W) with its padding."""
         return (image[0] + self.pads[0] + self.pads[1], image[1] + self.pads[2] + self.pads[3])
 
+    def of_outputs(self, outputs: Sequence[int]) -> "Window":
+        """The same for so many output pixels (P, Q): where there is one, no stride is taken, and a gradient walks
+        through no more phases than two; where there is one tap, no dilation."""
+        return self._replace(
+            stride=tuple(min(s, 2) if n == 1 else s for s, n in zip(self.stride, outputs, strict=True)),
+            dilation=tuple(1 if n == 1 else d for d, n in zip(self.dilation, self.size, strict=True)),
+        )
+
     @cache  # noqa: B019 - a window is a small immutable value
     def walks(self, transposed: bool) -> tuple["Walk", "Walk"]:
         """The vertical and the horizontal walk of a convolution, forward or transposed."""

@@ -148,6 +148,7 @@ def product(
     """y = epilogue(locally connected product of x and weight), forward or transposed (the input gradient)."""
     if y.numel() == 0:
         return
+    window = window.of_outputs((x if transposed else y).shape[2:])
     every, inputs = weight.shape[2], weight.shape[5]
     outputs, terms = every // groups, window.taps * inputs
     channels, columns = (outputs, inputs) if transposed else (inputs, outputs)
@@ -281,7 +282,7 @@ def weight_grad_fake(grad, input, weight_size, stride, padding, dilation, groups
 def weight_grad_launch(dw, grad, input, weight_size, stride, padding, dilation, groups, wide=False):
     if dw.numel() == 0:
         return
-    window = window_of(weight_size, stride, padding, dilation)
+    window = window_of(weight_size, stride, padding, dilation).of_outputs(grad.shape[2:])
     walks = window.walks(False)
     outputs, channels = dw.shape[2] // groups, dw.shape[5]
     size = (grad.shape[0], *grad.shape[2:])

@@ -52,6 +52,9 @@ def pool_window(kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1, 
     spacing, pad = pair("dilation", dilation, 1, dims), pair("padding", padding, 0, dims)
     if pad[0] > size[0] // 2 or pad[1] > size[1] // 2:
         raise RuntimeError(f"padding must be at most half of kernel_size {size}, but got {pad}")
+    for name, value in (("kernel_size", size), ("stride", step), ("dilation", spacing)):
+        if max(value) >= 1 << 31:
+            raise RuntimeError(f"{name} must be less than 2^31, as PyTorch's pools want it, but got {value}")
     return (*size, *step, *pad, *spacing)
 
 

@@ -323,3 +323,20 @@ def test_unsupported_dtype(name, dtype):
     args = [torch.ones(shape).to(dtype) for shape in shapes] + ([2] if "pool" in name else [])
     with pytest.raises(NotImplementedError, match=f"input has dtype {dtype}.*float16, bfloat16, float32, float64"):
         getattr(functional, name)(*args)
+
+
+HUGE = [1 << 31, 1 << 40]
+
+
+@pytest.mark.parametrize("huge", HUGE)
+def test_numbers_beyond_32_bits(huge, device):
+    """A convolution takes them where they make no difference, as PyTorch's; pools raise RuntimeError, as PyTorch's."""
+    x, w = torch.randn(1, 2, 4, 4, device=device), torch.randn(3, 2, 3, 3, device=device)
+    torch.testing.assert_close(functional.conv2d(x, w, stride=huge), F.conv2d(x, w, stride=huge))
+    point = w[:, :, :1, :1]
+    torch.testing.assert_close(functional.conv2d(x, point, dilation=huge), F.conv2d(x, point, dilation=huge))
+    for name in ("max_pool2d", "avg_pool2d"):
+        for given in ({"kernel_size": 2, "stride": huge}, {"kernel_size": huge}):
+            for home in (F, functional):
+                with pytest.raises(RuntimeError):
+                    getattr(home, name)(x, **given)
