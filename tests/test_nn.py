@@ -168,7 +168,7 @@ def test_residual(device):
 ])  # fmt: skip
 def test_bad_activation(make):
     with pytest.raises(ValueError, match="activation must be one of"):
-        make("mish")
+        make("swish")
     with pytest.raises(TypeError, match="must be a number"):
         make(("leaky_relu", "0.1"))
 
