@@ -350,6 +350,7 @@ def test_where_no_kernel_runs(device):
     assert captures.graphs == 1
 
 
+@pytest.mark.cover
 def test_double_backward(device):
     model = Net(lambda m, x: F.silu(m.conv(x) + x), device).double()
     run = compiled(model)
@@ -503,6 +504,7 @@ def test_networks(name, train, device):
     assert error(found, ours) <= 2 * error(usual, theirs) + 1e-6
 
 
+@pytest.mark.cover
 def test_table_of_networks():
     """docs/fusing.md says what is so."""
     pytest.importorskip("transformers", reason="transformers is not installed here")
