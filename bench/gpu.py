@@ -29,7 +29,8 @@ ROOT = Path(__file__).parents[1]
 MINUTES = 9
 CORES = os.cpu_count() or 1
 TESTS = [
-    f"tests/test_{name}.py" for name in ("ops", "plan", "gradients", "tiles", "semantics", "nn", "warmup", "ecosystem")
+    f"tests/test_{name}.py"
+    for name in ("ops", "plan", "gradients", "tiles", "semantics", "nn", "capture", "warmup", "ecosystem")
 ]
 NEEDS = {"tests/test_cli.py": ("typer", "rich", "sklearn", "safetensors", "PIL")}
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v")

@@ -319,7 +319,7 @@ def conv2d_batch_norm(
     In training mean and var are x's over batch and pixels, and running_mean and running_var, where they are, move to
     them by momentum (var with Bessel's correction); otherwise mean and var are those. norm_weight, norm_bias, and the
     running statistics: (K,), of input's dtype or float32; residual: of the result's shape. Keeps x and the input for
-    the backward pass, with a residual also what `conv2d` keeps for the activation.
+    the backward pass; with a residual also the output, or where `conv2d` would not keep that, the residual.
 
     Other arguments, shapes, dtypes as in `conv2d`; input: (N, C, H, W)
     errors: as in `conv2d`; ValueError for one value per channel in training, RuntimeError for missing statistics

@@ -419,6 +419,8 @@ def _tell_activation(words: tuple[Any, ...], chain: _Chain, longer: _Chain) -> N
         raise _Apart
     if reason := fused.unfit(words):
         raise _Apart(reason)
+    if chain.by_batch and "residual" in chain.nodes and activations.of(activations.spell(words)).saves == "input":
+        raise _Apart("in training the kernel would keep the other tensor, which may be changed in place")
     longer.activation = words
 
 

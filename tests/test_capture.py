@@ -126,7 +126,11 @@ IN_TRAINING = {
     "norm": (lambda m, x: m.norm(m.conv(x)), {"conv2d + batch_norm": 1}),
     "norm, relu": (lambda m, x: m.act(m.norm(m.conv(x))), {"conv2d + batch_norm + relu": 1}),
     "norm, added": (lambda m, x: m.act(m.norm(m.conv(x)) + x), {"conv2d + batch_norm + add + relu": 1}),
-    "norm, added, silu": (lambda m, x: F.silu(x + m.norm(m.conv(x))), {"conv2d + batch_norm + add + silu": 1}),
+    "norm, added, sigmoid": (
+        lambda m, x: torch.sigmoid(x + m.norm(m.conv(x))),
+        {"conv2d + batch_norm + add + sigmoid": 1},
+    ),
+    "norm, added, silu": (lambda m, x: F.silu(x + m.norm(m.conv(x))), {"conv2d + batch_norm + add": 1}),
     "both branches": (
         lambda m, x: m.act(m.norm(m.conv(x)) + m.alone(m.other(x))),
         {"conv2d + batch_norm + add + relu": 1, "conv2d + batch_norm": 1},
@@ -163,6 +167,12 @@ def norm_read(m, x):
     y = m.norm(m.conv(x))
     seen = m.norm.running_mean.clone()
     return F.relu(y) + seen[:, None, None]
+
+
+def added_changed(m, x):
+    y = F.silu(m.norm(m.conv(-x)) + x)
+    x.mul_(2.0)
+    return y + x
 
 
 def weight_changed(m, x):
@@ -209,6 +219,7 @@ APART = {
     "residual changed by out=": (between(lambda m, x: torch.neg(x, out=x)), False, {"conv2d + add": 1}),
     "residual set": (between(lambda m, x: x.__setitem__((0, 0), 5.0)), False, {"conv2d + add": 1}),
     "residual changed by inplace=": (between(lambda m, x: F.relu(x, inplace=True)), False, {"conv2d + add": 1}),
+    "residual changed after it all": (added_changed, True, {"conv2d + batch_norm + add": 1}),
     "a view changed": (view_changed, False, {"conv2d + add": 1}),
     "weight changed": (weight_changed, False, {"conv2d": 1}),
     "statistics read": (norm_read, True, {"conv2d + batch_norm": 1}),
