@@ -15,15 +15,10 @@ import torch
 from torch import fx
 from torch._dynamo.backends.registry import lookup_backend
 
-from . import functional
 from .dispatch import runs_kernels
 from .fusing import Fused, fuse
 
 __all__ = ["Captures", "captures", "compile_graph"]
-
-# Dynamo doesn't look into these, so that a graph has our layers as single calls.
-for _name in (*functional.__all__, "norm_scale"):
-    torch.compiler.allow_in_graph(getattr(functional, _name))
 
 
 class Captures:

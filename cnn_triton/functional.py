@@ -942,3 +942,8 @@ def _like(y: torch.Tensor, input: torch.Tensor, dims: int) -> torch.Tensor:
     """The way back from `_image`."""
     y = y if dims == 2 else y[:, :, 0]
     return y[0] if input.dim() == dims + 1 else y
+
+
+# For torch.compile each of these is one call: a captured graph has layers in it, not what they consist of.
+for _name in (*__all__, "norm_scale"):
+    torch.compiler.allow_in_graph(globals()[_name])

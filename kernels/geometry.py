@@ -128,8 +128,9 @@ def integer(argument: str, value: Any) -> int:
 
 
 def real(argument: str, value: Any) -> float:
-    """The number itself. Errors: TypeError."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """The number itself, PyTorch's symbolic ones too. Errors: TypeError."""
+    symbolic = type(value).__name__ in ("SymFloat", "SymInt")
+    if isinstance(value, bool) or not (symbolic or isinstance(value, int | float)):
         raise TypeError(f"{argument} must be a number, but got {value!r}")
     # torch.compile may let a number vary, which no operator takes; it fixes and guards what is in a set.
     return next(iter({float(value)}))
