@@ -421,15 +421,15 @@ ACTIVATIONS = {
         lambda grad, x: grad * torch.sigmoid(-x), _log_sigmoid_curve,
     ),
 }  # fmt: skip
-# The usual numbers of those that take any, and what they are.
-DEFAULTS = {
-    "leaky_relu": (0.01,), "hardtanh": (-1.0, 1.0), "clamp": (-math.inf, math.inf), "elu": (1.0,),
-    "softplus": (1.0, 20.0),
-}  # fmt: skip
-_NUMBERS = {
-    "leaky_relu": "a slope of 0 or more", "hardtanh": "a lower bound and an upper one", "clamp": "two bounds",
-    "elu": "an alpha", "softplus": "a beta and a threshold",
-}  # fmt: skip
+# Of those that take numbers: the usual ones, what they are, and whether given ones are that.
+_NUMBERS: dict[str, tuple[tuple[float, ...], str, Any]] = {
+    "leaky_relu": ((0.01,), "a slope of 0 or more", lambda slope: 0 <= slope < math.inf),
+    "hardtanh": ((-1.0, 1.0), "a lower bound and an upper one", lambda low, high: low <= high),
+    "clamp": ((-math.inf, math.inf), "two bounds", lambda low, high: True),
+    "elu": ((1.0,), "an alpha", lambda alpha: True),
+    "softplus": ((1.0, 20.0), "a beta other than 0 and a threshold", lambda beta, threshold: beta != 0),
+}
+DEFAULTS = {word: usual for word, (usual, *_) in _NUMBERS.items()}
 
 
 class Applied(NamedTuple):
@@ -501,10 +501,8 @@ def spell(activation: Any) -> str:
     if numbers and len(numbers) != len(usual):
         raise ValueError(f"activation {word!r} takes {len(usual)} numbers, but got {len(numbers)}")
     numbers = [real(f"each number of activation {word!r}", number) for number in numbers or usual]
-    wrong = {
-        "leaky_relu": lambda slope: not 0 <= slope < math.inf, "hardtanh": lambda low, high: low > high,
-        "softplus": lambda beta, _: beta == 0,
-    }.get(word, lambda *numbers: False)  # fmt: skip
-    if any(number != number for number in numbers) or wrong(*numbers):
-        raise ValueError(f"activation {word!r} takes {_NUMBERS[word]}, but got {tuple(numbers)}")
+    if word in _NUMBERS:
+        _, what, right = _NUMBERS[word]
+        if any(number != number for number in numbers) or not right(*numbers):
+            raise ValueError(f"activation {word!r} takes {what}, but got {tuple(numbers)}")
     return " ".join([word, *map(repr, numbers)])

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from . import sass
 from .chips import CHIPS
 from .lang import INTERPRETING, triton
-from .op import Op
+from .op import ALWAYS, Op
 from .plan import deciding
 
 
@@ -230,7 +230,7 @@ def compile_op(op: Op, args: tuple[Any, ...], chip: str, compile: bool = True) -
 
 def _shown(options: dict[str, Any]) -> str:
     """A launch's numbers and words, and its tile's box; not what is the same in all."""
-    shown = (k for k, v in options.items() if (isinstance(v, int | str) or k == "BOX") and k != "enable_fp_fusion")
+    shown = (k for k, v in options.items() if (isinstance(v, int | str) or k == "BOX") and k not in ALWAYS)
     return " ".join(f"{k}={options[k]}" for k in shown)
 
 

@@ -23,7 +23,7 @@ from .conv2d import WINDOW, conv2d_aten, conv2d_fake, product, window_of
 from .device import offsets, part_of, step_of, strip, sum_rows
 from .epilogue import Epilogue, sum_pixels
 from .lang import device_function, tl, triton
-from .op import Fold, Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type
+from .op import Fold, Op, channels_last, check_tensors, index_type, laid_out_as, launch, nbytes, new, nhwc, tl_type
 from .precision import accumulator, conv_dot
 from .stream import stream
 
@@ -215,10 +215,8 @@ def _vectors(*vectors):
 
 def norm_launch(y, input, mean, var, weight, bias, residual, eps, activation):
     act = activations.of(activation)
-    if residual is not None and residual.stride() != y.stride():
-        residual = torch.empty_like(y).copy_(residual)
     stream(
-        norm_kernel, y, input, _vectors(mean, var, weight, bias), residual, y, nhwc(input), nhwc(y),
+        norm_kernel, y, input, _vectors(mean, var, weight, bias), laid_out_as(y, residual), y, nhwc(input), nhwc(y),
         FORWARD=act.rule.forward, NUMBERS=act.numbers, EPS=eps, INDEX=index_type(input, y),
     )  # fmt: skip
 

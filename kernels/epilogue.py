@@ -20,7 +20,7 @@ from . import activations, geometry, tiles
 from .device import offsets, part_of, step_of, sum_rows
 from .geometry import cdiv
 from .lang import device_function, tl, triton
-from .op import Fold, Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type
+from .op import Fold, Op, channels_last, check_tensors, index_type, laid_out_as, launch, nbytes, new, nhwc, tl_type
 from .precision import accumulator
 
 
@@ -40,10 +40,14 @@ class Epilogue(NamedTuple):
         """What `finish` takes, for a result y: what has its shape, in its strides. `moments` [tiles, 3, columns] takes
         each of the kernel's tiles' number of pixels, mean of x, and sum of squares about it."""
         bias, scale = (each if each is None else each.contiguous() for each in (self.bias, self.scale))
-        residual = self.residual
-        if residual is not None and residual.stride() != y.stride():
-            residual = torch.empty_like(y).copy_(residual)
-        return bias, scale, residual, self.before, moments, 0 if moments is None else moments.shape[2]
+        return (
+            bias,
+            scale,
+            laid_out_as(y, self.residual),
+            self.before,
+            moments,
+            0 if moments is None else moments.shape[2],
+        )
 
     @property
     def crowded(self) -> bool:

@@ -54,8 +54,9 @@ class Window(NamedTuple):
         return (image[0] + self.pads[0] + self.pads[1], image[1] + self.pads[2] + self.pads[3])
 
     def of_outputs(self, outputs: Sequence[int]) -> "Window":
-        """The same for so many output pixels (P, Q): where there is one, no stride is taken, and a gradient walks
-        through no more phases than two; where there is one tap, no dilation."""
+        """The same for so many output pixels (P, Q). Where there is one, its stride is never taken, but a gradient
+        walks through as many phases: two are enough (with one, a window of one tap would be taken for a point). Where
+        there is one tap, there is no dilation."""
         return self._replace(
             stride=tuple(min(s, 2) if n == 1 else s for s, n in zip(self.stride, outputs, strict=True)),
             dilation=tuple(1 if n == 1 else d for d, n in zip(self.dilation, self.size, strict=True)),

@@ -114,12 +114,16 @@ def noting() -> Iterator[list[Launch]]:
         _notes.reset(token)
 
 
+# Asked of Triton's compiler at every launch: a product and a sum may be one instruction, rounded once. That is its
+# default up to 3.9; without it full float32 would take two.
+ALWAYS = {"enable_fp_fusion": True}
+
+
 def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
-    """Launches `programs` programs of a kernel; none for an empty problem. A product and a sum may be rounded once, as
-    one instruction: Triton's default up to 3.9, without which full float32 would take two."""
+    """Launches `programs` programs of a kernel; none for an empty problem."""
     if programs == 0:
         return
-    constants["enable_fp_fusion"] = True
+    constants |= ALWAYS
     device = next(a for a in args if isinstance(a, torch.Tensor)).device
     notes = _notes.get()
     if notes is not None:
@@ -133,6 +137,11 @@ def new(shape: Any, like: torch.Tensor, channels_last: bool = False, dtype: torc
     """An uninitialised tensor on like's device: contiguous, or channels_last."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=layout)
+
+
+def laid_out_as(y: torch.Tensor, x: torch.Tensor | None) -> torch.Tensor | None:
+    """x in y's strides, copied if it has others."""
+    return x if x is None or x.stride() == y.stride() else torch.empty_like(y).copy_(x)
 
 
 def channels_last(*tensors: torch.Tensor) -> bool:
