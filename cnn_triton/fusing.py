@@ -29,7 +29,7 @@ from . import functional, fused
 from .kernels import activations
 from .kernels.precision import PRECISION
 
-__all__ = ["WORDS", "Fused", "fuse"]
+__all__ = ["OURS", "WORDS", "Fused", "fuse"]
 
 Node = fx.Node
 

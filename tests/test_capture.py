@@ -12,7 +12,6 @@ from torch import nn as tn
 import cnn_triton
 from cnn_triton import captures, nn
 from cnn_triton.kernels import activations
-from cnn_triton.kernels.lang import INTERPRETING
 
 X = (2, 4, 6, 7)
 ROOT = Path(__file__).parents[1]
@@ -269,7 +268,7 @@ def program(draw):
     return "\n".join(lines)
 
 
-def outcome(run, model, x, train):
+def outcome(run, model, x):
     """Output, gradients, buffers and the input of a call; or the type of the error that PyTorch raises."""
     given = x.detach().clone().requires_grad_()
     mine = given * 1.0
@@ -284,19 +283,19 @@ def outcome(run, model, x, train):
 @pytest.mark.cover
 @pytest.mark.parametrize("number", range(60))
 def test_random_programs(number, device):
-    """Whatever is written, the captured graph does what Python does; where eager autograd refuses, so may it."""
+    """Whatever is written, the captured graph does what Python does."""
     draw = random.Random(random.random())  # of this test's seed
-    source, train = program(draw), draw.random() < 0.5
-    space = {"F": F, "torch": torch}
-    exec(source, space)
-    model = Net(space["forward"], device).train(train)
-    twin, x = copy.deepcopy(model), torch.randn(X, device=device)
-    with cnn_triton.backend("aten"):
-        theirs = outcome(model, model, x, train)
-    ours = outcome(compiled(twin), twin, x, train)
+    theirs, x = None, torch.randn(X, device=device)
+    while theirs is None:  # some programs change what autograd has kept
+        source, train = program(draw), draw.random() < 0.5
+        space = {"F": F, "torch": torch}
+        exec(source, space)
+        model = Net(space["forward"], device).train(train)
+        twin = copy.deepcopy(model)
+        with cnn_triton.backend("aten"):
+            theirs = outcome(model, model, x)
+    ours = outcome(compiled(twin), twin, x)
     assert captures.graphs > 0
-    if theirs is None:
-        return
     assert ours is not None, f"eager runs, the captured graph fails:\n{source}\n{captures}"
     for their, our in zip(theirs, ours, strict=True):
         if their is not None:
@@ -467,7 +466,6 @@ def test_models(kind, device):
         return model
 
     compare(make, torch.randn(2, 3, 6, 6, device=device))
-    assert INTERPRETING or device.type == "cuda"
     if kind != "converted":
         assert dict(captures.patterns) == {
             "conv2d + batch_norm + relu + max_pool2d": 1, "conv2d + gelu": 1, "linear": 1,
@@ -490,7 +488,7 @@ def test_networks(name, train, device):
     with pytest.MonkeyPatch.context() as patch:  # bench.fusing is for a process without the interpreter
         patch.setenv("TRITON_INTERPRET", "1")
         patch.syspath_prepend(ROOT)
-        from bench.fusing import SMALL, network
+        from bench.fusing import SMALL, network, said
     assert set(NETWORKS) == set(SMALL)
     model, x = network(name)
     model, x = model.to(device).train(train), x.to(device)
@@ -514,5 +512,5 @@ def test_networks(name, train, device):
     assert error(found, ours) <= 2 * error(usual, theirs) + 1e-6
     lines = (ROOT / "docs" / "fusing.md").read_text().splitlines()
     (row,) = (line.strip("| ").split(" | ") for line in lines if line.startswith(f"| {name} |"))
-    patterns = ", ".join(f"{pattern} {count}" for pattern, count in captures.patterns.most_common())
-    assert patterns == row[-1 if train else 1]
+    patterns, left = said()
+    assert row[3:] == [patterns] if train else row[1:3] == [patterns, left]

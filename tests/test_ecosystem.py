@@ -260,7 +260,6 @@ def test_compiles(one, device):
         y = call(*tensors)
         gradients = torch.autograd.grad(loss(lambda y: y)(y), tensors)
         assert one.operator in ran(before)
-        # Numbers that are defaults, eps and momentum, the compiler takes to vary until it has seen what they are for.
         assert counter.frame_count == 1
         right = one.theirs(*tensors)
         close((y, *gradients), (right, *torch.autograd.grad(loss(lambda y: y)(right), tensors)))
