@@ -89,23 +89,22 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor]:
     return Images(SMALL[name]()), torch.randn(2, 3, size, size)
 
 
-def fused(model: nn.Module, x: torch.Tensor, training: bool) -> Any:
-    """What is captured of a network's call."""
-    torch._dynamo.reset()
-    captures.clear()
-    torch.compile(model.train(training), backend="cnn_triton")(x)
-    return captures
+def said() -> tuple[str, str]:
+    """What was captured, as the table has it: the patterns; and what was left apart, and why."""
+    reasons = [reason for reason, _ in captures.apart]
+    left = "; ".join(f"{reason} ({reasons.count(reason)})" for reason in dict.fromkeys(reasons))
+    return ", ".join(f"{pattern} {count}" for pattern, count in captures.patterns.most_common()), left
 
 
 def cells(name: str) -> Iterator[str]:
-    """A row: the network, and of eval mode and training the patterns, and what was left apart and why."""
+    """A row: the network; of eval mode the patterns and what was left; of training the patterns."""
     yield name
     for training in (False, True):
-        found = fused(*network(name), training)
-        yield ", ".join(f"{pattern} {count}" for pattern, count in found.patterns.most_common())
-        if not training:
-            reasons = [reason for reason, _ in found.apart]
-            yield "; ".join(f"{reason} ({reasons.count(reason)})" for reason in dict.fromkeys(reasons))
+        model, x = network(name)
+        torch._dynamo.reset()
+        captures.clear()
+        torch.compile(model.train(training), backend="cnn_triton")(x)
+        yield from said()[: 1 if training else 2]
 
 
 def table() -> str:

@@ -32,7 +32,8 @@ TESTS = [
     f"tests/test_{name}.py"
     for name in ("ops", "plan", "gradients", "tiles", "semantics", "nn", "capture", "warmup", "ecosystem")
 ]
-NEEDS = {"tests/test_cli.py": ("typer", "rich", "sklearn", "safetensors", "PIL")}
+if all(map(importlib.util.find_spec, ("typer", "rich", "sklearn", "safetensors", "PIL"))):
+    TESTS.append("tests/test_cli.py")
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v")
 SANITIZER = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "1")
 Command = Callable[[Path, float], list[str]]  # of the results' folder, and the minutes there are
@@ -48,13 +49,8 @@ class Step(NamedTuple):
     variables: dict[str, str] = {}  # noqa: RUF012
 
 
-def _pytest(*words: str) -> Command:
-    return lambda out, minutes: [*PYTEST, *words]
-
-
-def _native(out: Path, minutes: float) -> list[str]:
-    extra = [file for file, modules in NEEDS.items() if all(map(importlib.util.find_spec, modules))]
-    return [*PYTEST, "-n", str(CORES), *TESTS, *extra, "--cover", "0.1"]
+def _words(*words: str) -> Command:
+    return lambda out, minutes: [*words]
 
 
 def _timed(module: str, *words: str) -> Command:
@@ -77,18 +73,16 @@ _FEW = ("--most", "4", "-n", "0", "-k", "max_pool2d and not grad")
 _ONCE = ("tests/test_ops.py", "-k", "opcheck or same_bits_twice or tf32", "-n", str(CORES))
 _CHECKED = ("tests/test_ops.py", "-k", "same_bits_twice and (max_pool2d or conv2d or linear) and not grad")
 STEPS = {
-    "operators": Step(45, _pytest(*_ONCE), _FEW),
+    "operators": Step(45, _words(*PYTEST, *_ONCE), _FEW),
     "host": Step(15, _brief("host"), ("--rounds", "2")),
     "headline": Step(150, _timed("run", "--part", "conv", *_FIRST), _SMALL),
     "tiles": Step(80, _timed("tune", "--first"), _TINY),
-    "tests": Step(85, _native, _FEW),
+    "tests": Step(85, _words(*PYTEST, *TESTS, "-n", str(CORES), "--cover", "0.1"), _FEW),
     "networks": Step(40, _timed("run", "--part", "model", *_FIRST), _SMALL),
     "others": Step(45, _timed("run", "--part", "pool", "block", "local", *_FIRST), _SMALL),
     "compile": Step(45, _timed("run", "--part", "conv", "--first", "--compile", "only", "--resume"), _SMALL),
     # PyTorch's cache would hide what is out of bounds within its blocks.
-    "sanitizer": Step(
-        25, lambda out, minutes: [*SANITIZER, *PYTEST, *_CHECKED], _FEW, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    ),
+    "sanitizer": Step(25, _words(*SANITIZER, *PYTEST, *_CHECKED), _FEW, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}),
 }
 ALONE = {part: Step(0, _timed("run", "--part", part), _SMALL) for part in problems.PARTS} | {
     "memory": Step(0, _brief("memory"), ("--batch", "1")),

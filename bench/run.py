@@ -61,12 +61,12 @@ def bench(
     compiled: tuple[str, ...] = COMPILED,
     resume: bool = False,
     part: str = "",
-    shortest: bool = False,
+    only_first: bool = False,
     eager: bool = True,
 ) -> Report:
     """Measures what fits into the time; both files are there after every row. torch.compile comes second, since it
     takes long and may fail: its rows replace those without it. A resumed run keeps its rows and its ceilings.
-    `shortest`: of `problems.first` alone; without `eager`: torch.compile's rows alone."""
+    `only_first`: of `problems.first` alone; without `eager`: torch.compile's rows alone."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     end = time.perf_counter() + 60 * minutes
     prepare(device)
@@ -77,7 +77,7 @@ def bench(
     }  # fmt: skip
     limits = report["ceilings"]
     every = problems(device, batch, part)
-    chosen = {name: make for name, make in every.items() if only in name and (first(name) or not shortest)}
+    chosen = {name: make for name, make in every.items() if only in name and (first(name) or not only_first)}
     passes = planned(list(chosen), compiled, report["rows"], eager)
     report["left out"] = [what for what in report["left out"] if what.partition(":")[0] not in passes]
     write(report, out, part)
@@ -127,7 +127,7 @@ def main() -> int:
             report = bench(
                 options.out, (end - time.perf_counter()) / 60, options.only, options.rounds, options.batch,
                 compiled=() if options.compile == "no" else COMPILED, resume=options.resume, part=part,
-                shortest=options.first, eager=options.compile != "only",
+                only_first=options.first, eager=options.compile != "only",
             )  # fmt: skip
         except ValueError as reason:
             parser.error(str(reason))

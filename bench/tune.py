@@ -192,9 +192,9 @@ def earlier(out: Path, where: dict[str, str], resume: bool) -> dict[str, Any]:
 
 def tune(
     out: Path, minutes: float, only: str = "", arithmetic: str = "bf16", resume: bool = False,
-    layers: tuple[Layer, ...] = LAYERS, n: int = BATCH, shortest: bool = False,
+    layers: tuple[Layer, ...] = LAYERS, n: int = BATCH, only_first: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measures what fits into the time, the important layers first; `shortest`: of FIRST alone, forward before
+    """Measures what fits into the time, the important layers first; `only_first`: of FIRST alone, forward before
     gradients, unless problems are named. Both files are there after every problem. A resumed run keeps the rows, and
     tries last what failed."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -205,7 +205,7 @@ def tune(
         matrices, key=lambda each: (not each.heavy, not {"ResNet-50", "VGG-16"} & dict(each.networks).keys())
     )
     every = {f"{arithmetic} {layer.name}, {what}": (layer, i) for layer in turns for i, what in enumerate(PASSES)}
-    if shortest and not only:
+    if only_first and not only:
         every = {name: every[name] for what in PASSES for name in (f"{arithmetic} {each}, {what}" for each in FIRST)}
     done = {row["name"] for row in report["rows"]}
     names = sorted((name for name in every if only in name and name not in done), key=report["failed"].__contains__)
@@ -240,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="problems whose name holds this")
     parser.add_argument("--arithmetic", choices=ARITHMETICS, default="bf16")
     parser.add_argument("--resume", action="store_true", help="go on with the run that the folder holds")
-    parser.add_argument("--first", action="store_true", help="only the layers that say the most", dest="shortest")
+    parser.add_argument("--first", action="store_true", help="only the layers that say the most", dest="only_first")
     parser.add_argument("--batch", type=int, default=BATCH, dest="n")
     parser.add_argument(
         "--chip", choices=tiles.CHIPS, help="without a GPU: this chip's tiles, run and timed in Triton's interpreter"
