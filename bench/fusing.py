@@ -1,8 +1,8 @@
-"""What torch.compile(backend="cnn_triton") fuses in public networks, and its cost on a CPU: python -m bench.fusing.
+"""What is fused in public networks, and what conversion costs them on a CPU: python -m bench.fusing.
 
-It prints docs/fusing.md's table: transformers' networks, small and with random weights, in eval mode and in training.
-With --out it also times networks of their usual size, batch 1, 64 x 64 pixels, original and compiled in turns, where
-PyTorch's own operators run: the captured graph as it was.
+It prints docs/fusing.md's table: transformers' networks, small, and timm's, in eval mode and in training. With --out it
+times networks of their usual size, batch 1, 64 x 64 pixels, original and converted in turns, where PyTorch's own
+operators run: the captured graph as it was.
 """
 
 import argparse
@@ -11,89 +11,20 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported: a CPU's tensors are to go to PyTorch
 
 import torch
-import transformers as hf
-from torch import nn
 
-from cnn_triton import captures
+import cnn_triton
 
 from .converted import call
 from .measure import HostClock, interleaved
 from .report import environment
-
-_HIDDEN = {"hidden_sizes": [8, 16], "depths": [1, 1]}
-_FOUR = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4}
-SMALL: dict[str, Callable[[], nn.Module]] = {
-    "ResNet, bottleneck": lambda: hf.ResNetModel(
-        hf.ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[2, 1])
-    ),
-    "ResNet, basic": lambda: hf.ResNetModel(
-        hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[2, 1], layer_type="basic")
-    ),
-    "RegNet-Y": lambda: hf.RegNetModel(hf.RegNetConfig(embedding_size=8, **_HIDDEN, groups_width=4)),
-    "MobileNetV1": lambda: hf.MobileNetV1Model(hf.MobileNetV1Config(depth_multiplier=0.25, image_size=32)),
-    "MobileNetV2": lambda: hf.MobileNetV2Model(hf.MobileNetV2Config(depth_multiplier=0.25, image_size=32)),
-    "MobileViT": lambda: hf.MobileViTModel(
-        hf.MobileViTConfig(
-            image_size=32, hidden_sizes=[16, 24, 32], neck_hidden_sizes=[8, 8, 16, 16, 24, 24, 32],
-            num_attention_heads=2,
-        )
-    ),
-    "ConvNeXt": lambda: hf.ConvNextModel(hf.ConvNextConfig(**_HIDDEN, num_stages=2)),
-    "ConvNeXt V2": lambda: hf.ConvNextV2Model(hf.ConvNextV2Config(**_HIDDEN, num_stages=2)),
-    "BiT": lambda: hf.BitModel(hf.BitConfig(embedding_size=32, hidden_sizes=[32, 64], depths=[1, 1], num_groups=4)),
-    "LeViT": lambda: hf.LevitModel(
-        hf.LevitConfig(
-            image_size=64, hidden_sizes=[16, 32, 48], num_attention_heads=[2] * 3, depths=[1] * 3, key_dim=[4] * 3
-        )
-    ),
-    "PoolFormer": lambda: hf.PoolFormerModel(hf.PoolFormerConfig(**_FOUR)),
-    "SegFormer": lambda: hf.SegformerModel(hf.SegformerConfig(**_FOUR, num_attention_heads=[1, 1, 2, 2])),
-}  # fmt: skip
-USUAL: dict[str, Callable[[], nn.Module]] = {
-    "ResNet-50": lambda: hf.ResNetModel(hf.ResNetConfig()),
-    "RegNet-Y 4GF": lambda: hf.RegNetModel(hf.RegNetConfig()),
-    "MobileNetV2": lambda: hf.MobileNetV2Model(hf.MobileNetV2Config(image_size=64)),
-    "ConvNeXt-T": lambda: hf.ConvNextModel(hf.ConvNextConfig()),
-    "MobileViT-S": lambda: hf.MobileViTModel(hf.MobileViTConfig(image_size=64)),
-}
-
-
-class Images(nn.Module):
-    """A network of transformers' as a function of images alone, without the randomness of its training."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        for module in network.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-            if hasattr(module, "drop_prob"):
-                module.drop_prob = 0.0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The network's last feature maps."""
-        return self.network(x).last_hidden_state  # type: ignore[no-any-return]
-
-
-def network(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """A small network and images for it."""
-    torch.manual_seed(0)
-    size = 64 if name in ("LeViT", "SegFormer") else 32
-    return Images(SMALL[name]()), torch.randn(2, 3, size, size)
-
-
-def said() -> tuple[str, str]:
-    """What was captured, as the table has it: the patterns; and what was left apart, and why."""
-    reasons = [reason for reason, _ in captures.apart]
-    left = "; ".join(f"{reason} ({reasons.count(reason)})" for reason in dict.fromkeys(reasons))
-    return ", ".join(f"{pattern} {count}" for pattern, count in captures.patterns.most_common()), left
+from .zoo import SMALL, TIMM, USUAL, network, said, usual
 
 
 def cells(name: str) -> Iterator[str]:
@@ -101,33 +32,37 @@ def cells(name: str) -> Iterator[str]:
     yield name
     for training in (False, True):
         model, x = network(name)
-        torch._dynamo.reset()
-        captures.clear()
-        torch.compile(model.train(training), backend="cnn_triton")(x)
-        yield from said()[: 1 if training else 2]
+        with torch.set_grad_enabled(training):
+            report = cnn_triton.convert(model.train(training), x)
+        yield from said(report.captures)[: 1 if training else 2]
 
 
 def table() -> str:
     """docs/fusing.md's table."""
     head = "| network | in eval mode | left apart there | in training |\n| --- | --- | --- | --- |"
-    return "\n".join([head, *(f"| {' | '.join(cells(name))} |" for name in SMALL)])
+    return "\n".join([head, *(f"| {' | '.join(cells(name))} |" for name in (*SMALL, *TIMM))])
 
 
 def timed(name: str, training: bool, rounds: int) -> dict[str, Any]:
-    """A row: milliseconds of the original and of the compiled network, their ratio, and the first call's seconds."""
-    torch.manual_seed(0)
-    original = Images(USUAL[name]())
-    compiled, x = torch.compile(copy.deepcopy(original), backend="cnn_triton"), torch.randn(1, 3, 64, 64)
-    torch._dynamo.reset()
-    captures.clear()
-    runs = {"original": call(original, x, training), "compiled": call(compiled, x, training)}
+    """A row: milliseconds of the original and of the converted network, their ratio, and the first call's seconds."""
+    original, x = usual(name), torch.randn(1, 3, 64, 64)
+    if name == "coatnet_nano_rw_224":  # for images of one size
+        x = torch.randn(1, 3, 224, 224)
+    if name == "inception_v3":  # which has no pixel left of less
+        x = torch.randn(1, 3, 80, 80)
+    if training:  # so that each channel has more than one value
+        x = x.expand(2, -1, -1, -1).contiguous()
+    converted = copy.deepcopy(original)
+    report = cnn_triton.convert(converted)
+    runs = {"original": call(original, x, training), "converted": call(converted, x, training)}
     begun = time.perf_counter()
-    runs["compiled"]()
+    runs["converted"]()
     first = time.perf_counter() - begun
-    assert captures.graphs > 0
+    assert report.captures.graphs > 0
     times = interleaved(runs, HostClock(), rounds, math.inf)
-    row = {"network": name, "mode": "training" if training else "forward", "first call, seconds": first}
-    return row | times | {"ratio": times["compiled"]["p50"] / times["original"]["p50"]}
+    row = {"network": name, "mode": "training" if training else "forward", "graphs": report.captures.graphs}
+    ratio = times["converted"]["p50"] / times["original"]["p50"]
+    return row | {"first call, seconds": first} | times | {"ratio": ratio}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -139,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(table())
         return 0
     rows = []
-    for name in USUAL:
+    for name in (*USUAL, *TIMM):
         for training in (False, True):
             rows.append(timed(name, training, options.rounds))
             said = {key: rows[-1][key] for key in ("network", "mode", "ratio", "first call, seconds")}

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import cnn_triton
+from cnn_triton.ahead import FakesForDynamo
 from cnn_triton.nn import LocallyConnected2d
 
 from .measure import DTYPES
@@ -89,7 +89,7 @@ def measured(stack: str, n: int, dtype: str, shape: tuple[int, int, int] | None 
     gpu, (build, usual) = torch.cuda.is_available(), STACKS[stack]
     size = (n, *(shape or usual))
     row: dict[str, Any] = {"layers": stack, "input": "x".join(map(str, size)), "dtype": dtype, "saved, bytes": {}}
-    with contextlib.nullcontext() if gpu else FakeTensorMode():
+    with contextlib.nullcontext() if gpu else FakesForDynamo():
         where = {"device": "cuda" if gpu else "cpu", "dtype": DTYPES[dtype]}
         x = torch.randn(size, **where).to(memory_format=torch.channels_last)
         for who, model in zip(("PyTorch", "ours"), build(**where), strict=True):

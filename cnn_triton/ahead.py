@@ -22,6 +22,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from .capture import eagerly
+from .compiled import CompiledCall
 from .dispatch import as_on_a_gpu
 from .kernels import aot
 from .kernels.chips import NAMES
@@ -29,7 +31,7 @@ from .kernels.lang import INTERPRETING, require, triton  # type: ignore[attr-def
 from .kernels.op import Launch, noting
 from .kernels.registry import op_of
 
-__all__ = ["WarmUp", "warmup"]
+__all__ = ["FakesForDynamo", "WarmUp", "arguments", "faked", "warmup"]
 
 
 class WarmUp(NamedTuple):
@@ -113,6 +115,21 @@ def warmup(model: torch.nn.Module, example: Any, *, chip: str | None = None, wor
 
 def _checked(model: Any, example: Any, chip: Any, workers: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and the keyword arguments that the example is."""
+    found = arguments(model, example)
+    if chip is not None and not isinstance(chip, str):
+        raise TypeError(f"chip must be a string, but got {type(chip).__name__}")
+    if chip is not None and chip not in NAMES:
+        raise ValueError(f"chip must be one of {', '.join(NAMES)}, but got {chip!r}")
+    if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool)):
+        raise TypeError(f"workers must be an integer, but got {type(workers).__name__}")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, but got {workers}")
+    return found
+
+
+def arguments(model: Any, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and the keyword arguments that an example for a model is; errors: TypeError for what is none, or
+    no model, RuntimeError for a model without shapes."""
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -125,14 +142,6 @@ def _checked(model: Any, example: Any, chip: Any, workers: Any) -> tuple[tuple[A
         )
     if isinstance(example, dict) and not all(isinstance(key, str) for key in example):
         raise TypeError(f"example must have strings as keys, the model's keyword arguments, but got {list(example)}")
-    if chip is not None and not isinstance(chip, str):
-        raise TypeError(f"chip must be a string, but got {type(chip).__name__}")
-    if chip is not None and chip not in NAMES:
-        raise ValueError(f"chip must be one of {', '.join(NAMES)}, but got {chip!r}")
-    if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool)):
-        raise TypeError(f"workers must be an integer, but got {type(workers).__name__}")
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, but got {workers}")
     if isinstance(example, dict):
         return (), example
     return (example,) if isinstance(example, torch.Tensor) else example, {}
@@ -173,21 +182,46 @@ class Noting(TorchDispatchMode):
         return results
 
 
-def step_launches(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Launch]:
-    """What a forward and a backward pass of the model launch, in order."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:  # tensors that are neither parameters nor buffers
+class _ForDynamo:
+    """A mode that TorchDynamo captures within; it keeps out of others."""
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """So it asks."""
+        return True
+
+
+class FakesForDynamo(_ForDynamo, FakeTensorMode):
+    """Within, tensors have shapes and strides, and no memory."""
+
+
+class _NotingForDynamo(_ForDynamo, Noting):
+    pass
+
+
+@contextlib.contextmanager
+def faked(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Callable[[], Any]]:
+    """Within, a call of the model on copies of its tensors, and of these, that have shapes and strides only. Errors:
+    RuntimeError for a model that needs their values."""
+    mode = FakesForDynamo if CompiledCall.of(model) else FakeTensorMode  # other compilers would compute
+    with eagerly(), mode(allow_non_fake_inputs=True) as fake:  # tensors that are neither parameters nor buffers
         named = (*model.named_parameters(), *model.named_buffers())
         state: dict[str, torch.Tensor] = {name: fake.from_tensor(tensor) for name, tensor in named}
         args, kwargs = tree_map_only(torch.Tensor, fake.from_tensor, (args, kwargs))
-        noted = Noting()
-        with noted:
-            try:
-                step(lambda: torch.func.functional_call(model, state, args, kwargs))
-            except (DataDependentOutputException, DynamicOutputShapeException) as error:
-                raise RuntimeError(
-                    f"model's step needs the values of its tensors ({error.func}), which a warm-up does not have; "
-                    "warm up those of its parts that do not"
-                ) from error
+        try:
+            yield lambda: torch.func.functional_call(model, state, args, kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise RuntimeError(
+                f"model's step needs the values of its tensors ({error.func}), which the example does not give; "
+                "take those of its parts that do not"
+            ) from error
+
+
+def step_launches(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Launch]:
+    """What a forward and a backward pass of the model launch, in order."""
+    noted = _NotingForDynamo() if CompiledCall.of(model) else Noting()
+    with faked(model, args, kwargs) as forward, noted:
+        step(forward)
     return noted.launches
 
 

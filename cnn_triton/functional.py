@@ -10,6 +10,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import autograd
@@ -45,6 +47,7 @@ __all__ = [
     "max_unpool2d",
 ]
 
+_TRACED = (FakeTensor, FunctionalTensor)  # which take any operator for what it is
 _Ints = int | tuple[int, ...] | list[int]
 _Sizes = int | None | Sequence[int | None]
 _Activation = str | tuple[Any, ...] | None
@@ -55,8 +58,11 @@ _T = TypeVar("_T")
 
 def _overridable(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """The function, of which tensors of other classes may say what it does, as they may of PyTorch's own
-    (__torch_function__); torch.fx's proxies, for one, note the call."""
+    (__torch_function__); torch.fx's proxies, for one, note the call. TorchDynamo takes it for one call, and doesn't
+    look into it where it runs."""
 
+    @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         given = (*args, *kwargs.values()) if kwargs else args
@@ -64,7 +70,7 @@ def _overridable(function: Callable[_P, _T]) -> Callable[_P, _T]:
             return handle_torch_function(call, given, *args, **kwargs)  # type: ignore[no-any-return, unused-ignore]
         return function(*args, **kwargs)
 
-    return call
+    return call  # type: ignore[no-any-return]
 
 
 @_overridable
@@ -171,7 +177,7 @@ def _conv(
     residual: torch.Tensor | None,
 ) -> torch.Tensor:
     spelled = activations.spell(activation)
-    if _on_aten(input):
+    if _on_aten(input, weight, bias, residual, scale):
         shown, left = _padded(dims, input, weight, stride, padding, dilation, padding_mode)
         product = lambda bias: aten(shown, weight, bias, stride, left, dilation, groups)  # noqa: E731
         return completed(product, bias, scale, residual, spelled, dims)
@@ -183,6 +189,8 @@ def _conv(
     images = _image("input", _row(input, dims), dims)
     beside = None if residual is None else _image("residual", residual, dims)
     groups = geometry.integer("groups", groups)
+    if dims == 1:  # the operator would speak of images
+        geometry.conv_shape(images.shape, kernel.shape, None if bias is None else bias.shape, window, groups)
     y = autograd.conv2d(images, kernel, bias, scale, beside, *window[1:4], groups, padding_mode, spelled)
     return _like(y, input, dims)
 
@@ -274,7 +282,7 @@ def _conv_pool(
     scale: torch.Tensor | None,
 ) -> torch.Tensor:
     pool = geometry.pair("pool_size", pool_size, 1)
-    if _on_aten(input):
+    if _on_aten(input, weight, bias, scale):
         window = (stride, padding, dilation, groups, padding_mode)
         return aten(_conv(2, F.conv2d, input, weight, bias, *window, "relu", scale, None), pool)
     input, weight, bias, _, scale = _lowered(input, weight, bias, None, scale)
@@ -328,7 +336,7 @@ def conv2d_batch_norm(
     check_optional(running_mean=running_mean, running_var=running_var)
     if (running_mean is None or running_var is None) and not training:
         raise RuntimeError("running_mean and running_var must be tensors unless training is True, but got None")
-    if _on_aten(input):
+    if _on_aten(input, weight, bias, residual):
         x = _conv(2, F.conv2d, input, weight, bias, *window, None, None, None)
         y = F.batch_norm(x, running_mean, running_var, norm_weight, norm_bias, training, momentum, eps)
         y = y if residual is None else y + residual
@@ -367,6 +375,7 @@ def conv2d_batch_norm(
     return result
 
 
+@_overridable
 def norm_scale(
     bias: torch.Tensor | None,
     mean: torch.Tensor,
@@ -429,7 +438,7 @@ def locally_connected2d(
     beside = None if residual is None else _image("residual", residual, 2)
     groups = geometry.integer("groups", groups)
     args = (images, weight, bias, scale, beside, *window[1:4], groups, spelled)
-    if _on_aten(input):
+    if _on_aten(input, weight, bias, residual, scale):
         last = channels_last(LOCALLY_CONNECTED2D.fake(*args))  # which checks them
         layout = torch.channels_last if last else torch.contiguous_format
         return _like(LOCALLY_CONNECTED2D.aten(*args).contiguous(memory_format=layout), input, 2)
@@ -509,7 +518,7 @@ def _conv_transpose(
     residual: torch.Tensor | None,
 ) -> torch.Tensor:
     spelled = activations.spell(activation)
-    if _on_aten(input):
+    if _on_aten(input, weight, bias, residual, scale):
         product = lambda bias: aten(input, weight, bias, stride, padding, output_padding, groups, dilation)  # noqa: E731
         return completed(product, bias, scale, residual, spelled, dims)
     input, weight, bias, residual, scale = _lowered(input, weight, bias, residual, scale)
@@ -590,9 +599,14 @@ def _max_pool(
     check_tensors(input=input)
     window = pool_geometry.pool_window(kernel_size, stride, padding, dilation, dims)
     images = _image("input", input, dims)
-    pool_geometry.check_images(images.shape)
+    pool_geometry.check_images(images.shape, dims=dims)
     return _maxima(
-        images, pool_geometry.pool_output(window, images.shape[2:], ceil_mode), window, return_indices, input, dims
+        images,
+        pool_geometry.pool_output(window, images.shape[2:], ceil_mode, dims),
+        window,
+        return_indices,
+        input,
+        dims,
     )
 
 
@@ -737,8 +751,8 @@ def _avg_pool(
     check_tensors(input=input)
     window = pool_geometry.pool_window(kernel_size, stride, padding, 1, dims)
     images = _image("input", input, dims)
-    pool_geometry.check_images(images.shape)
-    size = pool_geometry.pool_output(window, images.shape[2:], ceil_mode)
+    pool_geometry.check_images(images.shape, dims=dims)
+    size = pool_geometry.pool_output(window, images.shape[2:], ceil_mode, dims)
     if divisor_override is not None:
         divisor_override = geometry.integer("divisor_override", divisor_override)
     args = (images, size, window, geometry.flag("count_include_pad", count_include_pad), divisor_override)
@@ -812,7 +826,7 @@ def _adaptive_max_pool(
     check_tensors(input=input)
     size = pool_geometry.adaptive_output(output_size, input.shape, dims)
     images = _image("input", input, dims)
-    pool_geometry.check_images(images.shape, (0,) if input.dim() == dims + 2 else (0, 1))
+    pool_geometry.check_images(images.shape, (0,) if input.dim() == dims + 2 else (0, 1), dims)
     return _maxima(images, size, (), return_indices, input, dims)
 
 
@@ -859,7 +873,7 @@ def _dense(
     residual: torch.Tensor | None,
 ) -> torch.Tensor:
     spelled = activations.spell(activation)
-    if _on_aten(input):
+    if _on_aten(input, weight, bias, residual, scale):
         return completed(lambda bias: F.linear(input, weight, bias), bias, scale, residual, spelled, 0)
     input, weight, bias, residual, scale = _lowered(input, weight, bias, residual, scale)
     check_tensors(input=input, weight=weight)
@@ -879,9 +893,21 @@ def _dense(
     return result.view(*input.shape[:-1], weight.shape[0])
 
 
-def _on_aten(input: torch.Tensor) -> bool:
+def _on_aten(input: torch.Tensor, *others: Any) -> bool:
     """Does PyTorch's own operator run? (What is no tensor gets its error from ours.)"""
-    return isinstance(input, torch.Tensor) and not runs_kernels(input.device)
+    if not isinstance(input, torch.Tensor):
+        return False
+    return not runs_kernels(input.device) or _foreign(input) or any(map(_foreign, others))
+
+
+def _foreign(tensor: Any) -> bool:
+    """Is it a tensor that kernels can't read: sparse, nested, or of a class that says itself what operators do?"""
+    if tensor is None or not isinstance(tensor, torch.Tensor):
+        return False
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return True
+    kind: Any = type(tensor)
+    return kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ and kind not in _TRACED
 
 
 def _low(*tensors: Any) -> tuple[Any, ...]:
@@ -942,8 +968,3 @@ def _like(y: torch.Tensor, input: torch.Tensor, dims: int) -> torch.Tensor:
     """The way back from `_image`."""
     y = y if dims == 2 else y[:, :, 0]
     return y[0] if input.dim() == dims + 1 else y
-
-
-# For torch.compile each of these is one call: a captured graph has layers in it, not what they consist of.
-for _name in (*__all__, "norm_scale"):
-    torch.compiler.allow_in_graph(globals()[_name])

@@ -25,26 +25,45 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
-from . import functional, fused
-from .kernels import activations
+from . import functional
+from .kernels import activations, geometry
 from .kernels.precision import PRECISION
 
-__all__ = ["OURS", "WORDS", "Fused", "fuse"]
+__all__ = ["Fused", "changed", "fuse", "modules_of", "parts", "plain"]
 
 Node = fx.Node
 
 # PyTorch's functions that a kernel stands for alone, and those of ours that begin a chain.
-OURS: dict[Any, Any] = {getattr(F, name): getattr(functional, name) for name in functional.__all__ if hasattr(F, name)}
+_OURS: dict[Any, Any] = {getattr(F, name): getattr(functional, name) for name in functional.__all__ if hasattr(F, name)}
 _PRODUCTS: set[Any] = {
     functional.conv1d, functional.conv2d, functional.conv_transpose1d, functional.conv_transpose2d, functional.linear
 }  # fmt: skip
+_THEIRS = {ours: theirs for theirs, ours in _OURS.items()}
+_ONLY_OURS = {"padding_mode", "activation", "scale", "residual"}  # arguments that PyTorch's have not
+# Pools, and the names of their arguments but the input.
+_POOLS = {
+    "max_pool2d": ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    "avg_pool2d": ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+}
+# Other arguments of pools, what they must be in a convolution's kernel, and what is said of the others.
+_PLAIN = (
+    ("padding", 0, "it pads"), ("dilation", 1, "its windows have holes"), ("ceil_mode", False, "it keeps ragged edges"),
+    ("return_indices", False, "it returns indices"), ("divisor_override", None, "it has a divisor of its own"),
+)  # fmt: skip
+
+
+def _pool(word: str, *given: Any, **named: Any) -> tuple[Any, ...]:
+    """The words of a pool."""
+    return word, dict(zip(_POOLS[word], given, strict=False)) | named
+
+
 # Functions, and methods of that name, that may follow a product in its kernel: their words, of their other arguments.
-WORDS: dict[Any, Callable[..., tuple[Any, ...]]] = {
+_WORDS: dict[Any, Callable[..., tuple[Any, ...]]] = {
     **dict.fromkeys((F.relu, torch.relu, torch.relu_), lambda inplace=False: ("relu",)),
     F.relu6: lambda inplace=False: ("relu6",),
     F.leaky_relu: lambda negative_slope=0.01, inplace=False: ("leaky_relu", negative_slope),
     F.hardtanh: lambda min_val=-1.0, max_val=1.0, inplace=False: ("hardtanh", min_val, max_val),
-    F.gelu: lambda approximate="none": fused.gelu(approximate),
+    F.gelu: lambda approximate="none": ("gelu" if approximate == "none" else f"gelu_{approximate}",),
     F.silu: lambda inplace=False: ("silu",),
     F.hardswish: lambda inplace=False: ("hardswish",),
     F.hardsigmoid: lambda inplace=False: ("hardsigmoid",),
@@ -60,8 +79,8 @@ WORDS: dict[Any, Callable[..., tuple[Any, ...]]] = {
         (torch.clamp, torch.clamp_),
         lambda min=None, max=None: ("clamp", -math.inf if min is None else min, math.inf if max is None else max),
     ),
-    **dict.fromkeys((F.max_pool2d, functional.max_pool2d), functools.partial(fused.pool, "max_pool2d")),
-    **dict.fromkeys((F.avg_pool2d, functional.avg_pool2d), functools.partial(fused.pool, "avg_pool2d")),
+    **dict.fromkeys((F.max_pool2d, functional.max_pool2d), functools.partial(_pool, "max_pool2d")),
+    **dict.fromkeys((F.avg_pool2d, functional.avg_pool2d), functools.partial(_pool, "avg_pool2d")),
 }
 _ADDS = {operator.add, torch.add, torch.Tensor.add}
 _ADDS_IN_PLACE = {operator.iadd, torch.Tensor.add_}
@@ -83,7 +102,7 @@ def function_of(node: Node) -> Any:
 
 
 def _word_of(node: Node) -> Any:
-    """The key of WORDS that a node's call has, if any."""
+    """The key of _WORDS that a node's call has, if any."""
     if node.op == "call_method":
         return getattr(torch, str(node.target), None)
     return node.target if node.op == "call_function" else None
@@ -188,6 +207,16 @@ class Effects:
             for node in self.between(since, until, own)
         )
 
+    def last_sees(self, call: Node, value: Any) -> bool:
+        """Is a call the last to see the memory of a value, which the graph itself made?"""
+        for node in self.nodes[: self.place[call]]:
+            if _meet(memories(node), memories(value)) and (
+                node.op in ("placeholder", "get_attr")
+                or any(self.place[user] > self.place[call] for user in node.users)
+            ):
+                return False
+        return True
+
     def changed_after(self, node: Node) -> bool:
         """May what a call returns be changed in place, by the graph or by who gets it?"""
         later = self.nodes[self.place[node] + 1 :]
@@ -205,7 +234,7 @@ def _in_place(node: Node) -> bool:
     """Does it change its first argument? By the argument of that name, wherever it stands."""
     if "inplace" in node.kwargs:
         return bool(node.kwargs["inplace"])
-    word = WORDS.get(node.target) if node.op == "call_function" else None
+    word = _WORDS.get(node.target) if node.op == "call_function" else None
     try:
         names = inspect.signature(word or function_of(node))
         given = names.bind(*(node.args[1:] if word else node.args), **node.kwargs).arguments
@@ -216,12 +245,17 @@ def _in_place(node: Node) -> bool:
 
 @dataclass
 class Fused:
-    """A product and what is in its kernel. `words`: of all of it, as people say them; `apart`: why what follows isn't
-    in it, if it might have been; `where`: the module that the product is of."""
+    """A product and what is in its kernel. `words`: of all of it, as people say them; `places`: the modules that called
+    them; `apart`: why what follows isn't in it, if it might have been."""
 
     words: list[str]
-    where: str = ""
+    places: list[str]
     apart: str = ""
+
+    @property
+    def where(self) -> str:
+        """The module that the product is of."""
+        return self.places[0]
 
     def __str__(self) -> str:
         return " + ".join(self.words)
@@ -253,29 +287,48 @@ class _Chain:
 
 
 class _Apart(Exception):
-    """Why a call can't be in the kernel; without words, that it is none that ever is."""
+    """Why a call can't be in the kernel; without words, that it is none that ever is. `call`: the one that is left."""
+
+    call: Node | None = None
 
 
-def fuse(module: fx.GraphModule) -> list[Fused]:
-    """Puts our kernels into the module's graph, in place; says what is in each."""
+def fuse(module: fx.GraphModule, names: dict[str, str]) -> list[Fused]:
+    """Puts our kernels into the module's graph, in place; says what is in each. `names`: of modules, by their id."""
     effects = Effects(module.graph)
     taken: set[Node] = set()
-    chains = [chain for node in effects.nodes if (chain := _begun(node))]
+    left: list[tuple[_Chain, _Apart]] = []
+    chains = [chain for node in effects.nodes if (chain := _begun(node, names))]
     for chain in chains:
         try:
             while True:
                 _take_on(chain, effects, taken)
                 taken.add(chain.last)
+                chain.fused.places.append(_where(chain.last, names))
         except _Apart as reason:
-            chain.fused.apart = str(reason)
+            left.append((chain, reason))
+    for chain, apart in left:
+        chain.fused.apart = str(apart) if apart.call not in taken else ""  # another product's kernel may have it
     for chain in chains:
         _replace(chain)
     for node in module.graph.nodes:
-        if node.op == "call_function" and node.target in OURS and _has_kernel(node):
-            node.target = OURS[node.target]
+        if node.op == "call_function" and node.target in _OURS and _has_kernel(node):
+            node.target = _OURS[node.target]
     module.graph.lint()
     module.recompile()
-    return [chain.fused for chain in chains]
+    return [*(chain.fused for chain in chains), *(each for part in parts(module) for each in fuse(part, names))]
+
+
+def parts(module: fx.GraphModule) -> list[fx.GraphModule]:
+    """The graphs that a graph calls: what torch.utils.checkpoint was given, for one."""
+    return [child for child in module.children() if isinstance(child, fx.GraphModule)]
+
+
+def changed(module: fx.GraphModule) -> list[int]:
+    """Which of its arguments a graph writes."""
+    effects = Effects(module.graph)
+    written = frozenset[int]().union(*(each for each in effects.writes.values() if each))
+    placeholders = [node for node in effects.nodes if node.op == "placeholder"]
+    return [i for i, node in enumerate(placeholders) if written & (memories(node) or frozenset())]
 
 
 def _has_kernel(node: Node) -> bool:
@@ -284,9 +337,21 @@ def _has_kernel(node: Node) -> bool:
     return isinstance(value, torch.Tensor) and _plain(value) and value.dtype in PRECISION
 
 
-def _begun(node: Node) -> _Chain | None:
+def plain(module: fx.GraphModule) -> None:
+    """Puts PyTorch's functions in the place of ours that are the same, in place."""
+    for node in module.graph.nodes:
+        theirs = _THEIRS.get(node.target) if node.op == "call_function" else None
+        if theirs and all(value in ("zeros", None) for name, value in node.kwargs.items() if name in _ONLY_OURS):
+            node.target = theirs
+            node.kwargs = {name: value for name, value in node.kwargs.items() if name not in _ONLY_OURS}
+    module.recompile()
+    for part in parts(module):
+        plain(part)
+
+
+def _begun(node: Node, names: dict[str, str]) -> _Chain | None:
     """The chain that begins with this call, if it is a product by itself."""
-    function: Any = OURS.get(node.target, node.target) if node.op == "call_function" else None
+    function: Any = _OURS.get(node.target, node.target) if node.op == "call_function" else None
     if function not in _PRODUCTS or not _has_kernel(node):
         return None
     try:
@@ -296,16 +361,24 @@ def _begun(node: Node) -> _Chain | None:
     if any(given.get(name) is not None for name in ("activation", "residual", "scale")):
         return None
     reads = tuple((each, node) for each in node.all_input_nodes)
-    return _Chain(function, {"product": node}, Fused([function.__name__], _where(node)), reads=reads)
+    return _Chain(function, {"product": node}, Fused([function.__name__], [_where(node, names)]), reads=reads)
 
 
-def _where(node: Node) -> str:
-    """The path of the module that called, or its class."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path, kind = stack[-1][:2] if stack else ("", "")
+def modules_of(node: Node) -> dict[str, tuple[str, type]]:
+    """The modules that a call was made in, the innermost last: by their id, how the graph came to them, and their
+    class."""
+    return node.meta.get("nn_module_stack") or {}
+
+
+def _where(node: Node, names: dict[str, str]) -> str:
+    """The name of the module that called, else the way to it, or its class."""
+    stack = modules_of(node)
+    if not stack:
+        return ""
+    key, (path, kind) = list(stack.items())[-1]
     path = re.sub(r"^L\['\w+'\]\.?|\._modules(?=\[)", "", path)
     path = re.sub(r"\['?(\w+)'?\]", r".\1", path).strip(".")
-    return path or getattr(kind, "__name__", str(kind))
+    return names.get(key) or path or str(getattr(kind, "__name__", kind))
 
 
 def _take_on(chain: _Chain, effects: Effects, taken: set[Node]) -> None:
@@ -332,10 +405,15 @@ def _take_on(chain: _Chain, effects: Effects, taken: set[Node]) -> None:
             for value in (given["running_mean"], given["running_var"]):
                 if isinstance(value, Node) and effects.looked_at(value, norm, user, own):
                     raise _Apart("the running statistics are read in between")
+        into_other = function_of(user) in _ADDS_IN_PLACE and user.args[0] is not chain.last
+        if into_other and not effects.last_sees(user, user.args[0]):  # who else sees that would miss the sum
+            raise _Apart("it changes the other tensor")
         if step.what == "activation":
             _check_saved(longer, effects)
     except _Apart as reason:
-        raise _Apart(f"{step.word} is left: {reason}" if str(reason) else "") from None
+        apart = _Apart(f"{step.word} is left: {reason}" if str(reason) else "")
+        apart.call = user
+        raise apart from None
     vars(chain).update(vars(longer))
     chain.fused.words.append(step.word)
 
@@ -364,7 +442,7 @@ def _step(node: Node, value: Node) -> _Step | None:
         return _Step("norm", "batch_norm", _tell_norm) if node.args[:1] == (value,) else None
     if node.op in ("call_function", "call_method") and function_of(node) in _ADDS | _ADDS_IN_PLACE:
         return _Step("residual", "add", _tell_residual) if _other(node, value) is not None else None
-    rule = WORDS.get(_word_of(node))
+    rule = _WORDS.get(_word_of(node))
     if rule is None or node.args[:1] != (value,):
         return None
     try:
@@ -404,8 +482,6 @@ def _tell_residual(chain: _Chain, longer: _Chain) -> None:
         raise _Apart
     if set(node.kwargs) - {"other"} or len(node.args) > 2:
         raise _Apart("it is scaled")
-    if function_of(node) in _ADDS_IN_PLACE and node.args[0] is not chain.last:
-        raise _Apart("it changes the other tensor")
     if not isinstance(its, torch.Tensor) or not isinstance(mine, torch.Tensor):
         raise _Apart("it adds no tensor")
     if (its.shape, its.dtype, its.device) != (mine.shape, mine.dtype, mine.device):
@@ -417,8 +493,10 @@ def _tell_activation(words: tuple[Any, ...], chain: _Chain, longer: _Chain) -> N
         raise _Apart("its numbers are not fixed")
     if "pool" in chain.nodes:
         raise _Apart
-    if reason := fused.unfit(words):
-        raise _Apart(reason)
+    try:
+        activations.spell(words)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _Apart(str(error)) from None
     if chain.by_batch and "residual" in chain.nodes and activations.of(activations.spell(words)).saves == "input":
         raise _Apart("in training the kernel would keep the other tensor, which may be changed in place")
     longer.activation = words
@@ -433,9 +511,25 @@ def _tell_pool(words: tuple[Any, ...], chain: _Chain, longer: _Chain) -> None:
         raise _Apart("in training the normalisation is a second kernel, which pools nothing")
     if len(longer.last.all_input_nodes) > 1 or value_of(chain.last).dim() != 4:
         raise _Apart("its windows are not fixed, or the image has no batch")
-    if reason := fused.unfit(words):
+    if reason := _unfit(**words[1]):
         raise _Apart(reason)
     longer.pool = words[0], words[1]
+
+
+def _unfit(kernel_size: Any, stride: Any = None, **others: Any) -> str:
+    """Why a pool of these windows can't be in a convolution's kernel; nothing if it can."""
+    try:
+        size = geometry.pair("kernel_size", kernel_size, 1)
+        step = size if stride in (None, (), []) else geometry.pair("stride", stride, 1)
+    except (TypeError, RuntimeError) as error:
+        return str(error)
+    if step != size:
+        overlap = any(a < b for a, b in zip(step, size, strict=True))
+        return "its windows overlap" if overlap else "its windows leave gaps"
+    for name, usual, why in _PLAIN:
+        if others.get(name, usual) not in (usual, (usual, usual), [usual, usual]):
+            return why
+    return ""
 
 
 def _replace(chain: _Chain) -> None:
@@ -463,7 +557,7 @@ def _replace(chain: _Chain) -> None:
         elif chain.activation:
             given["activation"] = chain.activation
         call = graph.call_function(function, (), given)
-    call.meta = dict(chain.last.meta)
+    call.meta = dict(chain.last.meta) | {"nn_module_stack": modules_of(nodes["product"])}
     chain.last.replace_all_uses_with(call)
     for node in reversed(nodes.values()):
         graph.erase_node(node)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from . import functional
 from .kernels import activations, geometry
@@ -54,10 +55,17 @@ class _Conv:
     def _conv_forward(
         self: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, **more: Any
     ) -> torch.Tensor:
-        window = (self.stride, self.padding, self.dilation, self.groups)
-        return self._function(  # type: ignore[no-any-return]
-            input, weight, bias, *window, padding_mode=self.padding_mode, **more
-        )
+        padding, mode = self.padding, self.padding_mode
+        if (
+            mode != "zeros" and padding != "same"
+        ):  # PyTorch's layer pads by what this says, whatever its padding is by now
+            pads = self._reversed_padding_repeated_twice
+            if pads[::2] == pads[1::2]:
+                padding = tuple(reversed(pads[::2]))
+            else:
+                input, padding, mode = F.pad(input, pads, mode), 0, "zeros"
+        window = (self.stride, padding, self.dilation, self.groups)
+        return self._function(input, weight, bias, *window, padding_mode=mode, **more)  # type: ignore[no-any-return]
 
 
 class Conv2d(_Conv, torch.nn.Conv2d):

@@ -9,6 +9,7 @@ A module is known forward by its call, and backward by the autograd nodes that i
 """
 
 import contextlib
+import functools
 import json
 import statistics
 import time
@@ -22,14 +23,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from . import fused
+from . import capture
+from .compiled import CompiledCall
 from .dispatch import launches, where
+from .fusing import modules_of
 from .kernels.lang import INTERPRETING
 from .kernels.precision import switches
 from .kernels.registry import op_of
 
 __all__ = ["Kernel", "Profile", "Row", "ceilings", "in_mode", "profile", "step_of"]
 
+_CALL = "_compiled_call_impl"  # where torch.nn.Module looks for what to call
 _REST = "(rest)"  # what no module called: the loss, sums of gradients
 
 
@@ -115,14 +119,16 @@ class _Clock:
 
 
 class _Layers:
-    """Which module is at work: forward by its call, backward by hooks on the autograd nodes that its call made.
+    """Which module is at work: forward by its call, or by that of a captured graph's node which was made in it;
+    backward by hooks on the autograd nodes that its call made.
 
-    No hooks on modules: where somebody looks in between, a converted model would call its layers one by one.
+    No hooks on modules: what was captured without them would be captured anew.
     """
 
     def __init__(self, model: torch.nn.Module, ranges: bool) -> None:
         self.ranges = ranges
-        self.names = {module: name or "(model)" for name, module in model.named_modules()}
+        self.model = model
+        self.names = {str(id(module)): name or "(model)" for name, module in model.named_modules()}
         self.at: list[tuple[str, str]] = []
         self.seen: set[Any] = set()
         self.open: list[Any] = []
@@ -130,22 +136,29 @@ class _Layers:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Within, `at` is a stack of (name, phase)."""
-        whole, kernel = torch.nn.Module.__call__, fused._kernel
+        layers = self
 
-        def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return self._counted(module, whole, module, *args, **kwargs)
+        class Nodes(torch.fx.Interpreter):
+            def run_node(self, n: torch.fx.Node) -> Any:
+                """The node's result, counted to the module that it is of."""
+                return layers._counted(next(reversed(modules_of(n)), ""), super().run_node, n)
 
-        def several(input: torch.Tensor, steps: Any) -> Any:  # what a converted model calls in the layers' place
-            return self._counted(steps[0][1], kernel, input, steps)
-
-        torch.nn.Module.__call__, fused._kernel = call, several  # type: ignore[method-assign]
+        converted = [module for module in self.model.modules() if CompiledCall.of(module)]
+        captured = {part for module in converted for part in module.modules()} - set(converted)
+        before = {module: vars(module).get(_CALL) for module in self.model.modules() if module not in captured}
         try:
-            yield
+            for module, call in before.items():
+                vars(module)[_CALL] = functools.partial(self._counted, str(id(module)), call or module._call_impl)
+            with capture.node_by_node(Nodes):
+                yield
         finally:
-            torch.nn.Module.__call__, fused._kernel = whole, kernel  # type: ignore[method-assign]
+            for module, call in before.items():
+                vars(module)[_CALL] = call
+                if call is None:
+                    del vars(module)[_CALL]
 
-    def _counted(self, module: torch.nn.Module, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The function's result, counted to the module."""
+    def _counted(self, module: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The function's result, counted to the module of this id."""
         name = self.names.get(module)
         if name is None:
             return function(*args, **kwargs)
@@ -201,6 +214,11 @@ class _Watched(TorchDispatchMode):
         self.layers, self.clock, self.kinds = layers, clock, kinds
         self.rows: dict[tuple[str, str, str], Row] = {}
         self.marks: list[tuple[Row, Any, Any]] = []
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """So TorchDynamo asks whether what it captured may run."""
+        return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -49,13 +49,10 @@ def profile_model(
             original = profile(model, x, training=training, steps=steps, title=f"{name}, PyTorch's own operators")
         model.zero_grad(set_to_none=True)
     if not found.ours:
-        report = convert(model)
+        with in_mode(model, training):
+            report = convert(model, x)
         print(report)
-        into = {
-            layer.name: layer.why.removeprefix("into ").split(" ")[0]
-            for layer in report.layers
-            if layer.why.startswith("into ")
-        }
+        into = {place: each.where for each in report.captures.fused for place in each.places[1:] if place != each.where}
     if proton is not None:  # before PyTorch's profiler, which would keep the GPU's counters to itself
         _proton(model, x, training, proton)
     if trace is not None:

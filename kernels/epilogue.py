@@ -226,7 +226,9 @@ def completed(
     """A product and what follows it, by PyTorch, whose products add a bias themselves: product(bias) is one, with
     `dims` dimensions behind its columns."""
     y = product(bias if scale is None else None)
-    if y.shape[-1 - dims] == 0:  # without input channels there are no columns either
+    if (
+        y.dim() > dims and not y.is_nested and y.shape[-1 - dims] == 0
+    ):  # without input channels there are no columns either
         return y
     columns = (-1, *(1,) * dims)
     x = y if scale is None else y * scale.view(columns)

@@ -28,6 +28,7 @@ class Window(NamedTuple):
     pads: Pads
     dilation: Pair
     padding_mode: str = "zeros"
+    dims: int = 2  # of what the user has: rows are images one pixel high
 
     @property
     def taps(self) -> int:
@@ -186,7 +187,17 @@ def conv_window(
     if padding_mode not in PADDING_MODES:
         raise ValueError(f"padding_mode must be one of {PADDING_MODES}, but got {padding_mode!r}")
     stride, dilation = pair("stride", stride, 1, dims), pair("dilation", dilation, 1, dims)
-    return Window(size, stride, conv_pads(padding, size, stride, dilation, dims), dilation, padding_mode)
+    return Window(size, stride, conv_pads(padding, size, stride, dilation, dims), dilation, padding_mode, dims)
+
+
+def sizes(pair: Sequence[int], dims: int) -> str:
+    """(vertical, horizontal) in words, as the user has it."""
+    return " x ".join(map(str, pair[2 - dims :]))
+
+
+def shape(images: Sequence[int], dims: int) -> tuple[int, ...]:
+    """Of images, as the user has it."""
+    return tuple(images) if dims == 2 else (*images[:-2], images[-1])
 
 
 def conv_output(window: Window, image: Pair) -> Pair:
@@ -195,13 +206,13 @@ def conv_output(window: Window, image: Pair) -> Pair:
     if most is not None and (max(window.pads[:2]) > image[0] + most or max(window.pads[2:]) > image[1] + most):
         raise RuntimeError(
             f"padding in mode {window.padding_mode!r} must be {'less than' if most else 'at most'} the input's size, "
-            f"{image[0]} x {image[1]}, but got {window.pads} (top, bottom, left, right)"
+            f"{sizes(image, window.dims)}, but got {_pads(window)}"
         )
     padded = window.padded(image)
     if window.span[0] > padded[0] or window.span[1] > padded[1]:
         raise RuntimeError(
-            f"weight: its window spans {window.span[0]} x {window.span[1]} pixels, more than the padded input's "
-            f"{padded[0]} x {padded[1]}; give a larger input, more padding or less dilation"
+            f"weight: its window spans {sizes(window.span, window.dims)} pixels, more than the padded input's "
+            f"{sizes(padded, window.dims)}; give a larger input, more padding or less dilation"
         )
     return (
         (padded[0] - window.span[0]) // window.stride[0] + 1,
@@ -209,22 +220,30 @@ def conv_output(window: Window, image: Pair) -> Pair:
     )
 
 
-def _check_conv(input: Sequence[int], weight: Sequence[int], groups: int) -> None:
+def _pads(window: Window) -> str:
+    if window.dims == 2:
+        return f"{window.pads} (top, bottom, left, right)"
+    return f"{window.pads[2:]} (left, right)"
+
+
+def _check_conv(input: Sequence[int], weight: Sequence[int], groups: int, dims: int) -> None:
     if len(weight) != 4 or 0 in tuple(weight[2:]):
+        kind = "4-D (K, C/groups, R, S)" if dims == 2 else "3-D (K, C/groups, S)"
         raise RuntimeError(
-            f"weight must be 4-D (K, C/groups, R, S) with a window of 1 x 1 at least, but got shape {tuple(weight)}"
+            f"weight must be {kind} with a window of {sizes((1, 1), dims)} at least, but got shape "
+            f"{shape(weight, dims)}"
         )
     if len(input) != 4 or 0 in tuple(input[2:]):
+        kind = "4-D (N, C, H, W) or 3-D (C, H, W)" if dims == 2 else "3-D (N, C, W) or 2-D (C, W)"
         raise RuntimeError(
-            "input must be 4-D (N, C, H, W) or 3-D (C, H, W) with images of 1 x 1 at least, but got shape "
-            f"{tuple(input)}"
+            f"input must be {kind} with images of {sizes((1, 1), dims)} at least, but got shape {shape(input, dims)}"
         )
     if groups < 1:
         raise RuntimeError(f"groups must be at least 1, but got {groups}")
     if weight[0] < 1 or weight[0] % groups:
         raise RuntimeError(
             f"groups must divide the first dimension of weight, which is 1 at least, but got groups={groups} for shape "
-            f"{tuple(weight)}"
+            f"{shape(weight, dims)}"
         )
 
 
@@ -237,15 +256,17 @@ def conv_shape(
     input: Sequence[int], weight: Sequence[int], bias: Sequence[int] | None, window: Window, groups: int
 ) -> tuple[int, int, int, int]:
     """Output shape (N, K, P, Q) of a convolution. Errors: RuntimeError naming the argument that doesn't fit."""
-    _check_conv(input, weight, groups)
+    _check_conv(input, weight, groups, window.dims)
     if input[1] != weight[1] * groups:
         raise RuntimeError(
-            f"input has {input[1]} channels, but weight of shape {tuple(weight)} with groups={groups} "
+            f"input has {input[1]} channels, but weight of shape {shape(weight, window.dims)} with groups={groups} "
             f"expects {weight[1] * groups}"
         )
     _check_bias(bias, weight[0])
     if window.padding_mode in ("reflect", "replicate") and input[1] == 0:
-        raise RuntimeError(f"input must have a channel to be padded by {window.padding_mode!r}, but got {tuple(input)}")
+        raise RuntimeError(
+            f"input must have a channel to be padded by {window.padding_mode!r}, but got {shape(input, window.dims)}"
+        )
     outputs = weight[0] if input[1] else 0  # PyTorch's answer to an input without channels
     return (input[0], outputs, *conv_output(window, (input[2], input[3])))
 
@@ -259,9 +280,10 @@ def transposed_window(
     pad, extra = pair("padding", padding, 0, dims), pair("output_padding", output_padding, 0, dims)
     if any(e >= max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
         raise RuntimeError(
-            f"output_padding must be smaller than stride {stride} or dilation {dilation}, but got {extra}"
+            f"output_padding must be smaller than stride {stride[2 - dims :]} or dilation {dilation[2 - dims :]}, but "
+            f"got {extra[2 - dims :]}"
         )
-    return Window(size, stride, (pad[0], pad[0] - extra[0], pad[1], pad[1] - extra[1]), dilation)
+    return Window(size, stride, (pad[0], pad[0] - extra[0], pad[1], pad[1] - extra[1]), dilation, dims=dims)
 
 
 def transposed_shape(
@@ -269,13 +291,14 @@ def transposed_shape(
 ) -> tuple[int, int, int, int]:
     """Output shape (N, C, H, W) of a transposed convolution of `input` (N, K, P, Q) with `weight` (K, C/groups, R, S).
     Errors: RuntimeError naming the argument that doesn't fit."""
-    _check_conv(input, weight, groups)
+    dims = window.dims
+    _check_conv(input, weight, groups, dims)
     if input[1] != weight[0]:
         raise RuntimeError(
-            f"input has {input[1]} channels, but transposed weight of shape {tuple(weight)} expects {weight[0]}"
+            f"input has {input[1]} channels, but transposed weight of shape {shape(weight, dims)} expects {weight[0]}"
         )
     if weight[1] < 1:
-        raise RuntimeError(f"weight must have at least one output channel, but got shape {tuple(weight)}")
+        raise RuntimeError(f"weight must have at least one output channel, but got shape {shape(weight, dims)}")
     _check_bias(bias, weight[1] * groups)
     pads = (window.pads[0] + window.pads[1], window.pads[2] + window.pads[3])
     image = [
@@ -284,8 +307,8 @@ def transposed_shape(
     ]
     if min(image) < 1:
         raise RuntimeError(
-            f"padding {window.pads[::2]} leaves an output of {image[0]} x {image[1]} pixels of an input of shape "
-            f"{tuple(input)}; give less padding or more output_padding"
+            f"padding {window.pads[::2][2 - dims :]} leaves an output of {sizes(image, dims)} pixels of an input of "
+            f"shape {shape(input, dims)}; give less padding or more output_padding"
         )
     return (input[0], weight[1] * groups, *image)  # type: ignore[return-value]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import gcd
 from typing import Any, NamedTuple
 
-from .geometry import Pair, flag, integer, pair
+from .geometry import Pair, flag, integer, pair, shape, sizes
 
 
 class Axis(NamedTuple):
@@ -50,11 +50,14 @@ def pool_window(kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1, 
     Errors: RuntimeError."""
     size, step = _pool_steps(kernel_size, stride, dims)
     spacing, pad = pair("dilation", dilation, 1, dims), pair("padding", padding, 0, dims)
+    own = slice(2 - dims, 2)  # of the directions those that the user has
     if pad[0] > size[0] // 2 or pad[1] > size[1] // 2:
-        raise RuntimeError(f"padding must be at most half of kernel_size {size}, but got {pad}")
+        raise RuntimeError(f"padding must be at most half of kernel_size {size[own]}, but got {pad[own]}")
     for name, value in (("kernel_size", size), ("stride", step), ("dilation", spacing)):
         if max(value) >= 1 << 31:
-            raise RuntimeError(f"{name} must be less than 2^31, as PyTorch's pools want it, but got {value}")
+            raise RuntimeError(
+                f"{name} must be less than 2^31, as PyTorch's pools want it, but got {value[2 - dims :]}"
+            )
     return (*size, *step, *pad, *spacing)
 
 
@@ -73,13 +76,14 @@ def pool_sizes(window: Sequence[int], image: Sequence[int], ceil_mode: bool) -> 
     return (p, q)
 
 
-def pool_output(window: Sequence[int], image: Sequence[int], ceil_mode: bool) -> Pair:
+def pool_output(window: Sequence[int], image: Sequence[int], ceil_mode: bool, dims: int = 2) -> Pair:
     """Output size (P, Q) of a pooling. Errors: RuntimeError if the window doesn't fit, TypeError (ceil_mode)."""
     size = pool_sizes(window, image, flag("ceil_mode", ceil_mode))
     if min(size) < 1:
+        taps, _, padding, dilation = (tuple(window[i + 2 - dims : i + 2]) for i in range(0, 8, 2))
         raise RuntimeError(
-            f"kernel_size {tuple(window[:2])} with dilation {tuple(window[6:])} and padding {tuple(window[4:6])} "
-            f"doesn't fit into an input of {image[0]} x {image[1]}: the output would be {size[0]} x {size[1]}"
+            f"kernel_size {taps} with dilation {dilation} and padding {padding} doesn't fit into an input of "
+            f"{sizes(image, dims)}: the output would be {sizes(size, dims)}"
         )
     return size
 
@@ -112,29 +116,31 @@ def unpool_output(
     usual = tuple((image[i] - 1) * step[i] + size[i] - 2 * pad[i] for i in range(2))
     if output_size is None:
         if min(usual) < 0:
-            raise ValueError(f"padding {pad} leaves an output of {usual[0]} x {usual[1]}; give less, or an output_size")
+            raise ValueError(
+                f"padding {pad[2 - dims :]} leaves an output of {sizes(usual, dims)}; give less, or an output_size"
+            )
         return usual  # type: ignore[return-value]
-    sizes = tuple(integer("output_size", size) for size in output_size)
-    if len(sizes) == dims + 2:
-        sizes = sizes[2:]
-    if len(sizes) != dims:
+    given = tuple(integer("output_size", size) for size in output_size)
+    if len(given) == dims + 2:
+        given = given[2:]
+    if len(given) != dims:
         raise ValueError(f"output_size must have {dims} or {dims + 2} elements, but got {tuple(output_size)}")
-    sizes = (1, *sizes) if dims == 1 else sizes
+    given = (1, *given) if dims == 1 else given
     for i in range(2 - dims, 2):
-        if not usual[i] - step[i] < sizes[i] < usual[i] + step[i]:
+        if not usual[i] - step[i] < given[i] < usual[i] + step[i]:
             raise ValueError(
                 f"output_size must differ from {usual[2 - dims :]} by less than stride {step[2 - dims :]} in each "
                 f"direction, but got {tuple(output_size)}"
             )
-    return sizes
+    return given
 
 
-def check_images(input: Sequence[int], may_be_empty: Sequence[int] = (0,)) -> None:
+def check_images(input: Sequence[int], may_be_empty: Sequence[int] = (0,), dims: int = 2) -> None:
     """Errors: RuntimeError unless input is a batch of images, of which only these dimensions may be empty."""
     if len(input) != 4 or any(size == 0 and d not in may_be_empty for d, size in enumerate(input)):
+        kind = "4-D (N, C, H, W) or 3-D (C, H, W)" if dims == 2 else "3-D (N, C, W) or 2-D (C, W)"
         raise RuntimeError(
-            "input must be 4-D (N, C, H, W) or 3-D (C, H, W) with only the batch possibly empty, but got shape "
-            f"{tuple(input)}"
+            f"input must be {kind} with only the batch possibly empty, but got shape {shape(input, dims)}"
         )
 
 

@@ -27,6 +27,10 @@ _FORBIDDEN = (
 
 
 class _NoAtenKernels(TorchDispatchMode):
+    @classmethod
+    def ignore_compile_internals(cls):
+        return True  # TorchDynamo captures within it, as it does without
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name()
         if name.startswith("aten::") and any(word in name for word in _FORBIDDEN):

@@ -526,8 +526,9 @@ def test_memory():
     small = memory.measured(vgg, 1, "fp32", (3, 32, 32))["saved, bytes"]
     model, x = vgg16_features(), torch.randn(1, 3, 32, 32)
     assert memory.saved(model, x) == small["PyTorch"]
-    report = cnn_triton.convert(model)
-    assert (report.count("fused"), report.count("left")) == (31, 0)
+    report = cnn_triton.convert(model, x)
+    assert dict(report.captures.patterns) == {"conv2d + relu": 8, "conv2d + relu + max_pool2d": 5}
+    assert report.count("left") == 0
     assert memory.saved(model, x) == small["ours"]
 
 

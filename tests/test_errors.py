@@ -1,5 +1,7 @@
 """Bad input: the exception type that PyTorch raises, with a message that names the argument and what was given."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -340,3 +342,43 @@ def test_numbers_beyond_32_bits(huge, device):
             for home in (F, functional):
                 with pytest.raises(RuntimeError):
                     getattr(home, name)(x, **given)
+
+
+ROWS = {
+    "channels": (functional.conv1d, lambda: (rand(2, 5, 8), rand(6, 4, 3)), ("input", "5", "(6, 4, 3)")),
+    "groups": (functional.conv1d, lambda: (rand(2, 8, 8), rand(6, 2, 3), None, 1, 0, 1, 4), ("groups", "(6, 2, 3)")),
+    "no pixel": (functional.conv1d, lambda: (rand(2, 4, 0), rand(6, 4, 3)), ("input", "3-D", "(2, 4, 0)")),
+    "window": (functional.conv1d, lambda: (rand(2, 4, 8), rand(6, 4, 13)), ("weight", "13 pixels", "input's 8;")),
+    "bias": (functional.conv1d, lambda: (rand(2, 4, 8), rand(6, 4, 3), rand(5)), ("bias", "(6,)", "(5,)")),
+    "transposed": (functional.conv_transpose1d, lambda: (rand(2, 4, 8), rand(6, 4, 3)), ("input", "(6, 4, 3)")),
+    "output_padding": (
+        functional.conv_transpose1d, lambda: (rand(2, 4, 8), rand(4, 6, 3), None, 2, 0, 3),
+        ("output_padding", "(2,)", "(3,)"),
+    ),
+    "cropped": (
+        functional.conv_transpose1d, lambda: (rand(2, 4, 8), rand(4, 6, 3), None, 1, 9),
+        ("padding", "(9,)", "(2, 4, 8)"),
+    ),
+    "pool": (functional.max_pool1d, lambda: (rand(2, 4, 8), 9), ("kernel_size", "(9,)", "of 8:")),
+    "padding over half": (functional.avg_pool1d, lambda: (rand(2, 4, 8), 3, 1, 2), ("padding", "(3,)", "(2,)")),
+    "no channel": (functional.avg_pool1d, lambda: (rand(2, 0, 8), 2), ("input", "3-D", "(2, 0, 8)")),
+    "huge": (functional.max_pool1d, lambda: (rand(2, 4, 8), 2, 1 << 31), ("stride", f"({1 << 31},)")),
+    "unpooled": (
+        functional.max_unpool1d, lambda: (rand(2, 4, 1), torch.zeros(2, 4, 1).long(), 1, 1, 2), ("padding", "(2,)"),
+    ),
+    "output_size": (
+        functional.max_unpool1d, lambda: (rand(2, 4, 4), torch.zeros(2, 4, 4).long(), 2, 2, 0, (12,)), ("(8,)", "(2,)"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("label", ROWS)
+def test_rows(label, device):
+    """Messages of one-dimensional functions speak of rows, not of the images that these are to the kernels."""
+    function, args, words = ROWS[label]
+    with pytest.raises((RuntimeError, ValueError)) as error:
+        function(*(a.to(device) if isinstance(a, torch.Tensor) else a for a in args()))
+    message = str(error.value)
+    assert all(word in message for word in words), message
+    assert " x " not in message
+    assert not re.search(r"4-D|, 1, \d+\)|\(1, \d+\)", message), message

@@ -340,8 +340,7 @@ def test_locally_connected(bias, device):
     assert f"bias={'pixel' if bias is True else bias!r}".replace("=pixel", "='pixel'") in repr(layer)
     with pytest.raises(RuntimeError, match=r"input must be images of \(7, 6\), \(H, W\), but got shape \(3, 4, 6, 7\)"):
         layer(x.transpose(2, 3))
-    report = cnn_triton.convert(torch.nn.Sequential(layer))
-    assert "already was this library's" in str(report)
+    assert cnn_triton.convert(torch.nn.Sequential(layer)).layers == []  # PyTorch has no such layer
 
 
 @pytest.mark.parametrize("bias", ["pixel", "channel", False])

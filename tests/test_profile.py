@@ -113,7 +113,7 @@ def test_compare(tmp_path, monkeypatch):
     code, said, error = command("profile", "mine:pair", "--input", "3x8x7", "--compare", "--steps", "1", "--training")
     assert code == 0, error
     assert "PyTorch / ours" in said
-    assert "with 1" in said  # the conversion's report
+    assert "conv2d + relu: 1" in said  # the conversion's report
     for wrong, words in (
         ("mine:number", "must return a torch.nn.Module"),
         ("mine:needs", "without arguments"),

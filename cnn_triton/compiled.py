@@ -1,0 +1,158 @@
+"""A converted model's call: the graphs that TorchDynamo captured of it, with our kernels in them (capture.py).
+
+model(x)
+    somebody else follows the call (torch.compile, export, jit, fx, functorch, modes, hooks of all modules)?
+                               the layers, one by one
+    a graph of before fits?    it runs
+    Dynamo captures one?       it runs
+    it can't                   the layers, one by one; from then on, unless it is the model that fails
+"""
+
+import copy
+import itertools
+import threading
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._dynamo import config
+from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.utils import counters
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils import _python_dispatch
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from .capture import OfOne, backend_of
+
+__all__ = ["CompiledCall"]
+
+_OWN = "_cnn_triton_call"  # in the model's __dict__, so that its copies get one of their own
+_GRAPHS = 64  # of a model; Dynamo's own limit is 8, and train, no_grad, autocast, layout and dtype need one each
+# A TorchDispatchMode that doesn't say that Dynamo may capture within it.
+_in_a_mode = getattr(_python_dispatch, "is_in_any_mode_without_ignore_compile_internals", is_in_torch_dispatch_mode)
+_TRIES = 4  # of capturing a model as a whole
+_numbers = itertools.count()
+
+_capturing = threading.RLock()  # Dynamo passes over what another thread calls while it captures, for good
+
+# What Dynamo is to do while it captures: notice hooks that come and go, too.
+_settings = config._make_closure_patcher(skip_nnmodule_hook_guards=False, recompile_limit=_GRAPHS)
+
+
+def _forward(model: torch.nn.Module, ran: list[bool], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What is captured. `ran`: not empty once something has run; then, whether what was captured has."""
+    ran.append(torch.compiler.is_compiling())
+    return model._call_impl(*args, **kwargs)
+
+
+class _Code:
+    """Code that Dynamo captures: it keeps graphs by the code that they are of, and passes over code for good where
+    something was in its way once; so each model, and mode, has its own, and gets other code then."""
+
+    def __init__(self, backend: Callable[..., Any]) -> None:
+        self._backend = backend
+        self._passed_over = 0
+        self._renew()
+
+    def _renew(self) -> None:
+        code = _forward.__code__.replace(co_name=f"model_{next(_numbers)}")
+        self._run = torch.compile(types.FunctionType(code, globals()), backend=self._backend)
+        self._settled = False
+
+    def __call__(self, model: torch.nn.Module, ran: list[bool], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        first = not self._settled
+        if first and not _capturing.acquire(blocking=False):
+            return model._call_impl(*args, **kwargs)
+        tried, restore = counters["frames"]["total"], _settings()
+        try:
+            result = self._run(model, ran, args, kwargs)
+            self._passed_over = 0 if ran[0] else self._passed_over + (counters["frames"]["total"] > tried)
+            return result
+        finally:
+            restore()
+            if first:
+                _capturing.release()
+            self._settled = ran[:1] == [True] or self._passed_over == _TRIES
+            if not self._settled and ran:
+                self._renew()
+
+
+class CompiledCall:
+    """What a model's `__call__` does, installed where torch.nn.Module.compile installs its own.
+
+    rest: the backend that compiles what is not ours
+    captures: what was captured of the model
+    failure: why it is not captured, if it can't be
+    """
+
+    def __init__(self, model: torch.nn.Module, rest: str) -> None:
+        self._model = weakref.ref(model)
+        self.rest = rest
+        self.captures = OfOne()
+        self.failure = ""
+        backend = backend_of(rest, self._names, self.captures)
+        self._codes = {training: _Code(backend) for training in (False, True)}
+
+    @classmethod
+    def install(cls, model: torch.nn.Module, rest: str) -> "CompiledCall":
+        """Gives a model such a call."""
+        call = cls(model, rest)
+        vars(model)["_compiled_call_impl"] = vars(model)[_OWN] = call
+        return call
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> "CompiledCall | None":
+        """The model's, if it has one."""
+        found = vars(model).get(_OWN)
+        return found if isinstance(found, cls) else None
+
+    @classmethod
+    def remove(cls, model: torch.nn.Module) -> None:
+        """Takes it from a model, if it has one."""
+        if vars(model).pop(_OWN, None) is not None and isinstance(vars(model).get("_compiled_call_impl"), cls):
+            del vars(model)["_compiled_call_impl"]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or self.failure or _followed():
+            return self.model._call_impl(*args, **kwargs)
+        ran: list[bool] = []
+        try:
+            return self._codes[self.model.training](self.model, ran, args, kwargs)
+        except TorchDynamoException as error:
+            if ran:  # what has run must not run twice
+                raise
+            reason = getattr(error, "inner_exception", error)
+        result = self.model._call_impl(*args, **kwargs)  # where it is the model that fails, with PyTorch's own error
+        self.failure = f"{type(reason).__name__}: {reason}".split("\n")[0]
+        return result
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The model."""
+        model = self._model()
+        assert model is not None
+        return model
+
+    def _names(self) -> dict[str, str]:
+        """Of the model's modules, by their id."""
+        return {str(id(module)): name for name, module in self.model.named_modules()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledCall":
+        return self.install(copy.deepcopy(self.model, memo), self.rest)
+
+    def __reduce__(self) -> Any:
+        return self.install, (self.model, self.rest)
+
+
+def _followed() -> bool:
+    """Does torch.jit, torch.fx, functorch or a mode follow what is called, or a hook of all modules, which Dynamo
+    overlooks?"""
+    return bool(
+        torch._C._is_tracing()
+        or _in_a_mode()
+        or _has_any_global_hook()
+        or torch.fx._symbolic_trace._is_fx_tracing_flag
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )

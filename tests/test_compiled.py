@@ -1,0 +1,514 @@
+"""A converted model's call: who else may follow it, threads, captures, and what can't be captured."""
+
+import copy
+import io
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import fx
+from torch import nn as tn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+import cnn_triton
+from cnn_triton import nn
+from cnn_triton.kernels.lang import INTERPRETING
+
+X = (2, 3, 6, 7)
+PATTERNS = {"conv2d + batch_norm + relu": 1, "conv2d + silu": 1}
+
+
+def make(device, training=False):
+    """A network, converted, what was said of it, and its twin, float64."""
+    torch.manual_seed(torch.initial_seed())
+    model = tn.Sequential(tn.Conv2d(3, 4, 3), tn.BatchNorm2d(4), tn.ReLU(), tn.Conv2d(4, 2, 1), tn.SiLU())
+    model = model.to(device).double().train(training)
+    tn.init.normal_(model[1].running_mean)
+    twin = copy.deepcopy(model)
+    return model, cnn_triton.convert(model), twin
+
+
+def images(device):
+    return torch.randn(X, dtype=torch.float64, device=device)
+
+
+class Parent(tn.Module):
+    """Has a model as a part."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        return self.part(x) * 2
+
+
+def same(report):
+    """Is all of it captured as one would have it?"""
+    assert dict(report.captures.patterns) == PATTERNS, str(report)
+
+
+# Who else follows a call
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["alone", "as a part"])
+@pytest.mark.parametrize("way", ["compile", "compile, ours", "jit.trace", "fx", "export", "export, strict"])
+def test_others_see_the_layers(way, whole, device):
+    """One by one, ours; the model itself stays as it was."""
+    model, report, twin = make(device)
+    x = images(device)
+    if not whole:
+        model, twin = Parent(model), Parent(twin)
+    right = twin(x)
+    torch._dynamo.reset()
+    with torch.no_grad() if way == "jit.trace" else torch.enable_grad():
+        if way == "compile":
+            run = torch.compile(model, backend="aot_eager", fullgraph=True)
+        elif way == "compile, ours":
+            cnn_triton.captures.clear()
+            run = torch.compile(model, backend="cnn_triton", fullgraph=True)
+        elif way == "jit.trace":
+            run = torch.jit.trace(model, (x,))
+        elif way == "fx":
+            run = fx.symbolic_trace(model)
+        else:
+            run = torch.export.export(model, (x,), strict=way.endswith("strict")).module()
+        torch.testing.assert_close(run(x), right)
+    if way == "compile, ours":
+        assert dict(cnn_triton.captures.patterns) == PATTERNS
+    assert report.captures.graphs == 0 or way == "jit.trace"  # which calls the model to compare
+    torch.testing.assert_close(model(x), right)
+    if whole or way == "jit.trace":
+        same(report)
+
+
+@pytest.mark.parametrize("dynamo", [True, False], ids=["by export", "by trace"])
+def test_onnx(dynamo, device):
+    """Both exporters, where no kernel runs: PyTorch's own operators, as the original's."""
+    pytest.importorskip("onnxscript", reason="ONNX's packages are not installed here")
+    model, report, twin = make(device)
+    x = images(device)
+    with cnn_triton.backend("aten"):
+        programs = []
+        for each in (model, twin):
+            file = io.BytesIO()
+            torch.onnx.export(each, (x,), file, dynamo=dynamo)
+            programs.append(file.getvalue())
+    assert len(programs[0]) > 0
+    assert b"Conv" in programs[0]
+    assert report.captures.graphs == 0
+
+
+@pytest.mark.parametrize("way", ["grad", "vmap", "jvp", "functional_call", "stack of models"])
+def test_functorch(way, device):
+    """A transform from outside gets the layers; functional_call what is fused."""
+    model, report, twin = make(device)
+    x, state = images(device), dict(model.named_parameters())
+    buffers = dict(model.named_buffers())
+
+    def results(module):
+        def loss(parameters):
+            return torch.func.functional_call(module, (parameters, buffers), (x,)).square().sum()
+
+        if way == "grad":
+            return torch.func.grad(loss)(state)
+        if way == "vmap":
+            return torch.func.vmap(lambda image: module(image[None]))(x)
+        if way == "jvp":
+            return torch.func.jvp(module, (x,), (torch.ones_like(x),))
+        if way == "functional_call":
+            return torch.func.functional_call(module, {k: v * 2 for k, v in (state | buffers).items()}, (x,))
+        stacked = {name: torch.stack([value, 2 * value]) for name, value in state.items()}
+        return torch.func.vmap(lambda p: torch.func.functional_call(module, (p, buffers), (x,)))(stacked)
+
+    torch.testing.assert_close(results(model), results(twin))
+    assert report.captures.graphs == (way == "functional_call")
+    model(x)
+    same(report)
+
+
+class Sees(TorchDispatchMode):
+    """Notes operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+class SeesCaptured(Sees):
+    """Lets TorchDynamo work."""
+
+    @classmethod
+    def ignore_compile_internals(cls):
+        return True
+
+
+def test_modes(device):
+    """A mode sees the layers, one that lets Dynamo work what was captured; neither is in the way of what follows. FLOPs
+    are what they were."""
+    model, report, twin = make(device)
+    x = images(device)
+    with torch.no_grad():
+        model(x)
+        for kind, activations in ((Sees, 2), (SeesCaptured, 0)):
+            with kind() as mode:
+                model(x)
+            assert mode.names.count("cnn_triton::conv2d") == 2
+            assert sum("relu" in name or "silu" in name for name in mode.names) == activations
+        counted = []
+        for each in (model, twin):
+            with FlopCounterMode(display=False) as flops:
+                each(x)
+            counted.append(flops.get_total_flops())
+        assert counted[0] == counted[1] > 0
+        model(x)
+    assert report.captures.graphs == 1
+
+
+def test_a_part_that_was_converted_before(device):
+    """The whole has the call; reverted, none has."""
+    part, _, twin = make(device)
+    x = images(device)
+    part(x)
+    model = tn.Sequential(part, tn.Conv2d(2, 2, 1).to(x), tn.ReLU())
+    twin = tn.Sequential(twin, *copy.deepcopy(model[1:]))
+    whole = cnn_triton.convert(model)
+    torch.testing.assert_close(model(x), twin(x))
+    assert dict(whole.captures.patterns) == PATTERNS | {"conv2d + relu": 1}
+    assert "_compiled_call_impl" not in vars(part)
+    cnn_triton.revert(model)
+    assert type(part[0]) is tn.Conv2d
+    assert torch.equal(model(x), twin(x))
+
+
+def test_a_part_that_is_converted_later(device):
+    part, _, twin = make(device)
+    cnn_triton.revert(part)
+    model, x = Parent(part), images(device)
+    whole = cnn_triton.convert(model)
+    report = cnn_triton.convert(part)
+    torch.testing.assert_close(model(x), Parent(twin)(x))
+    same(whole)
+    torch.testing.assert_close(part(x), twin(x))
+    same(report)
+
+
+def test_a_model_that_is_compiled_already(device):
+    """Its own call stays."""
+    model, _, twin = make(device)
+    cnn_triton.revert(model)
+    model.compile(backend="eager")
+    mine = model._compiled_call_impl
+    report = cnn_triton.convert(model)
+    assert "not captured: the model is compiled already" in str(report)
+    torch.testing.assert_close(model(images(device)).shape, twin(images(device)).shape)
+    cnn_triton.revert(model)
+    assert model._compiled_call_impl is mine
+
+
+def test_compiled_later(device):
+    """torch.nn.Module.compile replaces the call, and reverting leaves it there."""
+    model, report, twin = make(device)
+    model.compile(backend="aot_eager")
+    x = images(device)
+    torch.testing.assert_close(model(x), twin(x))
+    mine = model._compiled_call_impl
+    cnn_triton.revert(model)
+    assert model._compiled_call_impl is mine
+    assert report.captures.graphs == 0
+
+
+# Threads
+
+
+def test_threads(device):
+    """Eight convert, train and revert models of one class while a ninth serves."""
+    server, report, twin = make(device)
+    x = images(device)
+    with torch.no_grad():
+        right = twin(x)
+    stop, wrong = threading.Event(), []
+
+    def guarded(work):
+        def run():
+            try:
+                work()
+            except BaseException as error:
+                wrong.append(error)
+
+        return threading.Thread(target=run)
+
+    def serve():
+        while not stop.is_set():
+            with torch.no_grad():
+                torch.testing.assert_close(server(x), right)
+
+    def work():
+        model = copy.deepcopy(twin).train()
+        other = copy.deepcopy(model)
+        mine = cnn_triton.convert(model)
+        torch.testing.assert_close(model(x), other(x))
+        torch.testing.assert_close(list(model.buffers()), list(other.buffers()))
+        while not mine.captures.graphs:  # the layers run, while another thread captures
+            torch.testing.assert_close(model(x), other(x))
+        assert dict(mine.captures.patterns) == PATTERNS
+        cnn_triton.revert(model)
+        assert type(model[0]) is tn.Conv2d
+        torch.testing.assert_close(model.eval()(x), other.eval()(x))
+
+    serving, working = guarded(serve), [guarded(work) for _ in range(8)]
+    before = vars(tn.Module).copy()
+    for thread in (serving, *working):
+        thread.start()
+    for thread in working:
+        thread.join()
+    stop.set()
+    serving.join()
+    assert not wrong, wrong
+    assert vars(tn.Module) == before
+    same(report)
+
+
+# Captures
+
+
+def test_example(device):
+    """Says what is fused without computing anything: statistics, gradients and random numbers stay."""
+    model, _, twin = make(device, training=True)
+    cnn_triton.revert(model)
+    before, launched, state = copy.deepcopy(model.state_dict()), cnn_triton.launches(), torch.get_rng_state()
+    report = cnn_triton.convert(model, torch.empty(X, dtype=torch.float64, device=device))
+    same(report)
+    assert cnn_triton.launches() == launched
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert all(p.grad is None for p in model.parameters())
+    x = images(device)
+    torch.testing.assert_close(model(x), twin(x))
+    same(report)
+    for wrong, error in ((3, TypeError), ((), TypeError), (torch.empty(2, 4, 6, 7), RuntimeError)):
+        with pytest.raises(error):
+            cnn_triton.convert(model, wrong)
+
+
+@pytest.mark.cover
+@pytest.mark.parametrize("rest", ["eager", "aot_eager"])
+def test_rest(rest, device):
+    model, _, twin = make(device)
+    cnn_triton.revert(model)
+    report = cnn_triton.convert(model, rest=rest)
+    x = images(device).requires_grad_()
+    torch.testing.assert_close(model(x), twin(x))
+    torch.testing.assert_close(*(torch.autograd.grad(each(x).square().sum(), x) for each in (model, twin)))
+    same(report)
+    if rest == "eager":
+        assert torch.autograd.gradgradcheck(model, (images(device)[:1, :, :4, :4].requires_grad_(),))
+    again = cnn_triton.convert(model, rest="eager")
+    assert (again.call is report.call) == (rest == "eager")
+
+
+def test_bad_rest(device):
+    model = tn.Sequential(tn.Conv2d(3, 4, 3))
+    with pytest.raises(ValueError, match=r"rest must be one of .*eager.*, but got 'fast'"):
+        cnn_triton.convert(model, rest="fast")
+    assert type(model[0]) is tn.Conv2d
+
+
+def test_many_captures(device):
+    """Train and eval mode, gradients or none, autocast, layouts and dtypes: each is captured once, and none is lost for
+    there being many; what is captured again counts once."""
+    model, report, twin = make(device)
+    x = images(device)
+
+    def turn():
+        for training in (True, False):
+            for dtype in (torch.float64, torch.float32):
+                for layout in (torch.contiguous_format, torch.channels_last):
+                    for context in (torch.no_grad, torch.enable_grad, torch.inference_mode):
+                        for each in (model, twin):
+                            each.train(training).to(dtype)
+                        given = x.to(dtype, memory_format=layout)
+                        with context():
+                            torch.testing.assert_close(model(given), twin(given), rtol=1e-3, atol=1e-3)
+
+    turn()
+    graphs = report.captures.graphs
+    assert graphs >= 16  # twice Dynamo's own limit
+    turn()
+    assert report.captures.graphs == graphs
+    same(report)
+
+
+@pytest.mark.cover
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
+def test_changing_sizes(training, device):
+    model, report, twin = make(device, training)
+    for n, h, w in ((2, 6, 7), (3, 6, 7), (4, 6, 7), (7, 6, 7), (2, 8, 9), (5, 11, 7), (1, 6, 7)):
+        x = torch.randn(n, 3, h, w, dtype=torch.float64, device=device)
+        torch.testing.assert_close(model(x), twin(x))
+    assert 0 < report.captures.graphs <= 4
+    torch.testing.assert_close(list(model.buffers()), list(twin.buffers()))
+    same(report)
+
+
+class Checkpointed(tn.Module):
+    """Keeps nothing of its layers for the backward pass."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x):
+        return checkpoint(self.layers, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
+def test_checkpoint(training, device):
+    """Gradients, and the statistics, of a checkpointed part."""
+    model, _, twin = make(device, training)
+    cnn_triton.revert(model)
+    model, twin = Checkpointed(model), Checkpointed(twin)
+    report = cnn_triton.convert(model)
+    x = images(device).requires_grad_()
+    grads = [torch.autograd.grad(each(x).square().sum(), [x, *each.parameters()]) for each in (model, twin)]
+    torch.testing.assert_close(*grads)
+    torch.testing.assert_close(list(model.buffers()), list(twin.buffers()))
+    same(report)
+
+
+# What can't be captured
+
+
+class Fails(tn.Module):
+    """Raises what it is told to."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.conv, self.error, self.calls = tn.Conv2d(3, 4, 3), error, 0
+
+    def forward(self, x):
+        self.calls += 1
+        y = F.relu(self.conv(x))
+        if x.shape[0] == 1:
+            raise self.error
+        return y
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), ValueError("wrong"), StopIteration(), torch.OutOfMemoryError("much")])
+def test_errors_of_the_model(error, device):
+    """They keep their types, happen once, and the next call is captured as ever."""
+    model = Fails(error).to(device).double()
+    report, x = cnn_triton.convert(model), images(device)
+    for _ in range(2):
+        with pytest.raises(type(error)):
+            model(x[:1])
+    assert model.calls == 2
+    torch.testing.assert_close(model(x), F.relu(F.conv2d(x, model.conv.weight, model.conv.bias)))
+    assert not report.call.failure
+    assert report.captures.patterns["conv2d + relu"] == 1
+
+
+def test_errors_of_operators(device):
+    """PyTorch's own types and words, as of the original."""
+    model, report, twin = make(device, training=True)
+    x = images(device)
+    for wrong in (x[:, :2], x[0], x.float(), x[:, :, :2], x[:1, :, :3, :3], None, [x]):
+        with pytest.raises(Exception) as theirs:  # noqa: PT011
+            twin(wrong)
+        with pytest.raises(theirs.type):
+            model(wrong)
+    assert model[1].num_batches_tracked == twin[1].num_batches_tracked
+    assert not report.call.failure
+    torch.testing.assert_close(model(x), twin(x))
+    assert PATTERNS.items() <= dict(report.captures.patterns).items()
+
+
+def test_a_crash_of_the_capture(device, monkeypatch):
+    """The layers run, from then on, and the report says why."""
+    model, report, twin = make(device)
+    x, tries = images(device), []
+
+    def crash(*args):
+        tries.append(1)
+        raise AssertionError("a defect")
+
+    monkeypatch.setattr("cnn_triton.capture.fuse", crash)
+    before = cnn_triton.launches().get("conv2d", 0)
+    for _ in range(3):
+        torch.testing.assert_close(model(x), twin(x))
+    assert cnn_triton.launches()["conv2d"] == before + 6
+    assert len(tries) == 1
+    assert "not captured, the layers run one by one: AssertionError: a defect" in str(report)
+
+
+class Breaks(tn.Module):
+    """Does what Dynamo breaks a graph at, between two layers."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers, self.seen = layers, []
+
+    def forward(self, x):
+        x = self.layers[:3](x)
+        self.seen.append(x.sum().item())
+        torch._dynamo.graph_break()
+        return self.layers[3:](x)
+
+
+def test_graph_breaks(device):
+    """Around a break all is fused, as far as that goes; names are those of the model."""
+    model, _, twin = make(device)
+    cnn_triton.revert(model)
+    model, twin = Breaks(model), Breaks(twin)
+    report, x = cnn_triton.convert(model), images(device)
+    torch.testing.assert_close(model(x), twin(x))
+    torch.testing.assert_close(model.seen, twin.seen)
+    assert report.captures.graphs == 2
+    same(report)
+    assert [each.where for each in report.captures.fused] == ["layers.0", "layers.3"]
+
+
+def test_dynamo_is_off(device):
+    """The layers run."""
+    model, report, twin = make(device)
+    x = images(device)
+    with torch.compiler.set_stance("force_eager"):
+        torch.testing.assert_close(model(x), twin(x))
+    assert report.captures.graphs == 0
+    torch.testing.assert_close(model(x), twin(x))
+    same(report)
+
+
+def test_collected(device):
+    """A model that nobody has any more is freed at once, its graphs, too."""
+    import gc
+    import weakref
+
+    model, report, _ = make(device)
+    model(images(device))
+    gone = weakref.ref(model[0].weight)
+    gc.disable()
+    try:
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
+    del report
+
+
+@pytest.mark.skipif(not INTERPRETING, reason="on a GPU other devices are there")
+def test_ours_in_an_original(device):
+    """A converted part of a model that is not."""
+    part, report, twin = make(device)
+    model = Parent(part)
+    x = images(device)
+    torch.testing.assert_close(model(x), Parent(twin)(x))
+    same(report)
+    assert isinstance(part[0], nn.Conv2d)
