@@ -15,6 +15,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import autograd
+from .differentiation import transforming
 from .dispatch import runs_kernels
 from .kernels import activations, geometry, pool_geometry
 from .kernels.epilogue import completed
@@ -370,7 +371,7 @@ def conv2d_batch_norm(
     if count:
         for running, new in ((running_mean, mean), (running_var, var * count / (count - 1))):
             if running is not None:  # as PyTorch's own operator, which counts no change of it in place
-                kept = running.data
+                kept = running.detach() if transforming() else running.data
                 kept.copy_((1 - momentum) * kept.to(new.dtype) + momentum * new)
     return result
 

@@ -2,6 +2,8 @@
 winners read.
 """
 
+import math
+
 import torch
 
 from .differentiation import Function, apply
@@ -130,8 +132,9 @@ class MaxUnpool2dInputGrad(Function):
         # Several values may have read one place: a sum by place, which PyTorch does in a fixed order on a GPU.
         n, c, h, w = ctx.shape
         plane = torch.arange(n * c, device=indices.device)[:, None]
-        values = grad_input.flatten(2).flatten(0, 1).to(accumulator(grad_input.dtype))
-        total = values.new_zeros(n * c, h * w).index_put((plane, indices.flatten(2).flatten(0, 1)), values, True)
+        rows = (n * c, math.prod(grad_input.shape[2:]))
+        values = grad_input.reshape(rows).to(accumulator(grad_input.dtype))
+        total = values.new_zeros(n * c, h * w).index_put((plane, indices.reshape(rows)), values, True)
         return total.to(grad_input.dtype).view(ctx.shape), None
 
 

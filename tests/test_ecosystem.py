@@ -509,3 +509,39 @@ def test_cuda_graph():
     captured = [p.grad.clone() for p in model.parameters()]
     step()
     torch.testing.assert_close(captured, [p.grad for p in model.parameters()])
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_ensembles_in_training(tracked, device):
+    """Models stacked into one, each with its own batch normalisation: results and statistics."""
+    results = []
+    for ours in (True, False):
+        torch.manual_seed(1)
+        models = []
+        for _ in range(3):
+            layers = [torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3, track_running_stats=tracked), torch.nn.ReLU()]
+            model = torch.nn.Sequential(*layers)
+            if ours:
+                block = nn.ConvBatchNorm2d(2, 3, 3, activation="relu", track_running_stats=tracked)
+                block.load_state_dict(model[:2].state_dict())
+                model = block
+            models.append(model.to(device).double())
+        weights, buffers = torch.func.stack_module_state(models)
+
+        def run(weights, buffers, x, model=models[0]):
+            return torch.func.functional_call(model, (weights, buffers), (x,))
+
+        x = torch.linspace(-1, 1, 4 * 2 * 5 * 5, dtype=torch.float64, device=device).cos().view(4, 2, 5, 5)
+        results.append([torch.func.vmap(run, (0, 0, None))(weights, buffers, x), *buffers.values()])
+    torch.testing.assert_close(*results)
+
+
+def test_batches_of_second_gradients_of_unpooling(device):
+    y, places = F.max_pool2d(torch.randn(1, 2, 4, 4, dtype=torch.float64, device=device), 2, return_indices=True)
+    y.requires_grad_()
+    rows = torch.randn(3, *y.shape, dtype=torch.float64, device=device)
+    found = []
+    for unpool in (functional.max_unpool2d, F.max_unpool2d):
+        (grad,) = torch.autograd.grad((unpool(y, places, 2) ** 3).sum(), y, create_graph=True)
+        found += torch.autograd.grad(grad, y, rows, is_grads_batched=True)
+    torch.testing.assert_close(*found)
