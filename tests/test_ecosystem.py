@@ -516,9 +516,9 @@ def test_ensembles_in_training(tracked, device):
     """Models stacked into one, each with its own batch normalisation: results and statistics."""
     results = []
     for ours in (True, False):
-        torch.manual_seed(1)
         models = []
-        for _ in range(3):
+        for seed in range(3):
+            torch.manual_seed(seed)
             layers = [torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3, track_running_stats=tracked), torch.nn.ReLU()]
             model = torch.nn.Sequential(*layers)
             if ours:
