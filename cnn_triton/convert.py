@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
 from . import nn
@@ -101,12 +102,13 @@ def convert(model: torch.nn.Module, example: Any = None, *, rest: str = "eager")
         raise ValueError(f"rest must be one of {', '.join(backends)}, but got {rest!r}")
     args, kwargs = ((), {}) if example is None else arguments(model, example)
     layers = [*map(_converted, *_named(model))]
+    root = model.module if isinstance(model, DistributedDataParallel) else model  # whose own forward Dynamo passes over
     for module in model.modules():
-        if module is not model:
+        if module is not root:
             CompiledCall.remove(module)  # of a part that was converted before: the whole has it now
-    call = CompiledCall.of(model)
-    if (call and call.rest != rest) or (call is None and model._compiled_call_impl is None):
-        call = CompiledCall.install(model, rest)
+    call = CompiledCall.of(root)
+    if (call and call.rest != rest) or (call is None and root._compiled_call_impl is None):
+        call = CompiledCall.install(root, rest)
     if example is not None:
         with faked(model, args, kwargs) as run:
             run()

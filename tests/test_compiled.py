@@ -6,9 +6,13 @@ import threading
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import fx
 from torch import nn as tn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -223,6 +227,51 @@ def test_compiled_later(device):
     cnn_triton.revert(model)
     assert model._compiled_call_impl is mine
     assert report.captures.graphs == 0
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def ddp(model):
+    return DistributedDataParallel(model)
+
+
+def sharded(model):
+    for layer in (model[0], model[3], model):
+        fully_shard(layer, mesh=DeviceMesh("cpu", [0]))
+    return model
+
+
+@pytest.mark.skipif(not INTERPRETING, reason="its group is of CPUs")
+@pytest.mark.parametrize("order", ["converted, then wrapped", "wrapped, then converted", "converted within"])
+@pytest.mark.parametrize("wrap", [ddp, sharded])
+def test_distributed(wrap, order, alone, device):
+    """A training step under DDP and FSDP2."""
+    model, report, twin = make(device, training=True)
+    if order == "converted, then wrapped":
+        wrapped = wrap(model)
+    else:
+        cnn_triton.revert(model)
+        wrapped = wrap(model)
+        report = cnn_triton.convert(wrapped if order == "wrapped, then converted" else model)
+    for _ in range(2):
+        x = images(device)
+        y, right = wrapped(x), twin(x)
+        torch.testing.assert_close(y, right)
+        y.square().mean().backward()
+        right.square().mean().backward()
+        for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+            grad = mine.grad.full_tensor() if hasattr(mine.grad, "full_tensor") else mine.grad
+            torch.testing.assert_close(grad, theirs.grad)
+    torch.testing.assert_close(list(model.buffers()), list(twin.buffers()))
+    assert isinstance(model[0], nn.Conv2d) or wrap is sharded
+    if wrap is ddp:  # FSDP2's hooks break the graph
+        assert {"conv2d + batch_norm + relu", "conv2d + silu"} <= report.captures.patterns.keys(), str(report)
 
 
 # Threads
