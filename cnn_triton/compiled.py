@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch._dynamo import config
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import TorchDynamoException, TorchRuntimeError
 from torch._dynamo.utils import counters
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils import _python_dispatch
@@ -122,7 +122,7 @@ class CompiledCall:
             return self._codes[self.model.training](self.model, ran, args, kwargs)
         except TorchDynamoException as error:
             if ran:  # what has run must not run twice
-                raise
+                raise _own(error) from None
             reason = getattr(error, "inner_exception", error)
         result = self.model._call_impl(*args, **kwargs)  # where it is the model that fails, with PyTorch's own error
         self.failure = f"{type(reason).__name__}: {reason}".split("\n")[0]
@@ -144,6 +144,14 @@ class CompiledCall:
 
     def __reduce__(self) -> Any:
         return self.install, (self.model, self.rest)
+
+
+def _own(error: BaseException) -> BaseException:
+    """PyTorch's error within that of a capture, if an operator raised one."""
+    inner: BaseException | None = error
+    while isinstance(error, TorchRuntimeError) and isinstance(inner, TorchDynamoException):
+        inner = inner.__cause__ or inner.__context__
+    return inner or error
 
 
 def _followed() -> bool:

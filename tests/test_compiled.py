@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import cnn_triton
-from cnn_triton import nn
+from cnn_triton import capture, nn
 from cnn_triton.kernels.lang import INTERPRETING
 
 X = (2, 3, 6, 7)
@@ -522,6 +522,30 @@ def test_graph_breaks(device):
     assert report.captures.graphs == 2
     same(report)
     assert [each.where for each in report.captures.fused] == ["layers.0", "layers.3"]
+
+
+def test_errors_after_a_graph_break(device, monkeypatch):
+    """What has run is not run again: an operator's error comes as PyTorch's own, a crash of the capture as it is."""
+    layers = (tn.Conv2d(3, 4, 3), tn.ReLU(), tn.Identity(), tn.BatchNorm2d(4))
+    model = Breaks(tn.Sequential(*layers)).to(device).double()
+    cnn_triton.convert(model)
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        model(images(device)[:1, :, :3, :3])
+    assert len(model.seen) == 1
+    assert model(images(device)).isfinite().all()
+    assert len(model.seen) == 2
+    model.eval()
+    fuse = capture.fuse
+
+    def crash(module, names):
+        if any(node.target is F.batch_norm for node in module.graph.nodes):
+            raise AssertionError("a defect")
+        return fuse(module, names)
+
+    monkeypatch.setattr("cnn_triton.capture.fuse", crash)
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="a defect"):
+        model(images(device))
+    assert len(model.seen) == 3
 
 
 def test_dynamo_is_off(device):
