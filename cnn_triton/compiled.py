@@ -8,8 +8,8 @@ model(x)
     it can't                   the layers, one by one; from then on, unless it is the model that fails
 """
 
-import copy
 import itertools
+import sys
 import threading
 import types
 import weakref
@@ -24,12 +24,14 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from .capture import OfOne, backend_of
+from .capture import Captures, OfOne, backend_of
 
 __all__ = ["CompiledCall"]
 
 _OWN = "_cnn_triton_call"  # in the model's __dict__, so that its copies get one of their own
-_GRAPHS = 64  # of a model; Dynamo's own limit is 8, and train, no_grad, autocast, layout and dtype need one each
+# Graphs of a model, until what is new runs layer by layer; Dynamo's own limit is 8, and train, no_grad, autocast,
+# layout and dtype need one each.
+_GRAPHS = 64
 # A TorchDispatchMode that doesn't say that Dynamo may capture within it.
 _in_a_mode = getattr(_python_dispatch, "is_in_any_mode_without_ignore_compile_internals", is_in_torch_dispatch_mode)
 _TRIES = 4  # of capturing a model as a whole
@@ -51,8 +53,9 @@ class _Code:
     """Code that Dynamo captures: it keeps graphs by the code that they are of, and passes over code for good where
     something was in its way once; so each model, and mode, has its own, and gets other code then."""
 
-    def __init__(self, backend: Callable[..., Any]) -> None:
+    def __init__(self, backend: Callable[..., Any], captures: Captures) -> None:
         self._backend = backend
+        self._captures = captures
         self._passed_over = 0
         self._renew()
 
@@ -74,7 +77,7 @@ class _Code:
             restore()
             if first:
                 _capturing.release()
-            self._settled = ran[:1] == [True] or self._passed_over == _TRIES
+            self._settled = ran[:1] == [True] or self._passed_over == _TRIES or self._captures.graphs >= _GRAPHS
             if not self._settled and ran:
                 self._renew()
 
@@ -87,18 +90,19 @@ class CompiledCall:
     failure: why it is not captured, if it can't be
     """
 
-    def __init__(self, model: torch.nn.Module, rest: str) -> None:
-        self._model = weakref.ref(model)
+    def __init__(self, rest: str) -> None:
         self.rest = rest
         self.captures = OfOne()
         self.failure = ""
-        backend = backend_of(rest, self._names, self.captures)
-        self._codes = {training: _Code(backend) for training in (False, True)}
+        self._model: Callable[[], torch.nn.Module | None] = lambda: None
+        self._forward: Any = None
+        self._codes: dict[bool, _Code] = {}
 
     @classmethod
     def install(cls, model: torch.nn.Module, rest: str) -> "CompiledCall":
         """Gives a model such a call."""
-        call = cls(model, rest)
+        call = cls(rest)
+        call._model = weakref.ref(model)
         vars(model)["_compiled_call_impl"] = vars(model)[_OWN] = call
         return call
 
@@ -106,7 +110,7 @@ class CompiledCall:
     def of(cls, model: torch.nn.Module) -> "CompiledCall | None":
         """The model's, if it has one."""
         found = vars(model).get(_OWN)
-        return found if isinstance(found, cls) else None
+        return found if isinstance(found, cls) and found._model() is model else None
 
     @classmethod
     def remove(cls, model: torch.nn.Module) -> None:
@@ -115,35 +119,51 @@ class CompiledCall:
             del vars(model)["_compiled_call_impl"]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or self.failure or _followed():
-            return self.model._call_impl(*args, **kwargs)
+        model = self._model()
+        if torch.compiler.is_compiling():
+            return model._call_impl(*args, **kwargs)  # type: ignore[union-attr]
+        called = sys._getframe(1).f_locals.get("self")
+        if isinstance(called, torch.nn.Module) and called is not model:  # a copy's __dict__ has this, as replicas have
+            return called._call_impl(*args, **kwargs)
+        assert model is not None
+        if self.failure or _followed():
+            return model._call_impl(*args, **kwargs)
         ran: list[bool] = []
         try:
-            return self._codes[self.model.training](self.model, ran, args, kwargs)
+            return self._code(model)(model, ran, args, kwargs)
         except TorchDynamoException as error:
             if ran:  # what has run must not run twice
                 raise _own(error) from None
             reason = getattr(error, "inner_exception", error)
-        result = self.model._call_impl(*args, **kwargs)  # where it is the model that fails, with PyTorch's own error
+        result = model._call_impl(*args, **kwargs)  # where it is the model that fails, with PyTorch's own error
         self.failure = f"{type(reason).__name__}: {reason}".split("\n")[0]
         return result
 
-    @property
-    def model(self) -> torch.nn.Module:
-        """The model."""
-        model = self._model()
-        assert model is not None
-        return model
+    def _code(self, model: torch.nn.Module) -> _Code:
+        """What is captured in the model's mode; anew for another forward of its class, which Dynamo overlooks."""
+        forward = type(model).forward
+        if forward is not self._forward and isinstance(forward, types.FunctionType):
+            self._forward, self._codes = forward, {}
+        code = self._codes.get(model.training)
+        if code is None:
+            code = _Code(backend_of(self.rest, self._names, self.captures), self.captures)
+            code = self._codes.setdefault(model.training, code)
+        return code
 
     def _names(self) -> dict[str, str]:
         """Of the model's modules, by their id."""
-        return {str(id(module)): name for name, module in self.model.named_modules()}
+        model = self._model()
+        return {str(id(module)): name for name, module in model.named_modules()} if model is not None else {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledCall":
-        return self.install(copy.deepcopy(self.model, memo), self.rest)
+        copied = memo.get(id(self._model()))  # under way, if the model is copied as modules are
+        return CompiledCall(self.rest) if copied is None else self.install(copied, self.rest)
 
     def __reduce__(self) -> Any:
-        return self.install, (self.model, self.rest)
+        model = self._model()
+        if model is None or isinstance(model, torch.fx.GraphModule):  # whose pickles can't hold themselves
+            return CompiledCall, (self.rest,)
+        return self.install, (model, self.rest)
 
 
 def _own(error: BaseException) -> BaseException:

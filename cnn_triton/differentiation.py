@@ -24,6 +24,12 @@ class Function(torch.autograd.Function):
     OP: Op
     PARTS = 1
 
+    def __init_subclass__(cls) -> None:
+        """Keeps TorchDynamo out of a backward pass that runs within what it follows."""
+        method = vars(cls).get("backward")  # a class method or a static one
+        if method is not None:
+            cls.backward = type(method)(torch.compiler.disable(method.__func__))
+
     @classmethod
     def tangent(cls, inputs, outputs, tangents):
         """The derivative along `tangents`, one for each of the inputs, or None: Σ of the function with one argument

@@ -84,9 +84,11 @@ _WORDS: dict[Any, Callable[..., tuple[Any, ...]]] = {
 }
 _ADDS = {operator.add, torch.add, torch.Tensor.add}
 _ADDS_IN_PLACE = {operator.iadd, torch.Tensor.add_}
-_UPDATES = {getattr(operator, f"i{name}") for name in (
-    "add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift", "concat"
-)}  # fmt: skip
+_UPDATED = (
+    "iadd", "isub", "imul", "imatmul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "ilshift",
+    "irshift", "iconcat",
+)  # fmt: skip
+_UPDATES = {getattr(operator, name) for name in _UPDATED}
 # Without effects on tensors; what is none of these may do anything.
 _KNOWN = {
     each for home in (torch, F, torch._C._nn, torch.special, torch.linalg, torch.fft, operator, math)
@@ -148,7 +150,15 @@ class Effects:
     def __init__(self, graph: fx.Graph) -> None:
         self.nodes = list(graph.nodes)
         self.place = {node: i for i, node in enumerate(self.nodes)}
-        self.writes = {node: self._written(node) for node in self.nodes}
+        inputs = [node for node in self.nodes if node.op == "placeholder" and _has_kernel_dtype(node)]
+        self.inputs = frozenset[int]().union(*(memories(node) or () for node in inputs))
+        self.writes = {node: self._widened(node, self._written(node)) for node in self.nodes}
+
+    def _widened(self, node: Node, written: frozenset[int] | None) -> frozenset[int] | None:
+        """With all inputs, if one is written: in another call they may share their memory. Statistics don't."""
+        if written and node.target is not F.batch_norm and written & self.inputs:
+            return written | self.inputs
+        return written
 
     def _written(self, node: Node) -> frozenset[int] | None:
         """The memories that it writes; None: it may do anything, or hold for what comes after it."""
@@ -162,7 +172,7 @@ class Effects:
             if function is None or node.target in _UNKNOWN_METHODS:
                 return None
             name = str(node.target)
-            changes = (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
+            changes = (name.endswith("_") and not name.endswith("__")) or name.strip("_") in ("setitem", *_UPDATED)
             return memories(node.args[0]) if changes else nothing
         if node.op != "call_function" or function not in _KNOWN:
             return None
@@ -333,8 +343,13 @@ def changed(module: fx.GraphModule) -> list[int]:
 
 def _has_kernel(node: Node) -> bool:
     """Is its first argument a tensor of a dtype and kind that kernels take?"""
-    value = value_of(node.args[0] if node.args else node.kwargs.get("input"))
-    return isinstance(value, torch.Tensor) and _plain(value) and value.dtype in PRECISION
+    first = node.args[0] if node.args else node.kwargs.get("input")
+    return _has_kernel_dtype(first) and _plain(value_of(first))
+
+
+def _has_kernel_dtype(node: Any) -> bool:
+    value = value_of(node)
+    return isinstance(value, torch.Tensor) and value.dtype in PRECISION
 
 
 def plain(module: fx.GraphModule) -> None:
@@ -423,8 +438,9 @@ def _check_saved(chain: _Chain, effects: Effects) -> None:
     that output."""
     node = chain.last
     differs = chain.activation is not None and chain.activation[0] in ("leaky_relu", "hardtanh", "relu6")
-    keeps = differs and activations.of(activations.spell(chain.activation)).saves == "output" and not _in_place(node)
-    if keeps and getattr(value_of(node), "requires_grad", True) and effects.changed_after(node):
+    keeps = differs and activations.of(activations.spell(chain.activation)).saves == "output"
+    theirs = node.target is F.leaky_relu and _in_place(node)  # which keeps its output, too
+    if keeps and not theirs and getattr(value_of(node), "requires_grad", True) and effects.changed_after(node):
         raise _Apart("its output, which the kernel would keep, may be changed in place")
 
 
@@ -484,7 +500,9 @@ def _tell_residual(chain: _Chain, longer: _Chain) -> None:
         raise _Apart("it is scaled")
     if not isinstance(its, torch.Tensor) or not isinstance(mine, torch.Tensor):
         raise _Apart("it adds no tensor")
-    if (its.shape, its.dtype, its.device) != (mine.shape, mine.dtype, mine.device):
+    if (its.shape, its.dtype, its.device) != (mine.shape, mine.dtype, mine.device) or value_of(
+        node
+    ).shape != mine.shape:
         raise _Apart("the other tensor has another shape or dtype")
 
 

@@ -216,6 +216,13 @@ def add_to_input(m, x):
     return F.relu(x)
 
 
+def reshaped(m, x):
+    r = x[None] * 1.0
+    y = m.conv(x) + r
+    r.squeeze_(0)
+    return y[0] + r
+
+
 def autocast(m, x):
     y = m.conv(x)
     with torch.autocast(x.device.type, dtype=torch.bfloat16):
@@ -234,6 +241,14 @@ def grad_mode(m, x):
 APART = {
     "residual changed": (between(lambda m, x: x.mul_(3.0)), False, {"conv2d + add": 1}),
     "residual changed by out=": (between(lambda m, x: torch.neg(x, out=x)), False, {"conv2d + add": 1}),
+    **{
+        f"residual changed by {name}": (
+            between(lambda m, x, name=name: getattr(x, f"__{name}__")(2.0)),
+            False,
+            {"conv2d + add": 1},
+        )
+        for name in ("iadd", "isub", "imul", "itruediv")
+    },
     "residual set": (between(lambda m, x: x.__setitem__((0, 0), 5.0)), False, {"conv2d + add": 1}),
     "residual changed by inplace=": (between(lambda m, x: F.relu(x, inplace=True)), False, {"conv2d + add": 1}),
     "residual changed after it all": (added_changed, True, {"conv2d + batch_norm + add": 1}),
@@ -245,6 +260,7 @@ APART = {
     "adds to what has a view": (add_to_view, False, {"conv2d": 2}),
     "adds to an input": (add_to_input, False, {"conv2d": 1}),
     "scaled": (lambda m, x: F.relu(torch.add(m.conv(x), x, alpha=2)), False, {"conv2d": 1}),
+    "another rank, until later": (reshaped, False, {"conv2d": 1}),
     "broadcast": (lambda m, x: F.relu(m.conv(x) + x[:1]), False, {"conv2d": 1}),
     "a number": (lambda m, x: F.relu(m.conv(x) + 1.0), False, {"conv2d": 1}),
     "another dtype": (lambda m, x: F.relu(m.conv(x) + x.double()).float(), False, {"conv2d": 1}),
@@ -377,7 +393,10 @@ def test_activations(word, device):
 @pytest.mark.parametrize("train", [False, True])
 def test_output_changed_by_its_user(train, device):
     """An output that PyTorch lets its user change in place in training is not kept by a kernel."""
-    words = (lambda y: F.leaky_relu(y, 0.1), F.relu6, F.hardtanh)
+    words = (
+        lambda y: F.leaky_relu(y, 0.1), F.relu6, F.hardtanh, lambda y: F.relu6(y, True),
+        lambda y: F.hardtanh(y, inplace=True),
+    )  # fmt: skip
     for act in words:
         theirs = Net(lambda m, x, act=act: act(m.conv(x)), device).train(train)
         ours, x = copy.deepcopy(theirs), torch.randn(X, device=device)
@@ -388,6 +407,31 @@ def test_output_changed_by_its_user(train, device):
             grads.append(torch.autograd.grad(y.sum(), model.conv.weight)[0])
         torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
     assert "may be changed in place" in str(captures)
+
+
+@pytest.mark.parametrize("kind", ["a view", "detached"])
+def test_inputs_that_share_memory(kind, device):
+    """Captured with inputs that don't, a graph is right where they do: Dynamo doesn't look at that."""
+
+    class Changes(tn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = tn.Conv2d(4, 4, 3)
+
+        def forward(self, x, other):
+            y = self.conv(x)
+            other.add_(1.0)
+            return F.relu(y)
+
+    model = Changes().to(device).eval()
+    run = compiled(model)
+    with torch.no_grad():
+        run(torch.randn(X, device=device), torch.randn(X, device=device))
+        for call in (run, model):
+            x = torch.arange(2.0 * 4 * 6 * 7, device=device).sin().view(X)
+            y = call(x, x.view(X) if kind == "a view" else x.detach())
+            right = F.relu(F.conv2d(torch.arange(2.0 * 4 * 6 * 7, device=device).sin().view(X), *model.parameters()))
+            torch.testing.assert_close(y, right, rtol=1e-4, atol=1e-4)
 
 
 def test_where_no_kernel_runs(device):

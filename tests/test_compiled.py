@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 import threading
 
 import pytest
@@ -546,6 +547,124 @@ def test_errors_after_a_graph_break(device, monkeypatch):
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="a defect"):
         model(images(device))
     assert len(model.seen) == 3
+
+
+class Force(tn.Module):
+    """Differentiates on its way."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = tn.Linear(3, 4)
+
+    def forward(self, x):
+        x = x.detach().requires_grad_()
+        energy = torch.tanh(self.linear(x)).sum()
+        return torch.autograd.grad(energy, x, create_graph=True)[0]
+
+
+def test_gradients_within(device):
+    """Dynamo keeps out of backward passes that run in what it follows."""
+    model = Force().to(device).double()
+    twin, x = copy.deepcopy(model), torch.randn(5, 3, dtype=torch.float64, device=device)
+    report = cnn_triton.convert(model)
+    for _ in range(2):
+        y, right = model(x), twin(x)
+        torch.testing.assert_close(y, right)
+        grads = [
+            torch.autograd.grad(each.square().sum(), m.linear.weight)[0] for each, m in ((y, model), (right, twin))
+        ]
+        torch.testing.assert_close(*grads)
+    assert report.captures.graphs > 0
+
+
+class Tagged(tn.Module):
+    """Reads an attribute that is another at each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.tag = tn.Conv2d(3, 4, 1), ""
+
+    def forward(self, x):
+        return F.relu(self.conv(x)) * (1 if self.tag != "zz" else 2)
+
+
+def test_captures_end(device, monkeypatch):
+    """At the limit the layers run, rather than another capture at each call."""
+    monkeypatch.setattr("cnn_triton.compiled._GRAPHS", 3)
+    monkeypatch.setattr(
+        "cnn_triton.compiled._settings",
+        torch._dynamo.config._make_closure_patcher(skip_nnmodule_hook_guards=False, recompile_limit=3),
+    )
+    model = Tagged().to(device).double()
+    report, x = cnn_triton.convert(model), images(device)
+    right = F.relu(model.conv(x))
+    for i in range(12):
+        model.tag = str(i)
+        torch.testing.assert_close(model(x), right)
+    assert report.captures.graphs == 3
+
+
+def test_forward_of_the_class(device, monkeypatch):
+    """Another one, put there later, runs."""
+    model = Tagged().to(device).double()
+    cnn_triton.convert(model)
+    x = images(device)
+    model(x)
+    monkeypatch.setattr(Tagged, "forward", lambda self, x: self.conv(x).sin())
+    torch.testing.assert_close(model(x), model.conv(x).sin())
+
+
+def test_what_copies_the_dict(device):
+    """Replicas of torch.nn.DataParallel, copy.copy and a __deepcopy__ of one's own run with their own weights."""
+    model, report, twin = make(device)
+    x = images(device)
+    right = twin(x)
+    torch.testing.assert_close(model(x), right)
+    copies = [model._replicate_for_data_parallel(), copy.copy(model)]
+    last = model[3]._replicate_for_data_parallel()
+    for name, weight in model[3]._parameters.items():
+        setattr(last, name, weight.detach() * 2)
+    for each in copies:
+        each._modules = {**each._modules, "3": last}
+        torch.testing.assert_close(each(x), F.silu(2 * twin[3](twin[:3](x))))
+    torch.testing.assert_close(model(x), right)
+    assert cnn_triton.convert(copies[1]).call is not report.call
+
+    class Own(tn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = tn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return F.relu(self.conv(x))
+
+        def __deepcopy__(self, memo):
+            copied = type(self).__new__(type(self))
+            copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+            return copied
+
+    model = Own().to(device).double()
+    cnn_triton.convert(model)
+    copied = copy.deepcopy(model)
+    copied.conv.weight.data.zero_()
+    assert not torch.equal(copied(x), model(x))
+
+
+def test_a_graph_module(device):
+    """torch.fx's own modules, their pickles and what is edited in them."""
+    graph = fx.symbolic_trace(tn.Sequential(tn.Conv2d(3, 4, 3), tn.ReLU())).to(device).double()
+    report, x = cnn_triton.convert(graph), images(device)
+    right = F.relu(graph.get_submodule("0")(x))
+    torch.testing.assert_close(graph(x), right)
+    assert dict(report.captures.patterns) == {"conv2d + relu": 1}
+    torch.testing.assert_close(pickle.loads(pickle.dumps(graph))(x), right)
+    torch.testing.assert_close(copy.deepcopy(graph)(x), right)
+    for node in graph.graph.nodes:
+        if node.op == "output":
+            with graph.graph.inserting_before(node):
+                node.args = (graph.graph.call_function(torch.neg, node.args),)
+    graph.recompile()
+    torch.testing.assert_close(graph(x), -right)
 
 
 def test_dynamo_is_off(device):

@@ -41,13 +41,14 @@ def rows(seed):
 
 
 def settled(name, device):
-    """A network whose batch normalisations are as after some training, and four images."""
+    """A network whose batch normalisations are as after some training, and eight images: statistics of fewer values
+    multiply rounding errors."""
     model, x = network(name)
     for module in model.modules():
         if isinstance(module, tn.BatchNorm2d):
             tn.init.normal_(module.running_mean, 0, 0.1)
             tn.init.uniform_(module.running_var, 0.5, 1.5)
-    return model.to(device), torch.randn(4, *x.shape[1:], device=device)
+    return model.to(device), torch.randn(8, *x.shape[1:], device=device)
 
 
 def results(model, run, x, train):
@@ -68,13 +69,15 @@ def distance(found, exact):
     return ((vectors[0] - vectors[1]).norm() / vectors[1].norm()).item() if found else 0.0
 
 
-def assert_near(model, run, theirs, x, train):
+def assert_near(model, run, theirs, x, train, captures):
     """Our error is at most ERROR_RATIO times PyTorch's: of the output, and of all buffers. Gradients are compared in
     float64: with fewer digits rounding decides now and then which of two values is the largest, and they jump."""
     wide, dtype = copy.deepcopy(theirs).double(), x.dtype
     found, usual = results(model, run, x, train), results(theirs, theirs, x, train)
     if dtype == torch.float64:
-        assert [distance(*pair) < 1e-9 for pair in zip(found, usual, strict=True)] == [True] * 3
+        sixth = any("hardsigmoid" in pattern for pattern in captures.patterns)  # PyTorch's gradient has float32's 1/6
+        for mine, others, most in zip(found, usual, (1e-9, 1e-9, 2.0**-24 if sixth else 1e-9), strict=True):
+            assert distance(mine, others) <= most
         return
     for mine, others, exact in zip(found, usual, results(wide, wide, x.double(), train)[:2], strict=False):
         mine, others = distance(mine, exact), distance(others, exact)
@@ -101,7 +104,7 @@ def test_converted(name, train, dtype, device):
     report = cnn_triton.convert(model)
     assert not [layer for layer in report.layers if layer.outcome == "left" and "subclass" not in layer.why]
     before = cnn_triton.launches()
-    assert_near(model, model, theirs, x, train)
+    assert_near(model, model, theirs, x, train, report.captures)
     ran = {op: count - before.get(op, 0) for op, count in cnn_triton.launches().items()}
     products = sum(ran.get(op, 0) for op in ("conv2d", "conv2d_saving", "conv2d_moments", "conv2d_pool"))
     assert products >= sum(isinstance(module, tn.Conv2d) for module in model.modules())
@@ -126,6 +129,7 @@ def test_compiled(name, train, device):
     theirs = copy.deepcopy(model)
     torch._dynamo.reset()
     cnn_triton.captures.clear()
-    assert_near(model, torch.compile(model, backend="cnn_triton", fullgraph=True), theirs, x, train)
+    run = torch.compile(model, backend="cnn_triton", fullgraph=True)
+    assert_near(model, run, theirs, x, train, cnn_triton.captures)
     assert cnn_triton.captures.graphs == 1
     assert_as_said(name, train, cnn_triton.captures)
