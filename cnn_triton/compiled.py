@@ -8,6 +8,7 @@ model(x)
     it can't                   the layers, one by one; from then on, unless it is the model that fails
 """
 
+import functools
 import itertools
 import sys
 import threading
@@ -36,6 +37,7 @@ _GRAPHS = 64
 _in_a_mode = getattr(_python_dispatch, "is_in_any_mode_without_ignore_compile_internals", is_in_torch_dispatch_mode)
 _TRIES = 4  # of capturing a model as a whole
 _numbers = itertools.count()
+_CALLER = torch.nn.Module._wrapped_call_impl.__code__
 
 _capturing = threading.RLock()  # Dynamo passes over what another thread calls while it captures, for good
 
@@ -77,7 +79,7 @@ class _Code:
             restore()
             if first:
                 _capturing.release()
-            self._settled = ran[:1] == [True] or self._passed_over == _TRIES or self._captures.graphs >= _GRAPHS
+            self._settled = ran[:1] == [True] or self._passed_over >= _TRIES or self._captures.graphs >= _GRAPHS
             if not self._settled and ran:
                 self._renew()
 
@@ -122,8 +124,10 @@ class CompiledCall:
         model = self._model()
         if torch.compiler.is_compiling():
             return model._call_impl(*args, **kwargs)  # type: ignore[union-attr]
-        called = sys._getframe(1).f_locals.get("self")
-        if isinstance(called, torch.nn.Module) and called is not model:  # a copy's __dict__ has this, as replicas have
+        caller = sys._getframe(1)
+        if (
+            caller.f_code is _CALLER and (called := caller.f_locals["self"]) is not model
+        ):  # a copy with the same __dict__
             return called._call_impl(*args, **kwargs)
         assert model is not None
         if self.failure or _followed():
@@ -146,14 +150,9 @@ class CompiledCall:
             self._forward, self._codes = forward, {}
         code = self._codes.get(model.training)
         if code is None:
-            code = _Code(backend_of(self.rest, self._names, self.captures), self.captures)
-            code = self._codes.setdefault(model.training, code)
+            backend = backend_of(self.rest, functools.partial(_names, self._model), self.captures)
+            code = self._codes.setdefault(model.training, _Code(backend, self.captures))
         return code
-
-    def _names(self) -> dict[str, str]:
-        """Of the model's modules, by their id."""
-        model = self._model()
-        return {str(id(module)): name for name, module in model.named_modules()} if model is not None else {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledCall":
         copied = memo.get(id(self._model()))  # under way, if the model is copied as modules are
@@ -164,6 +163,12 @@ class CompiledCall:
         if model is None or isinstance(model, torch.fx.GraphModule):  # whose pickles can't hold themselves
             return CompiledCall, (self.rest,)
         return self.install, (model, self.rest)
+
+
+def _names(model_of: Callable[[], torch.nn.Module | None]) -> dict[str, str]:
+    """The names of a model's modules, by their id. Dynamo keeps backends for ever, so theirs holds no model."""
+    model = model_of()
+    return {} if model is None else {str(id(module)): name for name, module in model.named_modules()}
 
 
 def _own(error: BaseException) -> BaseException:

@@ -101,13 +101,15 @@ def convert(model: torch.nn.Module, example: Any = None, *, rest: str = "eager")
     if rest not in backends:
         raise ValueError(f"rest must be one of {', '.join(backends)}, but got {rest!r}")
     args, kwargs = ((), {}) if example is None else arguments(model, example)
-    layers = [*map(_converted, *_named(model))]
+    layers = [_converted(name, module) for name, module in _modules(model).items()]
     root = model.module if isinstance(model, DistributedDataParallel) else model  # whose own forward Dynamo passes over
     for module in model.modules():
         if module is not root:
             CompiledCall.remove(module)  # of a part that was converted before: the whole has it now
     call = CompiledCall.of(root)
-    if (call and call.rest != rest) or (call is None and root._compiled_call_impl is None):
+    if root._compiled_call_impl is not None and not isinstance(root._compiled_call_impl, CompiledCall):
+        call = None  # torch.nn.Module.compile's is in force
+    elif call is None or call.failure or call.rest != rest:
         call = CompiledCall.install(root, rest)
     if example is not None:
         with faked(model, args, kwargs) as run:
@@ -120,18 +122,17 @@ def revert(model: torch.nn.Module) -> None:
 
     errors: TypeError for what is no module
     """
-    for module in _named(model)[1]:
+    for module in _modules(model).values():
         CompiledCall.remove(module)
         if vars(module).pop(_MARK, False):
             _become(module, _THEIRS[_base(module)])
 
 
-def _named(model: torch.nn.Module) -> tuple[list[str], list[torch.nn.Module]]:
-    """The names of a model's modules, and these; errors: TypeError."""
+def _modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """A model's modules by name; errors: TypeError."""
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
-    modules = dict(model.named_modules())
-    return list(modules), list(modules.values())
+    return dict(model.named_modules())
 
 
 def _converted(name: str, module: torch.nn.Module) -> Layer | None:
