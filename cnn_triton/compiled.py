@@ -125,9 +125,8 @@ class CompiledCall:
         if torch.compiler.is_compiling():
             return model._call_impl(*args, **kwargs)  # type: ignore[union-attr]
         caller = sys._getframe(1)
-        if (
-            caller.f_code is _CALLER and (called := caller.f_locals["self"]) is not model
-        ):  # a copy with the same __dict__
+        called: Any = caller.f_locals["self"] if caller.f_code is _CALLER else model
+        if called is not model:  # a copy that has the same __dict__
             return called._call_impl(*args, **kwargs)
         assert model is not None
         if self.failure or _followed():
