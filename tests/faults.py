@@ -233,7 +233,7 @@ FAULTS = (
     Fault("one failure that ends all captures", "cnn_triton/compiled.py",
           "if not self._settled and ran:", "if False:"),
     Fault("a copy that shares the original's call", "cnn_triton/compiled.py",
-          "return self.install(copy.deepcopy(self.model, memo), self.rest)", "return self"),
+          "return CompiledCall(self.rest) if copied is None else self.install(copied, self.rest)", "return self"),
     Fault("threads that capture at once", "cnn_triton/compiled.py",
           "if first and not _capturing.acquire(blocking=False):", "if first and not _capturing.acquire():"),
     Fault("a checkpoint that counts its own statistics as changed", "cnn_triton/capture.py",

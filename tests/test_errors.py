@@ -99,7 +99,7 @@ ROW = {
 POOLED_ROW = {
     "input 4-D": (lambda: (rand(*X), 2), ("input", "(N, C, W)", "(2, 4, 8, 8)")),
     "input 1-D": (lambda: (rand(8), 2), ("input", "(8,)")),
-    "no channel": (lambda: (rand(2, 0, 8), 2), ("input", "(2, 0, 1, 8)")),
+    "no channel": (lambda: (rand(2, 0, 8), 2), ("input", "(2, 0, 8)")),
     "kernel of two": (lambda: (rand(2, 4, 8), (2, 2)), ("kernel_size", "(2, 2)")),
     "kernel over input": (lambda: (rand(2, 4, 8), 9), ("kernel_size", "9", "8")),
     "padding over half": (lambda: (rand(2, 4, 8), 3, 1, 2), ("padding", "2", "3")),
