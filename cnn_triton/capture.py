@@ -19,7 +19,7 @@ from torch._higher_order_ops.wrap import tag_activation_checkpoint
 from torch.utils.checkpoint import checkpoint
 
 from .dispatch import runs_kernels
-from .fusing import Fused, changed, fuse, parts, plain
+from .fusing import Fused, changed, fuse, plain
 
 __all__ = ["Captures", "backend_of", "captures", "compile_graph", "eagerly", "node_by_node"]
 
@@ -176,8 +176,8 @@ def backend_of(
         captured = Captured(graph_module, ours, devices)
         if rest != "eager" and not _eagerly:
             return lookup_backend(rest)(captured.chosen, example_inputs)
-        for graph in (captured.theirs, captured.ours):
-            _run_checkpoints(graph)
+        for graph in (captured.ours, captured.theirs):
+            _run_checkpoints(graph, captured.theirs)
         return captured
 
     return cnn_triton
@@ -196,15 +196,16 @@ def _copied(graph_module: fx.GraphModule) -> fx.GraphModule:
     return copied
 
 
-def _run_checkpoints(graph_module: fx.GraphModule) -> None:
+def _run_checkpoints(graph_module: fx.GraphModule, original: fx.GraphModule) -> None:
     """Has a graph that runs as it is call torch.utils.checkpoint itself: the operator that Dynamo puts in its place is
     for backends that take it apart, and neither keeps random numbers nor lets a part change its statistics."""
     for node in graph_module.graph.find_nodes(op="call_function", target=tag_activation_checkpoint):
         body, *args = node.args
-        node.target, node.args = _checkpointed, (body, changed(getattr(graph_module, body.target)), *args)
+        node.target, node.args = _checkpointed, (body, changed(getattr(original, body.target)), *args)
     graph_module.recompile()
-    for part in parts(graph_module):
-        _run_checkpoints(part)
+    for name, part in graph_module.named_children():
+        if isinstance(part, fx.GraphModule):
+            _run_checkpoints(part, getattr(original, name))
 
 
 def _checkpointed(body: fx.GraphModule, changed: list[int], *args: Any, **how: Any) -> Any:

@@ -29,7 +29,7 @@ from . import functional
 from .kernels import activations, geometry
 from .kernels.precision import PRECISION
 
-__all__ = ["Fused", "changed", "fuse", "modules_of", "parts", "plain"]
+__all__ = ["Fused", "changed", "fuse", "modules_of", "plain"]
 
 Node = fx.Node
 
@@ -325,10 +325,10 @@ def fuse(module: fx.GraphModule, names: dict[str, str]) -> list[Fused]:
             node.target = _OURS[node.target]
     module.graph.lint()
     module.recompile()
-    return [*(chain.fused for chain in chains), *(each for part in parts(module) for each in fuse(part, names))]
+    return [*(chain.fused for chain in chains), *(each for part in _parts(module) for each in fuse(part, names))]
 
 
-def parts(module: fx.GraphModule) -> list[fx.GraphModule]:
+def _parts(module: fx.GraphModule) -> list[fx.GraphModule]:
     """The graphs that a graph calls: what torch.utils.checkpoint was given, for one."""
     return [child for child in module.children() if isinstance(child, fx.GraphModule)]
 
@@ -360,7 +360,7 @@ def plain(module: fx.GraphModule) -> None:
             node.target = theirs
             node.kwargs = {name: value for name, value in node.kwargs.items() if name not in _ONLY_OURS}
     module.recompile()
-    for part in parts(module):
+    for part in _parts(module):
         plain(part)
 
 
