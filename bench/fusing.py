@@ -45,11 +45,7 @@ def table() -> str:
 
 def timed(name: str, training: bool, rounds: int) -> dict[str, Any]:
     """A row: milliseconds of the original and of the converted network, their ratio, and the first call's seconds."""
-    original, x = usual(name), torch.randn(1, 3, 64, 64)
-    if name == "coatnet_nano_rw_224":  # for images of one size
-        x = torch.randn(1, 3, 224, 224)
-    if name == "inception_v3":  # which has no pixel left of less
-        x = torch.randn(1, 3, 80, 80)
+    original, x = usual(name)
     if training:  # so that each channel has more than one value
         x = x.expand(2, -1, -1, -1).contiguous()
     converted = copy.deepcopy(original)
@@ -77,8 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in (*USUAL, *TIMM):
         for training in (False, True):
             rows.append(timed(name, training, options.rounds))
-            said = {key: rows[-1][key] for key in ("network", "mode", "ratio", "first call, seconds")}
-            print(*said.values(), flush=True)
+            print(*(rows[-1][key] for key in ("network", "mode", "ratio", "first call, seconds")), flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     figures = {"environment": environment(torch.device("cpu")) | {"CPUs": str(os.cpu_count())}, "rows": rows}
     options.out.write_text(json.dumps(figures, indent=1) + "\n")

@@ -94,10 +94,11 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor]:
     return Images(model), torch.randn(2, 3, size, size)
 
 
-def usual(name: str) -> nn.Module:
-    """A network of its usual size."""
+def usual(name: str) -> tuple[nn.Module, torch.Tensor]:
+    """A network of its usual size, and an image of 64 x 64 pixels, or of what it takes."""
     torch.manual_seed(0)
-    return Images(USUAL[name]() if name in USUAL else _timm(name))
+    model, size = USUAL[name]() if name in USUAL else _timm(name), max(64, _SIZES.get(name, 64))
+    return Images(model), torch.randn(1, 3, size, size)
 
 
 def _timm(name: str) -> nn.Module:
