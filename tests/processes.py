@@ -29,6 +29,14 @@ def _no_child_crashes(monkeypatch):
         assert process.returncode not in CRASHED, f"{CRASHED[process.returncode]} in {str(command)[:500]}"
 
 
+def pytest_configure(config):
+    """pytest-xdist kills a worker that takes 10 seconds to end. One that ran thousands of tests may take that long."""
+    if config.pluginmanager.hasplugin("xdist"):
+        from xdist.workermanage import NodeManager
+
+        NodeManager.EXIT_TIMEOUT = 120
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodeready(node):
     _workers[node.gateway.id] = node.gateway._io.popen

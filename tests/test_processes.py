@@ -16,9 +16,9 @@ def test_passes(end):
     assert done.stdout == b"done\\n"
 """
 WORKER = """
-import atexit, os
+import atexit, os, time
 def test_passes():
-    atexit.register(lambda: os.kill(os.getpid(), 11))
+    atexit.register(lambda: {end})
 """
 
 
@@ -45,7 +45,13 @@ def test_child(tmp_path):
 
 @pytest.mark.cover
 def test_worker(tmp_path):
-    ended, said = outcome(tmp_path, WORKER, "-n", "1")
+    ended, said = outcome(tmp_path, WORKER.format(end="os.kill(os.getpid(), 11)"), "-n", "1")
     assert ended == 1, said
     assert "1 passed" in said
     assert "worker gw0 ended with SIGSEGV" in said
+
+
+def test_worker_ends_late(tmp_path):
+    ended, said = outcome(tmp_path, WORKER.format(end="time.sleep(11)"), "-n", "1")
+    assert ended == 0, said
+    assert "1 passed" in said
