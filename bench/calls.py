@@ -31,13 +31,13 @@ def calls(layer: Layer, dtype: torch.dtype, n: int = BATCH) -> tuple[tuple[Op, t
     b = empty((layer.k,), dtype)
     if layer.kind == "linear":
         return (
-            (linear.LINEAR, (x, w, b, None, None, 1, "relu")),
+            (linear.LINEAR, (x, w, b, None, None, None, 1, "relu")),
             (linear.LINEAR_INPUT_GRAD, (y, w, 1)),
             (linear.LINEAR_WEIGHT_GRAD, (y, x, 1)),
         )
     window = ((layer.stride,) * 2, (layer.padding,) * 4, (1, 1), layer.groups, "zeros")
     return (
-        (conv2d.CONV2D, (x, w, b, None, None, *window, "relu")),
+        (conv2d.CONV2D, (x, w, b, None, None, None, *window, "relu")),
         (conv2d.CONV2D_INPUT_GRAD, (y, w, x.shape, *window, True)),
         (conv2d.CONV2D_WEIGHT_GRAD, (y, x, w.shape, *window, True)),
     )

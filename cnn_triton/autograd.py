@@ -8,6 +8,7 @@ import torch
 from .blocks import BatchNorm, Conv2dMoments, Conv2dPool
 from .differentiation import apply, asked, differentiable
 from .kernels import activations
+from .kernels.epilogue import SLOPE
 from .kernels.max_pool2d import MAX_POOL2D
 from .ops import operator
 from .pools import AvgPool2d, MaxPool2d, MaxUnpool2d
@@ -32,7 +33,7 @@ def _product(plain: type[Product], saving: type[Product]) -> Callable[..., Any]:
     def call(*args):
         if not asked(args):
             return plain.forward(*args)
-        if activations.of(args[-1]).saves == "input":
+        if args[SLOPE] is not None or activations.of(args[-1]).saves == "input":
             return apply(saving, *args)[0]
         return apply(plain, *args)
 

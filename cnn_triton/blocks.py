@@ -2,13 +2,13 @@
 
 import torch
 
-from .differentiation import Function, apply, total
+from .differentiation import Formula, Function, along, apply, total
 from .kernels import activations, relu_pool
 from .kernels import batch_norm as norm
 from .kernels import conv2d_pool as pools
 from .kernels.op import channels_last
 from .ops import operator
-from .products import ActivationGrad, BiasGrad, Conv2d
+from .products import ActivationGrad, BiasGrad, Conv2d, PreluGrad, prelu_tangent
 
 _conv2d_pool, _conv2d_pool_grad = operator(pools.CONV2D_POOL), operator(pools.CONV2D_POOL_GRAD)
 _relu_pool2d_input_grad, _relu_pool2d_at_open = map(
@@ -190,106 +190,62 @@ class Conv2dMoments(Function):
 
 class BatchNorm(Function):
     """y = act((z − mean) / √(var + eps) · weight + bias + residual), mean and var those of z: the derivatives know it.
+    With a slope, y is PReLU's.
 
-    With a residual the backward pass begins with act'(·)·dy, the residual's gradient: from y, or from what stands
-    before the activation, computed again.
+    With a residual or a slope the backward pass begins with act'(·)·dy, the residual's gradient: from y, or from what
+    stands before the activation, computed again.
     """
 
     OP = norm.BATCH_NORM
 
     @classmethod
     def tangent(cls, inputs, outputs, tangents):
-        input, _, _, weight, bias, residual, eps, activation = inputs
-        dz, _, _, dw, db, dr = tangents[:6]
-        normal = lambda *given: norm.norm_reference(*given, eps, "none")  # noqa: E731
-        x, step = _along(normal, (input, weight, bias, residual), (dz, dw, db, dr))
+        input, _, _, weight, bias, residual, slope, eps, activation = inputs
+        dz, _, _, dw, db, dr, of_slope = tangents[:7]
+        normal = lambda *given: norm.norm_reference(*given, None, eps, "none")  # noqa: E731
+        x, step = along(normal, (input, weight, bias, residual), (dz, dw, db, dr))
+        if slope is not None:
+            of_slope = None if of_slope is None else Conv2d.beside(of_slope)
+            return prelu_tangent(x, Conv2d.beside(slope), step, of_slope)
         act = activations.of(activation)
         return act.reference_grad(step, outputs[0] if act.saves == "output" else x)
 
     @staticmethod
-    def forward(input, mean, var, weight, bias, residual, eps, activation):
-        return _batch_norm(input, mean, var, weight, bias, residual, eps, activation)
+    def forward(input, mean, var, weight, bias, residual, slope, eps, activation):
+        return _batch_norm(input, mean, var, weight, bias, residual, slope, eps, activation)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *saved, residual, ctx.eps, ctx.activation = inputs
-        ctx.added = residual is not None
-        kept = activations.of(ctx.activation).saves if ctx.added else ""
-        ctx.save_for_backward(*saved, {"output": output, "input": residual}.get(kept))
+        *saved, residual, slope, ctx.eps, ctx.activation = inputs
+        ctx.apart = (residual is not None and ctx.activation != "none") or slope is not None
+        ctx.again = slope is not None or activations.of(ctx.activation).saves == "input"
+        kept = None if not ctx.apart else residual if ctx.again else output
+        ctx.save_for_backward(*saved, slope, kept)
 
     @staticmethod
     def backward(ctx, grad):
-        input, mean, var, weight, bias, kept = ctx.saved_tensors
-        activation = ctx.activation
-        if ctx.added and activation != "none":
-            if activations.of(activation).saves == "input":
-                kept = apply(BatchNorm, input, mean, var, weight, bias, kept, ctx.eps, "none")
-            grad, activation = apply(ActivationGrad, grad, kept, activation)[0], "none"
-        dz, sums = apply(BatchNormGrad, grad, input, mean, var, weight, bias, ctx.eps, activation)
+        *saved, slope, kept = ctx.saved_tensors
+        weight, bias, activation, of_slope = *saved[3:], ctx.activation, None
+        if ctx.apart:
+            x = apply(BatchNorm, *saved, kept, None, ctx.eps, "none") if ctx.again else kept
+            if slope is None:
+                grad, _ = apply(ActivationGrad, grad, x, activation)
+            else:
+                grad, sums = apply(PreluGrad, grad, x, slope)
+                of_slope = sums[1].to(slope.dtype) if ctx.needs_input_grad[6] else None
+            activation = "none"
+        dz, sums = apply(BatchNormGrad, grad, *saved, ctx.eps, activation)
         dw = sums[1].to(weight.dtype) if ctx.needs_input_grad[3] else None
         db = sums[0].to(bias.dtype) if ctx.needs_input_grad[4] else None
-        return dz, None, None, dw, db, grad if ctx.needs_input_grad[5] else None, None, None
+        return dz, None, None, dw, db, grad if ctx.needs_input_grad[5] else None, of_slope, None, None
 
 
-class BatchNormGrad(Function):
-    """(dz, (Σ g, Σ g·ẑ) by channel). Its own derivatives are PyTorch's, of the same formulas."""
+class BatchNormGrad(Formula):
+    """(dz, (Σ g, Σ g·ẑ) by channel)."""
 
     OP = norm.BATCH_NORM_GRAD
-
-    @staticmethod
-    def formulas(eps, activation):
-        """What the kernels compute, as a function of grad, input, weight and bias."""
-        return lambda grad, input, *affine: norm.norm_grad_aten(grad, input, None, None, *affine, eps, activation)
-
-    @classmethod
-    def tangent(cls, inputs, outputs, tangents):
-        grad, input, _, _, weight, bias, *how = inputs
-        steps = (*tangents[:2], *tangents[4:6])
-        return _along(cls.formulas(*how), (grad, input, weight, bias), steps)[1]
+    formula = staticmethod(norm.norm_grad_aten)
 
     @staticmethod
     def forward(grad, input, mean, var, weight, bias, eps, activation):
         return _batch_norm_grad(grad, input, mean, var, weight, bias, eps, activation)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *saved, ctx.eps, ctx.activation = inputs
-        ctx.save_for_backward(*saved)
-
-    @staticmethod
-    def backward(ctx, of_dz, of_sums):
-        grad, input, _, _, weight, bias = ctx.saved_tensors
-        function, tensors = _of_tensors(BatchNormGrad.formulas(ctx.eps, ctx.activation), (grad, input, weight, bias))
-        grads = iter(torch.func.vjp(function, *tensors)[1]((of_dz, of_sums)))
-        dg, dz, dw, db = (None if tensor is None else next(grads) for tensor in (grad, input, weight, bias))
-        return dg, dz, None, None, dw, db, None, None
-
-
-def _of_tensors(function, args):
-    """The function of those arguments that are tensors, and these; the others are None."""
-    places = [arg is not None for arg in args]
-
-    def call(*tensors):
-        each = iter(tensors)
-        return function(*(next(each) if place else None for place in places))
-
-    return call, [arg for arg in args if arg is not None]
-
-
-def _along(function, args, steps):
-    """The function's results, and their derivative along the arguments' steps. By reverse mode twice: forward mode
-    can't be nested in every way that this may be called."""
-    function, tensors = _of_tensors(function, args)
-    steps = [
-        torch.zeros_like(arg) if step is None else step
-        for arg, step in zip(args, steps, strict=True)
-        if arg is not None
-    ]
-    results, back = torch.func.vjp(function, *tensors)
-    like = results if isinstance(results, tuple) else (results,)
-    along = torch.func.vjp(
-        lambda *cotangents: back(cotangents if isinstance(results, tuple) else cotangents[0]),
-        *map(torch.zeros_like, like),
-    )[1]
-    tangents = along(tuple(steps))
-    return results, tangents if isinstance(results, tuple) else tangents[0]

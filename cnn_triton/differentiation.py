@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from .kernels.op import Op
 from .ops import batched
 
-__all__ = ["Function", "apply", "asked", "differentiable", "total", "transforming"]
+__all__ = ["Formula", "Function", "along", "apply", "asked", "differentiable", "total", "transforming"]
 
 
 class Function(torch.autograd.Function):
@@ -37,6 +37,58 @@ class Function(torch.autograd.Function):
         steps = [(i, tangent) for i, tangent in enumerate(tangents[: cls.PARTS]) if tangent is not None]
         terms = [apply(cls, *inputs[:i], tangent, *inputs[i + 1 :]) for i, tangent in steps]
         return terms[0] if len(terms) == 1 else total(*terms)
+
+
+class Formula(Function):
+    """A Function whose own derivatives are PyTorch's: those of `formula`, which computes the same results."""
+
+    @staticmethod
+    def formula(*inputs):
+        raise NotImplementedError
+
+    @classmethod
+    def tangent(cls, inputs, outputs, tangents):
+        return along(cls.formula, inputs, tangents)[1]
+
+    @classmethod
+    def setup_context(cls, ctx, inputs, output):
+        ctx.others = [None if isinstance(value, torch.Tensor) else value for value in inputs]
+        ctx.save_for_backward(*(value if isinstance(value, torch.Tensor) else None for value in inputs))
+
+    @classmethod
+    def backward(cls, ctx, *grads):
+        inputs = [other if saved is None else saved for saved, other in zip(ctx.saved_tensors, ctx.others, strict=True)]
+        function, tensors = _of_tensors(cls.formula, inputs)
+        results, back = torch.func.vjp(function, *tensors)
+        given = (torch.zeros_like(y) if grad is None else grad for y, grad in zip(results, grads, strict=True))
+        back = iter(back(tuple(given)))
+        return tuple(next(back) if isinstance(value, torch.Tensor) else None for value in inputs)
+
+
+def along(function, args, steps):
+    """The function's results, and their derivative along the arguments' steps. By reverse mode twice: forward mode
+    can't be nested in every way that this may be called."""
+    steps = tuple(
+        torch.zeros_like(arg) if step is None else step
+        for arg, step in zip(args, steps, strict=True)
+        if isinstance(arg, torch.Tensor)
+    )
+    function, tensors = _of_tensors(function, args)
+    results, back = torch.func.vjp(function, *tensors)
+    several = isinstance(results, tuple)
+    like = map(torch.zeros_like, results if several else (results,))
+    tangents = torch.func.vjp(lambda *grads: back(grads if several else grads[0]), *like)[1](steps)
+    return results, tangents if several else tangents[0]
+
+
+def _of_tensors(function, args):
+    """The function of those arguments that are tensors, and these."""
+
+    def call(*tensors):
+        each = iter(tensors)
+        return function(*(next(each) if isinstance(arg, torch.Tensor) else arg for arg in args))
+
+    return call, [arg for arg in args if isinstance(arg, torch.Tensor)]
 
 
 def apply(function: type[Function], *args: Any) -> Any:

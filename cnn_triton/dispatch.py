@@ -33,6 +33,13 @@ def as_on_a_gpu() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def operators() -> Iterator[None]:
+    """Within, tensors on any device go to the operators."""
+    with _force("operators"):
+        yield
+
+
+@contextlib.contextmanager
 def _force(name: str) -> Iterator[None]:
     global _forced
     before, _forced = _forced, name

@@ -13,15 +13,16 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.overrides import handle_torch_function, has_torch_function
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from . import autograd
 from .differentiation import transforming
-from .dispatch import runs_kernels
+from .dispatch import operators, runs_kernels
 from .kernels import activations, geometry, pool_geometry
-from .kernels.epilogue import completed
+from .kernels.epilogue import activated, completed
 from .kernels.locally_connected2d import LOCALLY_CONNECTED2D
 from .kernels.op import channels_last, check_optional, check_tensors
-from .kernels.precision import accumulator
+from .kernels.precision import accumulator, autocasts
 from .kernels.unpool2d import check_indices
 
 __all__ = [
@@ -60,7 +61,7 @@ _T = TypeVar("_T")
 def _overridable(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """The function, of which tensors of other classes may say what it does, as they may of PyTorch's own
     (__torch_function__); torch.fx's proxies, for one, note the call. TorchDynamo takes it for one call, and doesn't
-    look into it where it runs."""
+    look into it where it runs. What is wrong with its arguments is told in our words wherever it runs."""
 
     @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -69,9 +70,31 @@ def _overridable(function: Callable[_P, _T]) -> Callable[_P, _T]:
         given = (*args, *kwargs.values()) if kwargs else args
         if has_torch_function(given):
             return handle_torch_function(call, given, *args, **kwargs)  # type: ignore[no-any-return, unused-ignore]
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            ours = _told(function, args, kwargs, error)
+            if ours is None:
+                raise
+            raise ours from error
 
     return call  # type: ignore[no-any-return]
+
+
+def _told(function: Callable[..., Any], args: Any, kwargs: Any, error: Exception) -> Exception | None:
+    """What the operators say, in an error of this type, where PyTorch's own raised it; None if they say nothing."""
+    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+    if not tensors or any(map(_foreign, tensors)) or transforming() or runs_kernels(tensors[0].device):
+        return None
+    if len({t.device for t in tensors}) == 1 and all(t.is_floating_point() for t in tensors):  # not indices
+        shape_alone = lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")  # noqa: E731
+        args, kwargs = tree_map_only(torch.Tensor, shape_alone, (args, kwargs))
+    try:
+        with operators(), torch.no_grad():
+            function(*args, **kwargs)
+    except Exception as ours:
+        return ours if isinstance(ours, type(error)) else None
+    return None
 
 
 @_overridable
@@ -102,7 +125,8 @@ def conv2d(
     'gelu_tanh', 'hardsigmoid', 'hardswish', 'mish', 'elu', 'selu', 'softplus', 'softsign', 'log_sigmoid'; with numbers
     where PyTorch's function takes any, ('leaky_relu', slope), ('hardtanh', low, high), ('clamp', low, high),
     ('elu', alpha), ('softplus', beta, threshold). For its derivative 'relu', 'leaky_relu', 'hardtanh', 'sigmoid' and
-    'tanh' keep the output alone, the others what stands before them
+    'tanh' keep the output alone, the others what stands before them. And ('prelu', slope), whose slope of negative
+    values is a tensor, (K,) or (1,), of input's dtype
     scale: (K,), of input's dtype or float32 (then bias, too); residual: of the result's shape
     input: (N, C, H, W) or (C, H, W); channels_last is the fast memory format, any strides are right
     weight: (K, C/groups, R, S); bias: (K,); padding: int, pair, 'same' or 'valid'
@@ -177,12 +201,12 @@ def _conv(
     scale: torch.Tensor | None,
     residual: torch.Tensor | None,
 ) -> torch.Tensor:
-    spelled = activations.spell(activation)
-    if _on_aten(input, weight, bias, residual, scale):
+    spelled, slope = _spelled(activation)
+    if _on_aten(input, weight, bias, residual, scale, slope):
         shown, left = _padded(dims, input, weight, stride, padding, dilation, padding_mode)
         product = lambda bias: aten(shown, weight, bias, stride, left, dilation, groups)  # noqa: E731
-        return completed(product, bias, scale, residual, spelled, dims)
-    input, weight, bias, residual, scale = _lowered(input, weight, bias, residual, scale)
+        return completed(product, bias, scale, residual, slope, spelled, dims)
+    input, weight, bias, residual, slope, scale = _lowered(input, weight, bias, residual, slope, scale)
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, scale=scale, residual=residual)
     kernel = _image("weight", weight, dims, batched=True)
@@ -192,7 +216,8 @@ def _conv(
     groups = geometry.integer("groups", groups)
     if dims == 1:  # the operator would speak of images
         geometry.conv_shape(images.shape, kernel.shape, None if bias is None else bias.shape, window, groups)
-    y = autograd.conv2d(images, kernel, bias, scale, beside, *window[1:4], groups, padding_mode, spelled)
+    how = (*window[1:4], groups, padding_mode, spelled)
+    y = autograd.conv2d(images, kernel, bias, scale, beside, _columns(slope, kernel.shape[0]), *how)
     return _like(y, input, dims)
 
 
@@ -286,7 +311,7 @@ def _conv_pool(
     if _on_aten(input, weight, bias, scale):
         window = (stride, padding, dilation, groups, padding_mode)
         return aten(_conv(2, F.conv2d, input, weight, bias, *window, "relu", scale, None), pool)
-    input, weight, bias, _, scale = _lowered(input, weight, bias, None, scale)
+    input, weight, bias, _, _, scale = _lowered(input, weight, bias, None, None, scale)
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, scale=scale)
     kernel, images = _image("weight", weight, 2, batched=True), _image("input", input, 2)
@@ -337,24 +362,20 @@ def conv2d_batch_norm(
     check_optional(running_mean=running_mean, running_var=running_var)
     if (running_mean is None or running_var is None) and not training:
         raise RuntimeError("running_mean and running_var must be tensors unless training is True, but got None")
-    if _on_aten(input, weight, bias, residual):
+    spelled, slope = _spelled(activation)
+    if _on_aten(input, weight, bias, residual, slope):
         x = _conv(2, F.conv2d, input, weight, bias, *window, None, None, None)
         y = F.batch_norm(x, running_mean, running_var, norm_weight, norm_bias, training, momentum, eps)
-        y = y if residual is None else y + residual
-        return activations.reference(activations.spell(activation), y)  # type: ignore[no-any-return]
+        return activated(y if residual is None else y + residual, slope, spelled)  # type: ignore[no-any-return]
     if not training:
         assert running_mean is not None
         assert running_var is not None
         _image("input", input, 2, batched=True)
         scale, shift = norm_scale(bias, running_mean, running_var, norm_weight, norm_bias, eps)
         return _conv(2, F.conv2d, input, weight, shift, *window, activation, scale, residual)
-    spelled, eps, momentum = (
-        activations.spell(activation),
-        geometry.real("eps", eps),
-        geometry.real("momentum", momentum),
-    )
+    eps, momentum = geometry.real("eps", eps), geometry.real("momentum", momentum)
     norm_weight, norm_bias = _precise(input, norm_weight, norm_bias)
-    input, weight, bias, residual = _low(input, weight, bias, residual)
+    input, weight, bias, residual, slope = _low(input, weight, bias, residual, slope)
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, norm_weight=norm_weight, norm_bias=norm_bias, residual=residual)
     kernel, images = _image("weight", weight, 2, batched=True), _image("input", input, 2, batched=True)
@@ -367,7 +388,8 @@ def conv2d_batch_norm(
             geometry.same_shape(name, vector.shape, mean.shape)
     if count == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
-    result: torch.Tensor = autograd.batch_norm(x, mean, var, norm_weight, norm_bias, residual, eps, spelled)
+    slope = _columns(slope, kernel.shape[0])
+    result: torch.Tensor = autograd.batch_norm(x, mean, var, norm_weight, norm_bias, residual, slope, eps, spelled)
     if count:
         for running, new in ((running_mean, mean), (running_var, var * count / (count - 1))):
             if running is not None:  # as PyTorch's own operator, which counts no change of it in place
@@ -428,8 +450,8 @@ def locally_connected2d(
     activation, scale, residual, dtypes, float32's precision and errors as in `conv2d`
     Source: LeCun, "Generalization and network design strategies", 1989; PyTorch's issue 499.
     """
-    spelled = activations.spell(activation)
-    input, weight, bias, residual, scale = _lowered(input, weight, bias, residual, scale)
+    spelled, slope = _spelled(activation)
+    input, weight, bias, residual, slope, scale = _lowered(input, weight, bias, residual, slope, scale)
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, scale=scale, residual=residual)
     if weight.dim() != 6:
@@ -438,8 +460,8 @@ def locally_connected2d(
     images = _image("input", input, 2)
     beside = None if residual is None else _image("residual", residual, 2)
     groups = geometry.integer("groups", groups)
-    args = (images, weight, bias, scale, beside, *window[1:4], groups, spelled)
-    if _on_aten(input, weight, bias, residual, scale):
+    args = (images, weight, bias, scale, beside, _columns(slope, weight.shape[2]), *window[1:4], groups, spelled)
+    if _on_aten(input, weight, bias, residual, scale, slope):
         last = channels_last(LOCALLY_CONNECTED2D.fake(*args))  # which checks them
         layout = torch.channels_last if last else torch.contiguous_format
         return _like(LOCALLY_CONNECTED2D.aten(*args).contiguous(memory_format=layout), input, 2)
@@ -518,11 +540,11 @@ def _conv_transpose(
     scale: torch.Tensor | None,
     residual: torch.Tensor | None,
 ) -> torch.Tensor:
-    spelled = activations.spell(activation)
-    if _on_aten(input, weight, bias, residual, scale):
+    spelled, slope = _spelled(activation)
+    if _on_aten(input, weight, bias, residual, scale, slope):
         product = lambda bias: aten(input, weight, bias, stride, padding, output_padding, groups, dilation)  # noqa: E731
-        return completed(product, bias, scale, residual, spelled, dims)
-    input, weight, bias, residual, scale = _lowered(input, weight, bias, residual, scale)
+        return completed(product, bias, scale, residual, slope, spelled, dims)
+    input, weight, bias, residual, slope, scale = _lowered(input, weight, bias, residual, slope, scale)
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, scale=scale, residual=residual)
     groups = geometry.integer("groups", groups)
@@ -532,7 +554,8 @@ def _conv_transpose(
     )
     shape = geometry.transposed_shape(images.shape, kernel.shape, bias if bias is None else bias.shape, window, groups)
     beside = None if residual is None else _image("residual", residual, dims)
-    args = (images, kernel, bias, scale, beside, shape, *window[1:4], groups, channels_last(images, kernel), spelled)
+    how = (shape, *window[1:4], groups, channels_last(images, kernel), spelled)
+    args = (images, kernel, bias, scale, beside, _columns(slope, shape[1]), *how)
     return _like(autograd.conv_transpose2d(*args), input, dims)
 
 
@@ -678,7 +701,7 @@ def _max_unpool(
     if _on_aten(input):
         return aten(input, indices, kernel_size, stride, padding, output_size)
     check_tensors(input=input)
-    if input.device.type == "cpu" and _autocasts(input) and _may_be_cast(input):
+    if input.device.type == "cpu" and autocasts(input) and _may_be_cast(input):
         input = input.float()  # PyTorch's autocast on a CPU, and there alone
     check_indices(indices, input, input.shape)
     images = _image("input", _row(input, dims), dims)
@@ -873,25 +896,42 @@ def _dense(
     scale: torch.Tensor | None,
     residual: torch.Tensor | None,
 ) -> torch.Tensor:
-    spelled = activations.spell(activation)
-    if _on_aten(input, weight, bias, residual, scale):
-        return completed(lambda bias: F.linear(input, weight, bias), bias, scale, residual, spelled, 0)
-    input, weight, bias, residual, scale = _lowered(input, weight, bias, residual, scale)
+    if isinstance(weight, torch.Tensor) and weight.dim() == 1 and bias is None and not _foreign(weight):
+        beside = residual if residual is None else residual[..., None]
+        return _dense(input, weight[None], None, activation, scale, beside)[..., 0]
+    spelled, slope = _spelled(activation)
+    if _on_aten(input, weight, bias, residual, scale, slope):
+        return completed(lambda bias: F.linear(input, weight, bias), bias, scale, residual, slope, spelled, 0)
+    input, weight, bias, residual, slope, scale = _lowered(input, weight, bias, residual, slope, scale)
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, scale=scale, residual=residual)
     if input.dim() == 0:
         raise RuntimeError("input must have at least one dimension (*, in_features), but got a scalar")
-    if weight.dim() == 1 and bias is None:
-        beside = residual if residual is None else residual[..., None]
-        return _dense(input, weight[None], None, activation, scale, beside)[..., 0]
     if bias is not None and bias.numel() == 1 and weight.dim() == 2:
         bias = bias.reshape(1).expand(weight.shape[0])
     rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
     if residual is not None:
         geometry.same_shape("residual", residual.shape, (*input.shape[:-1], weight.shape[0]))
         residual = residual.reshape(rows.shape[0], weight.shape[0])
-    result: torch.Tensor = autograd.linear(rows, weight, bias, scale, residual, 1, spelled)
+    slope = _columns(slope, weight.shape[0])
+    result: torch.Tensor = autograd.linear(rows, weight, bias, scale, residual, slope, 1, spelled)
     return result.view(*input.shape[:-1], weight.shape[0])
+
+
+def _spelled(activation: _Activation) -> tuple[str, torch.Tensor | None]:
+    """The words of an activation, and the slope of ("prelu", slope). Errors: TypeError, ValueError."""
+    if not isinstance(activation, (tuple, list)) or activation[:1] not in (("prelu",), ["prelu"]):
+        return activations.spell(activation), None
+    if len(activation) != 2:
+        raise ValueError(f"activation 'prelu' takes a slope, but got {len(activation) - 1} values")
+    if not isinstance(activation[1], torch.Tensor):
+        raise TypeError(f"the slope of 'prelu' must be a torch.Tensor, but got {type(activation[1]).__name__}")
+    return "none", activation[1]
+
+
+def _columns(slope: torch.Tensor | None, columns: int) -> torch.Tensor | None:
+    """A slope for each column."""
+    return slope.reshape(1).expand(columns) if slope is not None and slope.numel() == 1 else slope
 
 
 def _on_aten(input: torch.Tensor, *others: Any) -> bool:
@@ -914,32 +954,26 @@ def _foreign(tensor: Any) -> bool:
 def _low(*tensors: Any) -> tuple[Any, ...]:
     """What a product takes; where autocast is on, in its dtype, as PyTorch's own products have it."""
     input = tensors[0]
-    if not isinstance(input, torch.Tensor) or not _autocasts(input):
+    if not isinstance(input, torch.Tensor) or not autocasts(input):
         return tensors
     low = torch.get_autocast_dtype(input.device.type)
     return tuple(t.to(low) if isinstance(t, torch.Tensor) and _may_be_cast(t) else t for t in tensors)
 
 
-def _lowered(input: Any, weight: Any, bias: Any, residual: Any, scale: Any) -> tuple[Any, ...]:
+def _lowered(input: Any, weight: Any, bias: Any, residual: Any, slope: Any, scale: Any) -> tuple[Any, ...]:
     """The same for a product with an epilogue, whose scale, and whose bias beside it, stay as precise as they are."""
-    low = _low(input, weight, bias, residual)
+    low = _low(input, weight, bias, residual, slope)
     if scale is None:
         return (*low, None)
     bias, scale = _precise(input, bias, scale)
-    return (*low[:2], bias, low[3], scale)
+    return (*low[:2], bias, *low[3:], scale)
 
 
 def _precise(input: torch.Tensor, *vectors: Any) -> tuple[Any, ...]:
     """Values a channel that autocast takes no digits from: float32, which products take beside any dtype."""
-    if not isinstance(input, torch.Tensor) or not _autocasts(input):
+    if not isinstance(input, torch.Tensor) or not autocasts(input):
         return vectors
     return tuple(v.float() if isinstance(v, torch.Tensor) and _may_be_cast(v) else v for v in vectors)
-
-
-def _autocasts(input: torch.Tensor) -> bool:
-    """Is autocast on for the input's device?"""
-    kind = input.device.type
-    return kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
 
 
 def _may_be_cast(tensor: torch.Tensor) -> bool:

@@ -72,6 +72,7 @@ _WORDS: dict[Any, Callable[..., tuple[Any, ...]]] = {
     **dict.fromkeys((F.selu, torch.selu, torch.selu_), lambda inplace=False: ("selu",)),
     F.softplus: lambda beta=1.0, threshold=20.0: ("softplus", beta, threshold),
     F.softsign: lambda: ("softsign",),
+    F.prelu: lambda weight: ("prelu", weight),
     F.logsigmoid: lambda: ("log_sigmoid",),
     **dict.fromkeys((F.sigmoid, torch.sigmoid, torch.sigmoid_), lambda: ("sigmoid",)),
     **dict.fromkeys((F.tanh, torch.tanh, torch.tanh_), lambda: ("tanh",)),
@@ -486,8 +487,7 @@ def _tell_norm(chain: _Chain, longer: _Chain) -> None:
         raise _Apart("whether it is in training is not fixed")
     if training and chain.function is not functional.conv2d:
         raise _Apart("in training only the kernel of a convolution of images sums the statistics")
-    dims = {functional.linear: 2, functional.conv1d: 3, functional.conv_transpose1d: 3}.get(chain.function, 4)
-    if value_of(chain.last).dim() != dims:
+    if value_of(chain.last).dim() != _batched(chain):
         raise _Apart("its channels are not those of the product, or there is no batch")
 
 
@@ -507,17 +507,38 @@ def _tell_residual(chain: _Chain, longer: _Chain) -> None:
 
 
 def _tell_activation(words: tuple[Any, ...], chain: _Chain, longer: _Chain) -> None:
-    if len(longer.last.all_input_nodes) > 1:
+    has_slope = words[0] == "prelu"
+    if len(longer.last.all_input_nodes) > 1 and not has_slope:
         raise _Apart("its numbers are not fixed")
     if "pool" in chain.nodes:
         raise _Apart
-    try:
-        activations.spell(words)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise _Apart(str(error)) from None
-    if chain.by_batch and "residual" in chain.nodes and activations.of(activations.spell(words)).saves == "input":
+    saves = _slope_saves(words[1], chain) if has_slope else _word_saves(words)
+    if chain.by_batch and "residual" in chain.nodes and saves == "input":
         raise _Apart("in training the kernel would keep the other tensor, which may be changed in place")
     longer.activation = words
+
+
+def _word_saves(words: tuple[Any, ...]) -> str:
+    """What an activation's derivatives are computed from; errors: _Apart, if there is none of these words."""
+    try:
+        return activations.of(activations.spell(words)).saves
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _Apart(str(error)) from None
+
+
+def _slope_saves(slope: Any, chain: _Chain) -> str:
+    """The same of PReLU; errors: _Apart, if the kernel can't take its slope."""
+    mine, its = value_of(chain.last), value_of(slope)
+    if not isinstance(its, torch.Tensor) or (its.dtype, its.device) != (mine.dtype, mine.device):
+        raise _Apart("its slope is of another dtype")
+    if its.numel() > 1 and mine.dim() != _batched(chain):
+        raise _Apart("its channels are not those of the product, or there is no batch")
+    return "input"
+
+
+def _batched(chain: _Chain) -> int:
+    """The dimensions of what the product returns, of which the second are its channels."""
+    return {functional.linear: 2, functional.conv1d: 3, functional.conv_transpose1d: 3}.get(chain.function, 4)
 
 
 def _tell_pool(words: tuple[Any, ...], chain: _Chain, longer: _Chain) -> None:

@@ -12,8 +12,8 @@ The same holds for the locally connected and the linear layer.
 
 import torch
 
-from .differentiation import Function, apply, total
-from .kernels import activations, epilogue
+from .differentiation import Formula, Function, apply, total
+from .kernels import activations, epilogue, prelu
 from .kernels import conv2d as conv
 from .kernels import locally_connected2d as local
 from .kernels.linear import LINEAR, LINEAR_INPUT_GRAD, LINEAR_SAVING, LINEAR_WEIGHT_GRAD, images
@@ -30,6 +30,7 @@ _local_weight_grad = operator(local.LOCALLY_CONNECTED2D_WEIGHT_GRAD)
 _linear, _linear_saving = operator(LINEAR), operator(LINEAR_SAVING)
 _linear_input_grad, _linear_weight_grad = operator(LINEAR_INPUT_GRAD), operator(LINEAR_WEIGHT_GRAD)
 _activation_grad, _bias_grad = operator(epilogue.ACTIVATION_GRAD), operator(epilogue.BIAS_GRAD)
+_prelu_grad = operator(prelu.PRELU_GRAD)
 
 
 class BiasGrad(Function):
@@ -89,8 +90,26 @@ def _bent(grad, step, saved, activation):
     return None if curve is None else (grad.to(wide) * step.to(wide) * curve).to(grad.dtype)
 
 
+class PreluGrad(Formula):
+    """(g, (Σ g, Σ dy·min(x, 0)) by channel), g = dy where x is positive, else slope · dy."""
+
+    OP = prelu.PRELU_GRAD
+    formula = staticmethod(prelu.prelu_grad_aten)
+
+    @staticmethod
+    def forward(grad, saved, slope):
+        return _prelu_grad(grad, saved, slope)
+
+
+def prelu_tangent(x, slope, step, of_slope):
+    """What PReLU(x) changes by, where x and the slope make these steps; a slope [K, 1, ...] beside x."""
+    along_x = None if step is None else torch.where(x > 0, step, step * slope)
+    return total(along_x, None if of_slope is None else torch.where(x > 0, 0, x * of_slope))
+
+
 class Product(Function):
-    """y = act(x), x = scale · product(input, weight) + bias + residual; of a SAVING function (y, x).
+    """y = act(x), x = scale · product(input, weight) + bias + residual; of a SAVING function (y, x). With a slope, y is
+    PReLU's, whose derivatives a SAVING function has.
 
     A subclass says what the product's gradients are, and how its columns stand in the weight.
     """
@@ -140,7 +159,7 @@ class Product(Function):
 
     @classmethod
     def step(cls, shape, inputs, rest, tangents):
-        """The tangent of x, of this shape; inputs and tangents: input, weight, bias, scale, residual."""
+        """The tangent of x, of this shape; inputs and tangents: input, weight, bias, scale, residual. None for 0."""
         input, weight, _, scale, _ = inputs
         dx, dw, db, ds, dr = tangents
         product = total(
@@ -149,49 +168,58 @@ class Product(Function):
         if scale is not None:
             scaled = None if product is None else product * cls.beside(scale)
             product = total(scaled, None if ds is None else cls.bare(input, weight, rest) * cls.beside(ds))
-        return total(product, None if db is None else cls.beside(db), dr).expand(shape).to(input.dtype)
+        step = total(product, None if db is None else cls.beside(db), dr)
+        return None if step is None else step.expand(shape).to(input.dtype)
 
     @classmethod
     def tangent(cls, inputs, outputs, tangents):
-        step = cls.step(outputs[0].shape, inputs[:5], inputs[5:-1], tangents[:5])
-        y = activations.of(inputs[-1]).reference_grad(step, outputs[-1])
-        return (y, step) if cls.SAVING else y
+        step, slope = cls.step(outputs[0].shape, inputs[:5], inputs[6:-1], tangents[:5]), inputs[5]
+        if slope is None:
+            y = activations.of(inputs[-1]).reference_grad(step, outputs[-1])
+        else:
+            of_slope = None if tangents[5] is None else cls.beside(tangents[5])
+            y = prelu_tangent(outputs[-1], cls.beside(slope), step, of_slope)
+        return (y, torch.zeros_like(y) if step is None else step) if cls.SAVING else y
 
     @classmethod
     def setup_context(cls, ctx, inputs, output):
-        input, weight, bias, scale, _, *ctx.rest, ctx.activation = inputs
+        input, weight, bias, scale, _, slope, *ctx.rest, ctx.activation = inputs
         ctx.bias = None if bias is None else bias.shape
         saved = output[1] if cls.SAVING else output if activations.of(ctx.activation).saves else None
-        ctx.save_for_backward(input, weight, scale, saved)
+        ctx.save_for_backward(input, weight, scale, slope, saved)
         ctx.set_materialize_grads(False)  # or PyTorch fills zeros for x
 
     @classmethod
     def backward(cls, ctx, grad, of_x=None):
-        input, weight, scale, saved = ctx.saved_tensors
-        of_input, of_weight, of_bias, of_scale, _ = ctx.needs_input_grad[:5]
+        input, weight, scale, slope, saved = ctx.saved_tensors
+        of_input, of_weight, of_bias, of_scale, _, _ = ctx.needs_input_grad[:6]
         shape = ctx.bias if of_bias else None
-        masked = bias = None
+        masked = bias = of_slope = None
         if grad is not None:
-            masked, bias = cls.through(grad, saved, ctx.activation, shape)
+            masked, bias, of_slope = cls.through(grad, saved, slope, ctx.activation, shape)
         if of_x is not None:
-            masked, bias = total(masked, of_x), total(bias, cls.through(of_x, None, "none", shape)[1])
+            masked, bias = total(masked, of_x), total(bias, cls.through(of_x, None, None, "none", shape)[1])
         if masked is None:
-            return (None,) * (len(ctx.rest) + 6)
+            return (None,) * (len(ctx.rest) + 7)
         scaled = cls.scaled(weight, scale, ctx.rest)
         needs = (of_input, of_weight or of_scale)
         dx, dw = cls.grads(masked, input, scaled, ctx.rest, needs, scale is not None)
         dw, ds = cls.unscaled(dw, weight, scale, ctx.rest)
-        if of_bias and input.dim() == 4 and input.shape[1] == 0:  # there is no output then, see geometry.conv_shape
-            bias = weight.new_zeros(ctx.bias)
-        wanted = zip((dx, dw, bias, ds, masked), ctx.needs_input_grad[:5], strict=True)
+        if input.dim() == 4 and input.shape[1] == 0:  # there is no output then, see geometry.conv_shape
+            bias = weight.new_zeros(ctx.bias) if of_bias else None
+            of_slope = slope if slope is None else torch.zeros_like(slope)
+        wanted = zip((dx, dw, bias, ds, masked, of_slope), ctx.needs_input_grad[:6], strict=True)
         return *(grad if needed else None for grad, needed in wanted), *(None,) * (len(ctx.rest) + 1)
 
     @classmethod
-    def through(cls, grad, saved, activation, bias):
-        """The gradient before the epilogue, and that of a bias of this shape, None for none; of images [N, K, P, Q]."""
+    def through(cls, grad, saved, slope, activation, bias):
+        """The gradients of x, of a bias of this shape, None for none, and of the slope; of images [N, K, P, Q]."""
+        if slope is not None and len(slope) == grad.shape[1]:
+            masked, sums = apply(PreluGrad, grad, saved, slope)
+            return masked, sums[0], sums[1].to(slope.dtype)
         if saved is not None:
-            return apply(ActivationGrad, grad, saved, activation)
-        return grad, None if bias is None else apply(BiasGrad, grad)
+            return *apply(ActivationGrad, grad, saved, activation), None
+        return grad, None if bias is None else apply(BiasGrad, grad), None
 
 
 class Conv2d(Product):
@@ -200,13 +228,15 @@ class Conv2d(Product):
     OP = conv.CONV2D
 
     @staticmethod
-    def forward(input, weight, bias, scale, residual, stride, padding, dilation, groups, padding_mode, activation):
+    def forward(
+        input, weight, bias, scale, residual, slope, stride, padding, dilation, groups, padding_mode, activation
+    ):
         window = (stride, padding, dilation, groups, padding_mode)
-        return _conv2d(input, weight, bias, scale, residual, *window, activation)
+        return _conv2d(input, weight, bias, scale, residual, slope, *window, activation)
 
     @classmethod
     def bare(cls, input, weight, rest):
-        return apply(Conv2d, input, weight, None, None, None, *rest, "none")
+        return apply(Conv2d, input, weight, None, None, None, None, *rest, "none")
 
     @classmethod
     def grads(cls, grad, input, weight, rest, needs, wide=False):
@@ -225,9 +255,11 @@ class Conv2dSaving(Conv2d):
     SAVING = True
 
     @staticmethod
-    def forward(input, weight, bias, scale, residual, stride, padding, dilation, groups, padding_mode, activation):
+    def forward(
+        input, weight, bias, scale, residual, slope, stride, padding, dilation, groups, padding_mode, activation
+    ):
         window = (stride, padding, dilation, groups, padding_mode)
-        return _conv2d_saving(input, weight, bias, scale, residual, *window, activation)
+        return _conv2d_saving(input, weight, bias, scale, residual, slope, *window, activation)
 
 
 class ConvTranspose2d(Product):
@@ -237,10 +269,11 @@ class ConvTranspose2d(Product):
 
     @staticmethod
     def forward(
-        input, weight, bias, scale, residual, output_size, stride, padding, dilation, groups, channels_last, activation
+        input, weight, bias, scale, residual, slope, output_size, stride, padding, dilation, groups, channels_last,
+        activation,
     ):  # fmt: skip
         window = (stride, padding, dilation, groups, channels_last)
-        return _conv_transpose2d(input, weight, bias, scale, residual, output_size, *window, activation)
+        return _conv_transpose2d(input, weight, bias, scale, residual, slope, output_size, *window, activation)
 
     @classmethod
     def bare(cls, input, weight, rest):
@@ -274,10 +307,11 @@ class ConvTranspose2dSaving(ConvTranspose2d):
 
     @staticmethod
     def forward(
-        input, weight, bias, scale, residual, output_size, stride, padding, dilation, groups, channels_last, activation
+        input, weight, bias, scale, residual, slope, output_size, stride, padding, dilation, groups, channels_last,
+        activation,
     ):  # fmt: skip
         window = (stride, padding, dilation, groups, channels_last)
-        return _conv_transpose2d_saving(input, weight, bias, scale, residual, output_size, *window, activation)
+        return _conv_transpose2d_saving(input, weight, bias, scale, residual, slope, output_size, *window, activation)
 
 
 class LocallyConnected2d(Product):
@@ -286,12 +320,12 @@ class LocallyConnected2d(Product):
     OP = local.LOCALLY_CONNECTED2D
 
     @staticmethod
-    def forward(input, weight, bias, scale, residual, stride, padding, dilation, groups, activation):
-        return _local(input, weight, bias, scale, residual, stride, padding, dilation, groups, activation)
+    def forward(input, weight, bias, scale, residual, slope, stride, padding, dilation, groups, activation):
+        return _local(input, weight, bias, scale, residual, slope, stride, padding, dilation, groups, activation)
 
     @classmethod
     def bare(cls, input, weight, rest):
-        return apply(LocallyConnected2d, input, weight, None, None, None, *rest, "none")
+        return apply(LocallyConnected2d, input, weight, None, None, None, None, *rest, "none")
 
     @classmethod
     def grads(cls, grad, input, weight, rest, needs, wide=False):
@@ -315,16 +349,19 @@ class LocallyConnected2d(Product):
         return vector.permute(2, 0, 1) if vector.dim() == 3 else super().beside(vector)
 
     @classmethod
-    def through(cls, grad, saved, activation, bias):
+    def through(cls, grad, saved, slope, activation, bias):
         if bias is None or len(bias) == 1:
-            return super().through(grad, saved, activation, bias)
+            return super().through(grad, saved, slope, activation, bias)
         if 0 in grad.shape:
-            return super().through(grad, saved, activation, None)[0], grad.new_zeros(bias)
+            masked, _, of_slope = super().through(grad, saved, slope, activation, None)
+            return masked, grad.new_zeros(bias), of_slope
         # Each pixel's columns are columns of their own: of images of one pixel.
         n, k, p, q = grad.shape
         one = lambda t: None if t is None else t.permute(0, 2, 3, 1).reshape(n, p * q * k, 1, 1)  # noqa: E731
-        masked, sums = super().through(one(grad), one(saved), activation, bias)
-        return masked.reshape(n, p, q, k).permute(0, 3, 1, 2), sums.view(bias)
+        below = None if slope is None else slope.repeat(p * q)
+        masked, sums, of_slope = super().through(one(grad), one(saved), below, activation, bias)
+        of_slope = None if slope is None else of_slope.view(p * q, k).sum(0)
+        return masked.reshape(n, p, q, k).permute(0, 3, 1, 2), sums.view(bias), of_slope
 
 
 class LocallyConnected2dSaving(LocallyConnected2d):
@@ -334,8 +371,8 @@ class LocallyConnected2dSaving(LocallyConnected2d):
     SAVING = True
 
     @staticmethod
-    def forward(input, weight, bias, scale, residual, stride, padding, dilation, groups, activation):
-        return _local_saving(input, weight, bias, scale, residual, stride, padding, dilation, groups, activation)
+    def forward(input, weight, bias, scale, residual, slope, stride, padding, dilation, groups, activation):
+        return _local_saving(input, weight, bias, scale, residual, slope, stride, padding, dilation, groups, activation)
 
 
 class Linear(Product):
@@ -344,12 +381,12 @@ class Linear(Product):
     OP = LINEAR
 
     @staticmethod
-    def forward(input, weight, bias, scale, residual, groups, activation):
-        return _linear(input, weight, bias, scale, residual, groups, activation)
+    def forward(input, weight, bias, scale, residual, slope, groups, activation):
+        return _linear(input, weight, bias, scale, residual, slope, groups, activation)
 
     @classmethod
     def bare(cls, input, weight, rest):
-        return apply(Linear, input, weight, None, None, None, *rest, "none")
+        return apply(Linear, input, weight, None, None, None, None, *rest, "none")
 
     @classmethod
     def grads(cls, grad, input, weight, rest, needs, wide=False):
@@ -361,10 +398,10 @@ class Linear(Product):
         return vector
 
     @classmethod
-    def through(cls, grad, saved, activation, bias):
+    def through(cls, grad, saved, slope, activation, bias):
         saved = None if saved is None else images(saved)
-        masked, sums = super().through(images(grad), saved, activation, bias)
-        return masked[:, :, 0, 0], sums
+        masked, *sums = super().through(images(grad), saved, slope, activation, bias)
+        return masked[:, :, 0, 0], *sums
 
 
 class LinearSaving(Linear):
@@ -374,8 +411,8 @@ class LinearSaving(Linear):
     SAVING = True
 
     @staticmethod
-    def forward(input, weight, bias, scale, residual, groups, activation):
-        return _linear_saving(input, weight, bias, scale, residual, groups, activation)
+    def forward(input, weight, bias, scale, residual, slope, groups, activation):
+        return _linear_saving(input, weight, bias, scale, residual, slope, groups, activation)
 
 
 class InputGrad(Function):

@@ -493,6 +493,11 @@ def spell(activation: Any) -> str:
         if numbers:
             raise ValueError(f"activation 'relu6' takes 0 numbers, but got {len(numbers)}")
         word, numbers = "hardtanh", [0.0, 6.0]
+    if word == "prelu":
+        raise ValueError(
+            "activation 'prelu' has a slope, which functions take, as ('prelu', slope), and layers don't: put "
+            "torch.nn.PReLU after one, and cnn_triton.convert makes them one kernel"
+        )
     if word not in ACTIVATIONS:
         near = difflib.get_close_matches(word, [*ACTIVATIONS, "relu6"], 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -1,7 +1,7 @@
 """Batch normalisation in training, after a convolution that has summed its statistics on the way out.
 
     z, mean, var = convolution and the moments of its channels over batch and pixels
-    y = act( (z − mean)·s·weight[k] + bias[k] )      s = 1 / √(var + eps)
+    y = act( (z − mean)·s·weight[k] + bias[k] + residual )      s = 1 / √(var + eps)
 
 Each tile of the convolution stores its pixels' number, mean, and sum of squares about the mean (epilogue.py); these
 moments are joined in a fixed order, which loses nothing to a mean far from 0:
@@ -21,7 +21,7 @@ import torch
 from . import activations, geometry, tiles
 from .conv2d import WINDOW, conv2d_aten, conv2d_fake, product, window_of
 from .device import offsets, part_of, step_of, strip, sum_rows
-from .epilogue import Epilogue, sum_pixels
+from .epilogue import Epilogue, activated, prelu, sum_pixels
 from .lang import device_function, tl, triton
 from .op import Fold, Op, channels_last, check_tensors, index_type, laid_out_as, launch, nbytes, new, nhwc, tl_type
 from .precision import accumulator, conv_dot
@@ -96,11 +96,11 @@ def masked(
 
 @triton.jit
 def norm_kernel(
-    z, vectors, residual, y, z_strides, y_strides, size, channels,
+    z, vectors, residual, slope, y, z_strides, y_strides, size, channels,
     FORWARD: tl.constexpr, NUMBERS: tl.constexpr, EPS: tl.constexpr,
     ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """y = act(ẑ·weight + bias + residual), the residual in y's strides."""
+    """y = act(ẑ·weight + bias + residual), the residual in y's strides; with a slope PReLU's."""
     at, k, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
     has = k < channels
     x, _ = normal(tl.load(z + offsets(at, k, z_strides), mask=exists, other=0.0).to(ACC), vectors, k, has, EPS, ACC)
@@ -108,6 +108,8 @@ def norm_kernel(
     to = offsets(at, k, y_strides)
     if residual is not None:
         x += tl.load(residual + to, mask=exists, other=0.0).to(ACC)
+    if slope is not None:
+        x = prelu(x, slope, k, has)
     tl.store(y + to, FORWARD(x, NUMBERS).to(y.dtype.element_ty), mask=exists)
 
 
@@ -175,7 +177,7 @@ def joined(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def moments_fake(input, weight, bias, stride, padding, dilation, groups, padding_mode):
-    z = conv2d_fake(input, weight, bias, None, None, stride, padding, dilation, groups, padding_mode, "none")
+    z = conv2d_fake(input, weight, bias, None, None, None, stride, padding, dilation, groups, padding_mode, "none")
     kind = accumulator(z.dtype)
     return z, z.new_empty(z.shape[1], dtype=kind), z.new_empty(z.shape[1], dtype=kind)
 
@@ -189,7 +191,7 @@ def moments_launch(results, input, weight, bias, stride, padding, dilation, grou
 
 
 def moments_aten(input, weight, bias, stride, padding, dilation, groups, padding_mode):
-    z = conv2d_aten(input, weight, bias, None, None, stride, padding, dilation, groups, padding_mode, "none")
+    z = conv2d_aten(input, weight, bias, None, None, None, stride, padding, dilation, groups, padding_mode, "none")
     var, mean = torch.var_mean(z.to(accumulator(z.dtype)), (0, 2, 3), correction=0)
     return z, mean, var
 
@@ -201,11 +203,14 @@ def _check(z, mean, var, weight, bias):
             geometry.same_shape(name, vector.shape, z.shape[1:2])
 
 
-def norm_fake(input, mean, var, weight, bias, residual, eps, activation):
+def norm_fake(input, mean, var, weight, bias, residual, slope, eps, activation):
     _check(input, mean, var, weight, bias)
     if residual is not None:
         geometry.same_shape("residual", residual.shape, input.shape)
         check_tensors(input=input, residual=residual)
+    if slope is not None:
+        geometry.same_shape("slope", slope.shape, input.shape[1:2])
+        check_tensors(input=input, slope=slope)
     return new(input.shape, input, channels_last(input))
 
 
@@ -213,16 +218,16 @@ def _vectors(*vectors):
     return tuple(vector if vector is None else vector.contiguous() for vector in vectors)
 
 
-def norm_launch(y, input, mean, var, weight, bias, residual, eps, activation):
-    act = activations.of(activation)
+def norm_launch(y, input, mean, var, weight, bias, residual, slope, eps, activation):
+    act, (slope,) = activations.of(activation), _vectors(slope)
     stream(
-        norm_kernel, y, input, _vectors(mean, var, weight, bias), laid_out_as(y, residual), y, nhwc(input), nhwc(y),
-        FORWARD=act.rule.forward, NUMBERS=act.numbers, EPS=eps, INDEX=index_type(input, y),
+        norm_kernel, y, input, _vectors(mean, var, weight, bias), laid_out_as(y, residual), slope, y, nhwc(input),
+        nhwc(y), FORWARD=act.rule.forward, NUMBERS=act.numbers, EPS=eps, INDEX=index_type(input, y),
     )  # fmt: skip
 
 
-def norm_aten(input, mean, var, weight, bias, residual, eps, activation):
-    return norm_reference(input, weight, bias, residual, eps, activation, mean, var)
+def norm_aten(input, mean, var, weight, bias, residual, slope, eps, activation):
+    return norm_reference(input, weight, bias, residual, slope, eps, activation, mean, var)
 
 
 def norm_grad_fake(grad, input, mean, var, weight, bias, eps, activation):
@@ -256,12 +261,13 @@ def _affine_reference(z, weight, bias):
     return z if bias is None else z + bias.to(z.dtype)[:, None, None]
 
 
-def norm_reference(input, weight, bias, residual, eps, activation, mean=None, var=None):
+def norm_reference(input, weight, bias, residual, slope, eps, activation, mean=None, var=None):
     """y by PyTorch, with derivatives through the moments unless they are given."""
     z = input.to(accumulator(input.dtype))
     x = _affine_reference(_normal_reference(z, eps, mean, var)[0], weight, bias)
     x = x if residual is None else x + residual
-    return activations.reference(activation, x).to(input.dtype)
+    slope = slope if slope is None else slope.to(z.dtype)
+    return activated(x, slope, activation).to(input.dtype)
 
 
 def norm_grad_aten(grad, input, mean, var, weight, bias, eps, activation):
@@ -294,13 +300,13 @@ _VECTORS = "Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? bias"
 
 BATCH_NORM = Op(
     name="batch_norm",
-    schema=f"({_VECTORS}, Tensor? residual, float eps, str activation) -> Tensor",
+    schema=f"({_VECTORS}, Tensor? residual, Tensor? slope, float eps, str activation) -> Tensor",
     fake=norm_fake,
     launcher=norm_launch,
     aten=norm_aten,
     flops=lambda input, *args: 4 * input.numel(),
-    bytes=lambda *args: nbytes(*args[:6], norm_fake(*args)),
-    folds=(Fold({"input": 1, "mean": 0, "var": 0, "weight": 0, "bias": 0, "residual": 1}, (1,)),),
+    bytes=lambda *args: nbytes(*args[:7], norm_fake(*args)),
+    folds=(Fold({"input": 1, "mean": 0, "var": 0, "weight": 0, "bias": 0, "residual": 1, "slope": 0}, (1,)),),
 )
 
 BATCH_NORM_GRAD = Op(

@@ -32,7 +32,7 @@ from .conv2d_box import conv_box_kernel, weight_grad_box_kernel
 from .conv2d_direct import direct_product, direct_weight_product, is_direct
 from .conv2d_gather import conv_kernel, weight_grad_kernel
 from .conv2d_grouped import grouped_product, grouped_weight_product, is_grouped
-from .epilogue import Epilogue, check_epilogue, completed, saving, sum_parts
+from .epilogue import BY_COLUMN, OPERANDS, Epilogue, check_epilogue, completed, saving, sum_parts
 from .op import Fold, Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type, unit
 from .padding import unpad
 from .precision import accumulator, conv_dot
@@ -223,26 +223,31 @@ def _pad(input: torch.Tensor, padding: Sequence[int], padding_mode: str) -> torc
     return F.pad(input, (left, right, top, bottom), "constant" if padding_mode == "zeros" else padding_mode)
 
 
-def conv2d_fake(input, weight, bias, scale, residual, stride, padding, dilation, groups, padding_mode, activation):
+def conv2d_fake(
+    input, weight, bias, scale, residual, slope, stride, padding, dilation, groups, padding_mode, activation
+):
     check_tensors(input=input, weight=weight)
     window = window_of(weight.shape, stride, padding, dilation, padding_mode)
     shape = geometry.conv_shape(input.shape, weight.shape, bias if bias is None else bias.shape, window, groups)
-    check_epilogue(bias, scale, residual, input, shape, weight.shape[0])
+    check_epilogue(bias, scale, residual, slope, input, shape, weight.shape[0])
     return new(shape, input, channels_last(input, weight))
 
 
 def conv2d_launch(
-    y, input, weight, bias, scale, residual, stride, padding, dilation, groups, padding_mode, activation, before=None
+    y, input, weight, bias, scale, residual, slope, stride, padding, dilation, groups, padding_mode, activation,
+    before=None,
 ):  # fmt: skip
     window = window_of(weight.shape, stride, padding, dilation, padding_mode)
-    epilogue = Epilogue(bias, scale, residual, activation, before)
+    epilogue = Epilogue(bias, scale, residual, slope, activation, before)
     product(input, weight, y, window, groups, False, conv_dot(input.dtype), epilogue)
 
 
-def conv2d_aten(input, weight, bias, scale, residual, stride, padding, dilation, groups, padding_mode, activation):
+def conv2d_aten(
+    input, weight, bias, scale, residual, slope, stride, padding, dilation, groups, padding_mode, activation
+):
     padded = _pad(input, padding, padding_mode)
     product = lambda bias: F.conv2d(padded, weight, bias, stride, 0, dilation, groups)  # noqa: E731
-    return completed(product, bias, scale, residual, activation)
+    return completed(product, bias, scale, residual, slope, activation)
 
 
 def _input_grad_size(grad, weight, input_size, stride, padding, dilation, groups, padding_mode):
@@ -284,31 +289,33 @@ def input_grad_aten(grad, weight, input_size, stride, padding, dilation, groups,
 
 
 def transpose_fake(
-    input, weight, bias, scale, residual, output_size, stride, padding, dilation, groups, channels_last, activation
+    input, weight, bias, scale, residual, slope, output_size, stride, padding, dilation, groups, channels_last,
+    activation,
 ):  # fmt: skip
     _input_grad_size(input, weight, output_size, stride, padding, dilation, groups, "zeros")
-    check_epilogue(bias, scale, residual, input, output_size, output_size[1])
+    check_epilogue(bias, scale, residual, slope, input, output_size, output_size[1])
     return new(output_size, input, channels_last)
 
 
 def transpose_launch(
-    y, input, weight, bias, scale, residual, output_size, stride, padding, dilation, groups, last, activation,
+    y, input, weight, bias, scale, residual, slope, output_size, stride, padding, dilation, groups, last, activation,
     before=None,
 ):  # fmt: skip
     window = window_of(weight.shape, stride, padding, dilation, "zeros")
-    epilogue = Epilogue(bias, scale, residual, activation, before)
+    epilogue = Epilogue(bias, scale, residual, slope, activation, before)
     product(input, weight, y, window, groups, True, conv_dot(input.dtype), epilogue)
 
 
 def transpose_aten(
-    input, weight, bias, scale, residual, output_size, stride, padding, dilation, groups, channels_last, activation
+    input, weight, bias, scale, residual, slope, output_size, stride, padding, dilation, groups, channels_last,
+    activation,
 ):  # fmt: skip
 
     def product(bias):
         y = input_grad_aten(input, weight, output_size, stride, padding, dilation, groups, "zeros", channels_last)
         return y if bias is None else y + bias[:, None, None]
 
-    return completed(product, bias, scale, residual, activation)
+    return completed(product, bias, scale, residual, slope, activation)
 
 
 def weight_grad_fake(
@@ -350,15 +357,14 @@ def _seen(input: torch.Tensor, taps: Sequence[int], image: Sequence[int]) -> int
 
 def _bytes(input: torch.Tensor, weight: torch.Tensor, *rest: Any) -> int:
     y = conv2d_fake(input, weight, *rest)
-    return _seen(input, weight.shape[2:], y.shape[2:]) + nbytes(weight, *rest[:3], y)
+    return _seen(input, weight.shape[2:], y.shape[2:]) + nbytes(weight, *rest[:4], y)
 
 
 WINDOW = "int[2] stride, int[4] padding, int[2] dilation, int groups, str padding_mode"
-_EPILOGUE = "Tensor? bias, Tensor? scale, Tensor? residual"
 
 CONV2D = Op(
     name="conv2d",
-    schema=f"(Tensor input, Tensor weight, {_EPILOGUE}, {WINDOW}, str activation) -> Tensor",
+    schema=f"(Tensor input, Tensor weight, {OPERANDS}, {WINDOW}, str activation) -> Tensor",
     fake=conv2d_fake,
     launcher=conv2d_launch,
     aten=conv2d_aten,
@@ -366,7 +372,7 @@ CONV2D = Op(
     bytes=_bytes,
     folds=(
         Fold({"input": 0, "residual": 0}, (0,)),
-        Fold({"input": 1, "weight": 0, "bias": 0, "scale": 0, "residual": 1, "groups": 0}, (1,)),
+        Fold({**BY_COLUMN, "input": 1, "weight": 0, "groups": 0}, (1,)),
     ),
     product=True,
 )
@@ -389,16 +395,16 @@ CONV2D_INPUT_GRAD = Op(
 
 CONV_TRANSPOSE2D = Op(
     name="conv_transpose2d",
-    schema=f"(Tensor input, Tensor weight, {_EPILOGUE}, SymInt[4] output_size, int[2] stride, int[4] padding, "
+    schema=f"(Tensor input, Tensor weight, {OPERANDS}, SymInt[4] output_size, int[2] stride, int[4] padding, "
     "int[2] dilation, int groups, bool channels_last, str activation) -> Tensor",
     fake=transpose_fake,
     launcher=transpose_launch,
     aten=transpose_aten,
     flops=lambda input, weight, *args: _flops(input.numel(), weight.shape),
-    bytes=lambda *args: nbytes(*args[:5], transpose_fake(*args)),
+    bytes=lambda *args: nbytes(*args[:6], transpose_fake(*args)),
     folds=(
         Fold({"input": 0, "residual": 0, "output_size": 0}, (0,)),
-        Fold({"input": 1, "weight": 0, "bias": 0, "scale": 0, "residual": 1, "output_size": 1, "groups": 0}, (1,)),
+        Fold({**BY_COLUMN, "input": 1, "weight": 0, "output_size": 1, "groups": 0}, (1,)),
     ),
     product=True,
 )

@@ -43,7 +43,7 @@ def full_size(input, weight, stride, padding, dilation, groups, padding_mode):
 def conv2d_pool_fake(input, weight, bias, scale, stride, padding, dilation, groups, padding_mode, pool, average):
     check_tensors(input=input, weight=weight)
     shape = full_size(input, weight, stride, padding, dilation, groups, padding_mode)
-    check_epilogue(bias, scale, None, input, shape, weight.shape[0])
+    check_epilogue(bias, scale, None, None, input, shape, weight.shape[0])
     check_images(shape)
     pooled = tuple(size // k for size, k in zip(shape[2:], pool, strict=True))
     if min(pooled) < 1:
@@ -94,7 +94,7 @@ def conv2d_pool_launch(
 
 
 def conv2d_pool_aten(input, weight, bias, scale, stride, padding, dilation, groups, padding_mode, pool, average):
-    x = conv2d_aten(input, weight, bias, scale, None, stride, padding, dilation, groups, padding_mode, "relu")
+    x = conv2d_aten(input, weight, bias, scale, None, None, stride, padding, dilation, groups, padding_mode, "relu")
     pool = tuple(pool)
     if average:
         whole = x[:, :, : x.shape[2] // pool[0] * pool[0], : x.shape[3] // pool[1] * pool[1]]

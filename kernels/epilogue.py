@@ -1,7 +1,7 @@
 """What follows a product, and the way back through it.
 
     x = scale · product + bias + residual     in the matrix kernels, on the sums in registers
-    y = act(x)
+    y = act(x), or PReLU's with a slope: x where that is positive, else slope · x         (back: prelu.py)
     g = act'(x) · dy         one pass over dy and what was saved, y or x (activations.py), which also yields
     db[k] = Σ_pixel g        in two stages: partial sums per program, then their sum in a fixed order; as precise as
                              sums are, since a bias may be
@@ -15,13 +15,27 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from . import activations, geometry, tiles
 from .device import offsets, part_of, step_of, sum_rows
 from .geometry import cdiv
 from .lang import device_function, tl, triton
-from .op import Fold, Op, channels_last, check_tensors, index_type, laid_out_as, launch, nbytes, new, nhwc, tl_type
-from .precision import accumulator
+from .op import (
+    Fold,
+    Op,
+    channels_last,
+    check_optional,
+    check_tensors,
+    index_type,
+    laid_out_as,
+    launch,
+    nbytes,
+    new,
+    nhwc,
+    tl_type,
+)
+from .precision import PRECISION, accumulator, autocasts
 
 
 class Epilogue(NamedTuple):
@@ -33,17 +47,20 @@ class Epilogue(NamedTuple):
     bias: torch.Tensor | None = None
     scale: torch.Tensor | None = None
     residual: torch.Tensor | None = None
+    slope: torch.Tensor | None = None
     activation: str = "none"
     before: torch.Tensor | None = None
 
     def terms(self, y: torch.Tensor, moments: torch.Tensor | None) -> tuple[Any, ...]:
         """What `finish` takes, for a result y: what has its shape, in its strides. `moments` [tiles, 3, columns] takes
         each of the kernel's tiles' number of pixels, mean of x, and sum of squares about it."""
-        bias, scale = (each if each is None else each.contiguous() for each in (self.bias, self.scale))
+        vectors = (self.bias, self.scale, self.slope)
+        bias, scale, slope = (each if each is None else each.contiguous() for each in vectors)
         return (
             bias,
             scale,
             laid_out_as(y, self.residual),
+            slope,
             self.before,
             moments,
             0 if moments is None else moments.shape[2],
@@ -69,7 +86,7 @@ def finish(
 ):  # fmt: skip
     """y of a kernel's tile of sums [pixels, columns], at pixels `at` = (n, p, q) and columns k, of which some exist;
     see Epilogue."""
-    bias, scale, residual, before, moments, columns = epilogue
+    bias, scale, residual, slope, before, moments, columns = epilogue
     if scale is not None:
         acc *= tl.load(scale + k, mask=has, other=0.0).to(acc.dtype)[None, :]
     if bias is not None:
@@ -90,7 +107,15 @@ def finish(
         tl.store(to, tl.zeros_like(mean) + count, mask=has)
         tl.store(to + columns, mean, mask=has)
         tl.store(to + 2 * columns, sum_rows(off * off), mask=has)
+    if slope is not None:
+        acc = prelu(acc, slope, k, has)
     return ACTIVATION(acc, NUMBERS)
+
+
+@device_function
+def prelu(x, slope, k, has):
+    """x where that is positive, else slope[k]·x, for x [pixels, columns]."""
+    return tl.where(x > 0, x, x * tl.load(slope + k, mask=has, other=0.0).to(x.dtype)[None, :])
 
 
 @triton.jit
@@ -200,15 +225,17 @@ def activation_grad_aten(grad, saved, activation):
 
 
 def check_epilogue(
-    bias: Any, scale: Any, residual: Any, like: torch.Tensor, shape: Any, columns: int, places: tuple[int, ...] = ()
-) -> None:
+    bias: Any, scale: Any, residual: Any, slope: Any, like: torch.Tensor, shape: Any, columns: int,
+    places: tuple[int, ...] = (),
+) -> None:  # fmt: skip
     """Errors: RuntimeError, TypeError for what doesn't fit a product's columns and result of this shape, of like's
     dtype and device. With a scale, it and the bias may also have the dtype that sums are kept in. The bias may be one
     for each of `places`."""
-    for name, vector in (("scale", scale), ("bias", bias)):
+    for name, vector in (("scale", scale), ("bias", bias), ("slope", slope)):
         if vector is not None:
-            wide = scale is not None and isinstance(vector, torch.Tensor) and vector.dtype == accumulator(like.dtype)
-            check_tensors(input=like.to(vector.dtype) if wide else like, **{name: vector})
+            wide = name != "slope" and scale is not None
+            wide = wide and isinstance(vector, torch.Tensor) and vector.dtype == accumulator(like.dtype)
+            check_tensors(input=like.new_empty(0, dtype=vector.dtype) if wide else like, **{name: vector})
             if name == "bias" and places and vector.dim() != 1:
                 each = (*places, columns)
                 if vector.shape != each:
@@ -221,8 +248,9 @@ def check_epilogue(
 
 
 def completed(
-    product: Callable[[Any], torch.Tensor], bias: Any, scale: Any, residual: Any, activation: str, dims: int = 2
-) -> torch.Tensor:
+    product: Callable[[Any], torch.Tensor], bias: Any, scale: Any, residual: Any, slope: Any, activation: str,
+    dims: int = 2,
+) -> torch.Tensor:  # fmt: skip
     """A product and what follows it, by PyTorch, whose products add a bias themselves: product(bias) is one, with
     `dims` dimensions behind its columns."""
     y = product(bias if scale is None else None)
@@ -231,11 +259,37 @@ def completed(
     ):  # without input channels there are no columns either
         return y
     columns = (-1, *(1,) * dims)
+    _check_fit(y, scale, residual, slope, dims)
     x = y if scale is None else y * scale.view(columns)
     x = x if bias is None or scale is None else x + bias.view(columns)
     x = x if residual is None else x + residual
-    result: torch.Tensor = activations.reference(activation, x.to(y.dtype))
-    return result
+    return activated(x.to(y.dtype), slope, activation, dims)
+
+
+def _check_fit(y: torch.Tensor, scale: Any, residual: Any, slope: Any, dims: int) -> None:
+    """Errors: TypeError, RuntimeError for what PyTorch would broadcast or promote, and kernels don't."""
+    check_optional(scale=scale, residual=residual)
+    if y.is_nested or y.dtype not in PRECISION:
+        return
+    slope = None if slope is None or slope.numel() == 1 else slope
+    if autocasts(y):  # which makes their dtypes the same
+        scale, residual, slope = (None if t is None else y.new_empty(t.shape) for t in (scale, residual, slope))
+    check_epilogue(None, scale, residual, slope, y, y.shape, y.shape[-1 - dims])
+
+
+def activated(x: torch.Tensor, slope: torch.Tensor | None, activation: str, dims: int = 2) -> Any:
+    """act(x), or with a slope PReLU, by PyTorch."""
+    if slope is None or x.numel() == 0:  # without input channels there are no columns that a slope could be of
+        return activations.reference(activation, x)
+    if slope.numel() == 1 or x.dim() == dims + 2:
+        return F.prelu(x, slope)
+    return torch.where(x > 0, x, x * slope.view(-1, *(1,) * dims))  # PyTorch's columns would be another dimension
+
+
+# What a product's operator takes after input and weight, where the slope stands, and the dimensions of the columns.
+OPERANDS = "Tensor? bias, Tensor? scale, Tensor? residual, Tensor? slope"
+SLOPE = 5
+BY_COLUMN = {"bias": 0, "scale": 0, "residual": 1, "slope": 0}
 
 
 def saving(op: Op) -> Op:
@@ -249,8 +303,9 @@ def saving(op: Op) -> Op:
         op.launcher(results[0], *args, before=results[1])
 
     def aten(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        before = op.aten(*args[:-1], "none")
-        return activations.reference(args[-1], before), before
+        slope, activation = args[SLOPE], args[-1]
+        before = op.aten(*args[:SLOPE], None, *args[SLOPE + 1 : -1], "none")
+        return activated(before, slope, activation, 2 if before.dim() == 4 else 0), before
 
     return dataclasses.replace(
         op,

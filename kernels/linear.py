@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from .conv2d import product, weight_product
-from .epilogue import Epilogue, check_epilogue, completed, saving
+from .epilogue import BY_COLUMN, OPERANDS, Epilogue, check_epilogue, completed, saving
 from .geometry import Window, same_shape
 from .op import Fold, Op, check_tensors, nbytes, new
 from .precision import accumulator, matmul_dot
@@ -38,7 +38,7 @@ def _layers(weight: torch.Tensor, groups: int) -> torch.Tensor:
     return weight.unflatten(0, (groups, weight.shape[0] // groups))
 
 
-def linear_fake(input, weight, bias, scale, residual, groups, activation):
+def linear_fake(input, weight, bias, scale, residual, slope, groups, activation):
     check_tensors(input=input, weight=weight)
     if weight.dim() != 2:
         raise RuntimeError(f"weight must be 2-D (out_features, in_features), but got shape {tuple(weight.shape)}")
@@ -48,24 +48,24 @@ def linear_fake(input, weight, bias, scale, residual, groups, activation):
             f"got shape {tuple(input.shape)}"
         )
     shape = (input.shape[0], weight.shape[0])
-    check_epilogue(bias, scale, residual, input, shape, weight.shape[0])
+    check_epilogue(bias, scale, residual, slope, input, shape, weight.shape[0])
     return new(shape, input)
 
 
-def linear_launch(y, input, weight, bias, scale, residual, groups, activation, before=None):
+def linear_launch(y, input, weight, bias, scale, residual, slope, groups, activation, before=None):
     residual, before = (each if each is None else images(each) for each in (residual, before))
-    epilogue = Epilogue(bias, scale, residual, activation, before)
+    epilogue = Epilogue(bias, scale, residual, slope, activation, before)
     product(images(input), images(weight), images(y), _UNIT, groups, False, matmul_dot(input.dtype), epilogue)
 
 
-def linear_aten(input, weight, bias, scale, residual, groups, activation):
+def linear_aten(input, weight, bias, scale, residual, slope, groups, activation):
     def product(bias):
         if groups == 1:
             return F.linear(input, weight, bias)
         y = _side_by_side(_grouped(input, groups) @ _layers(weight, groups).mT)
         return y if bias is None else y + bias
 
-    return completed(product, bias, scale, residual, activation, 0)
+    return completed(product, bias, scale, residual, slope, activation, 0)
 
 
 def input_grad_fake(grad, weight, groups):
@@ -99,16 +99,15 @@ def weight_grad_aten(grad, input, groups, wide=False):
 
 LINEAR = Op(
     name="linear",
-    schema="(Tensor input, Tensor weight, Tensor? bias, Tensor? scale, Tensor? residual, int groups, "
-    "str activation) -> Tensor",
+    schema=f"(Tensor input, Tensor weight, {OPERANDS}, int groups, str activation) -> Tensor",
     fake=linear_fake,
     launcher=linear_launch,
     aten=linear_aten,
     flops=lambda input, weight, *args: 2 * input.shape[0] * weight.numel(),
-    bytes=lambda *args: nbytes(*args[:5], linear_fake(*args)),
+    bytes=lambda *args: nbytes(*args[:6], linear_fake(*args)),
     folds=(
         Fold({"input": 0, "residual": 0}, (0,)),
-        Fold({"input": 1, "weight": 0, "bias": 0, "scale": 0, "residual": 1, "groups": 0}, (1,)),
+        Fold({**BY_COLUMN, "input": 1, "weight": 0, "groups": 0}, (1,)),
     ),
     product=True,
 )

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from . import geometry, tiles
 from .conv2d_gather import grad_terms, weight_terms, window_pixels, window_terms
 from .device import HOP, REACH, STEP, STRIDE, as_tf32, main_loop, offsets, phase_of, program_tile, tap_of, tap_steps
-from .epilogue import Epilogue, check_epilogue, completed, finish, saving
+from .epilogue import BY_COLUMN, OPERANDS, Epilogue, check_epilogue, completed, finish, saving
 from .geometry import cdiv
 from .lang import device_function, tl, triton
 from .op import Fold, Op, channels_last, check_tensors, index_type, launch, nbytes, new, nhwc, tl_type
@@ -92,10 +92,10 @@ def placed_kernel(
         acc = main_loop(acc, window_terms, A, weight_terms, B, 0, steps, META)
 
     k += group * columns
-    bias, scale, residual, before, moments, every = epilogue
+    bias, scale, residual, slope, before, moments, every = epilogue
     if BIAS_EACH:
         bias += place.to(INDEX) * groups * columns
-    follows = (bias, scale, residual, before, moments, every)
+    follows = (bias, scale, residual, slope, before, moments, every)
     acc = finish(acc, follows, row, k, has, (n, p, q), exists, y_strides, ACTIVATION, NUMBERS, INDEX)
     tl.store(y + offsets((n, p, q), k, y_strides), acc.to(y.dtype.element_ty), mask=exists[:, None] & has[None, :])
 
@@ -198,22 +198,22 @@ def local_shape(
     return shape
 
 
-def local_fake(input, weight, bias, scale, residual, stride, padding, dilation, groups, activation):
+def local_fake(input, weight, bias, scale, residual, slope, stride, padding, dilation, groups, activation):
     check_tensors(input=input, weight=weight)
     if weight.dim() != 6:
         raise RuntimeError(
             f"weight must be 6-D (P, Q, K, R, S, C/groups), a matrix per output pixel, but got {tuple(weight.shape)}"
         )
     shape = local_shape(input.shape, weight.shape, window_of(weight.shape, stride, padding, dilation), groups)
-    check_epilogue(bias, scale, residual, input, shape, weight.shape[2], tuple(weight.shape[:2]))
+    check_epilogue(bias, scale, residual, slope, input, shape, weight.shape[2], tuple(weight.shape[:2]))
     return new(shape, input, channels_last(input))
 
 
 def local_launch(
-    y, input, weight, bias, scale, residual, stride, padding, dilation, groups, activation, before=None
+    y, input, weight, bias, scale, residual, slope, stride, padding, dilation, groups, activation, before=None
 ):  # fmt: skip
     window = window_of(weight.shape, stride, padding, dilation)
-    product(input, weight, y, window, groups, False, Epilogue(bias, scale, residual, activation, before))
+    product(input, weight, y, window, groups, False, Epilogue(bias, scale, residual, slope, activation, before))
 
 
 def _windows(input, size, stride, padding, dilation, groups):
@@ -231,7 +231,7 @@ def _matrices(weight, groups):
     return weight.unflatten(2, (groups, weight.shape[2] // groups))
 
 
-def local_aten(input, weight, bias, scale, residual, stride, padding, dilation, groups, activation):
+def local_aten(input, weight, bias, scale, residual, slope, stride, padding, dilation, groups, activation):
     def product(bias):
         windows = _windows(input, weight.shape[3:5], stride, padding, dilation, groups)
         y = torch.einsum("ngcpqrs,pqgkrsc->ngkpq", windows, _matrices(weight, groups)).flatten(1, 2)
@@ -239,12 +239,12 @@ def local_aten(input, weight, bias, scale, residual, stride, padding, dilation, 
 
     each = None
     if bias is not None and bias.dim() == 3:  # what all images have beside them
-        bias, each = None, bias.permute(2, 0, 1)
+        bias, each = None, bias.permute(2, 0, 1).expand(input.shape[0], -1, -1, -1)
     if input.shape[1] == 0:  # there is no output then, see geometry.conv_shape
-        empty = completed(product, bias, scale, each, activation)[:, :0]
+        empty = completed(product, bias, scale, each, slope, activation)[:, :0]
         return empty if residual is None else empty + residual
     beside = residual if each is None else each if residual is None else each + residual
-    return completed(product, bias, scale, beside, activation)
+    return completed(product, bias, scale, beside, slope, activation)
 
 
 def _check_grad(grad, weight_size, input_size, stride, padding, dilation, groups):
@@ -313,16 +313,15 @@ _WINDOW = "int[2] stride, int[4] padding, int[2] dilation, int groups"
 
 LOCALLY_CONNECTED2D = Op(
     name="locally_connected2d",
-    schema=f"(Tensor input, Tensor weight, Tensor? bias, Tensor? scale, Tensor? residual, {_WINDOW}, str activation) "
-    "-> Tensor",
+    schema=f"(Tensor input, Tensor weight, {OPERANDS}, {_WINDOW}, str activation) -> Tensor",
     fake=local_fake,
     launcher=local_launch,
     aten=local_aten,
     flops=lambda input, weight, *args: 2 * input.shape[0] * weight.numel(),
-    bytes=lambda *args: nbytes(*args[:5], local_fake(*args)),
+    bytes=lambda *args: nbytes(*args[:6], local_fake(*args)),
     folds=(
         Fold({"input": 0, "residual": 0}, (0,)),
-        Fold({"input": 1, "weight": 2, "bias": -2, "scale": 0, "residual": 1, "groups": 0}, (1,)),
+        Fold({**BY_COLUMN, "input": 1, "weight": 2, "bias": -2, "groups": 0}, (1,)),
     ),
     product=True,
 )

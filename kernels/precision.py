@@ -68,3 +68,9 @@ def float32_precision(name: str) -> Iterator[None]:
 def _dot(dtype: torch.dtype, setting: str) -> str:
     # Unset ("none") means full precision; PyTorch resolves the settings' inheritance itself.
     return "tf32" if dtype == torch.float32 and setting == "tf32" else "ieee"
+
+
+def autocasts(tensor: torch.Tensor) -> bool:
+    """Is autocast on where this tensor is?"""
+    kind = tensor.device.type
+    return kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)

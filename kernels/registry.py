@@ -11,6 +11,7 @@ from . import (
     linear,
     locally_connected2d,
     max_pool2d,
+    prelu,
     relu_pool,
     unpool2d,
 )
@@ -36,6 +37,7 @@ OPS: tuple[Op, ...] = (
     relu_pool.RELU_POOL2D_AT_OPEN,
     epilogue.ACTIVATION_GRAD,
     epilogue.BIAS_GRAD,
+    prelu.PRELU_GRAD,
     max_pool2d.MAX_POOL2D,
     max_pool2d.MAX_POOL2D_INPUT_GRAD,
     max_pool2d.MAX_POOL2D_AT_WINNER,

@@ -16,6 +16,7 @@ from cnn_triton.kernels import (
     locally_connected2d,
     max_pool2d,
     pool_geometry,
+    prelu,
     relu_pool,
     unpool2d,
 )
@@ -282,14 +283,16 @@ def _followed(layer: Conv) -> dict[Op, Any]:
 
     return {
         (conv2d.CONV2D, ", all"): _forward(layer, "leaky_relu 0.125", "bias", "scale", "residual"),
+        (conv2d.CONV2D, ", PReLU"): _forward(layer, "none", "bias", "slope"),
         (conv2d.CONV2D_SAVING, ""): _forward(layer, "gelu", "bias", "residual"),
+        (conv2d.CONV2D_SAVING, ", PReLU"): _forward(layer, "none", "scale", "residual", "slope"),
         (batch_norm.CONV2D_MOMENTS, ""): moments,
     }
 
 
 def beside_product(columns: int, output: Any, dtype: torch.dtype, form: str, wanted: Any) -> list[torch.Tensor | None]:
-    """Bias, scale and residual of a product's epilogue, those that are wanted."""
-    shapes = {"bias": (columns,), "scale": (columns,), "residual": output}
+    """Bias, scale, residual and slope of a product's epilogue, those that are wanted."""
+    shapes = {"bias": (columns,), "scale": (columns,), "residual": output, "slope": (columns,)}
     return [draw(shape, dtype, form) if name in wanted else None for name, shape in shapes.items()]
 
 
@@ -360,6 +363,7 @@ def _local(layer: Conv) -> dict[Op, Any]:
         (operators.LOCALLY_CONNECTED2D, ", bias, ReLU"): forward("relu", "bias", places=(p, q)),
         (operators.LOCALLY_CONNECTED2D, ", all"): forward("leaky_relu 0.125", "bias", "scale", "residual"),
         (operators.LOCALLY_CONNECTED2D_SAVING, ""): forward("gelu", "bias", "residual", places=(p, q)),
+        (operators.LOCALLY_CONNECTED2D_SAVING, ", PReLU"): forward("none", "bias", "slope", places=(p, q)),
         (operators.LOCALLY_CONNECTED2D_INPUT_GRAD, ""): input_grad,
         (operators.LOCALLY_CONNECTED2D_WEIGHT_GRAD, ""): weight_grad,
     }
@@ -385,6 +389,7 @@ def _transposed(layer: Transposed) -> dict[Op, Any]:
         (conv2d.CONV_TRANSPOSE2D, ""): forward("none", "bias"),
         (conv2d.CONV_TRANSPOSE2D, ", all"): forward("relu", "bias", "scale", "residual"),
         (conv2d.CONV_TRANSPOSE2D_SAVING, ""): forward("silu", "scale"),
+        (conv2d.CONV_TRANSPOSE2D_SAVING, ", PReLU"): forward("none", "bias", "slope"),
     }
 
 
@@ -458,6 +463,7 @@ def _linear(layer: tuple[int, int, int, int]) -> dict[Op, Any]:
         (linear.LINEAR, ", bias, ReLU"): forward("relu", "bias"),
         (linear.LINEAR, ", all"): forward("sigmoid", "bias", "scale", "residual"),
         (linear.LINEAR_SAVING, ""): forward("gelu_tanh", "bias"),
+        (linear.LINEAR_SAVING, ", PReLU"): forward("none", "residual", "slope"),
         (linear.LINEAR_INPUT_GRAD, ""): lambda d, f: (draw((rows, k), d, f), draw(weight, d, f), groups),
         (linear.LINEAR_WEIGHT_GRAD, ""): lambda d, f: (draw((rows, k), d, f), draw((rows, c), d, f), groups),
     }
@@ -471,18 +477,20 @@ def _epilogue(shape: tuple[int, int, int, int]) -> dict[Op, Any]:
 
         return make
 
-    def norm(activation, affine, added=False):
+    def norm(activation, affine, added=False, slope=False):
         def make(dtype, form):
             x = draw(shape, dtype, form)
             var, mean = torch.var_mean(x.to(accumulator(dtype)), (0, 2, 3), correction=0)
             vectors = (draw(shape[1:2], dtype, form) if affine else None for _ in range(2))
-            return (x, mean, var, *vectors, draw(shape, dtype, form) if added else None, 1e-3, activation)
+            residual = draw(shape, dtype, form) if added else None
+            below = draw(shape[1:2], dtype, form) if slope else None
+            return (x, mean, var, *vectors, residual, below, 1e-3, activation)
 
         return make
 
     def norm_grad(name, affine):
         def make(dtype, form):
-            *vectors, _, eps, activation = norm(name, affine)(dtype, form)
+            *vectors, _, _, eps, activation = norm(name, affine)(dtype, form)
             return (draw(shape, dtype, form), *vectors, eps, activation)
 
         return make
@@ -492,6 +500,9 @@ def _epilogue(shape: tuple[int, int, int, int]) -> dict[Op, Any]:
         cases[batch_norm.BATCH_NORM, f", {name}"] = norm(name, affine)
         cases[batch_norm.BATCH_NORM, f", {name}, added"] = norm(name, affine, added=True)
         cases[batch_norm.BATCH_NORM_GRAD, f", {name}"] = norm_grad(name, affine)
+    cases[batch_norm.BATCH_NORM, ", PReLU"] = norm("none", True, added=True, slope=True)
+    images = lambda dtype, form: [draw(shape, dtype, form) for _ in range(2)]  # noqa: E731
+    cases[prelu.PRELU_GRAD, ""] = lambda dtype, form: (*images(dtype, form), draw(shape[1:2], dtype, form))
     return cases | {(epilogue.BIAS_GRAD, ""): lambda dtype, form: (draw(shape, dtype, form),)}
 
 

@@ -129,9 +129,9 @@ def assert_code(code, args, wide):
     *product, pool, average = wide
     if code.numel() == 0:
         return
-    x = conv2d.conv2d_aten(*product[:4], None, *product[4:], "none")
+    x = conv2d.conv2d_aten(*product[:4], None, None, *product[4:], "none")
     *product, _, _ = args
-    theirs = conv2d.conv2d_aten(*product[:4], None, *product[4:], "none")
+    theirs = conv2d.conv2d_aten(*product[:4], None, None, *product[4:], "none")
     error = ERROR_RATIO * (theirs.double() - x).abs().max()
     near = 2 * (error + ERROR_EPS * PRECISION[theirs.dtype].eps * x.abs().max())
     p, q = code.shape[3:]

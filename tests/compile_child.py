@@ -22,6 +22,7 @@ from cnn_triton.kernels import (
     linear,
     locally_connected2d,
     max_pool2d,
+    prelu,
     relu_pool,
     tiles,
     unpool2d,
@@ -59,8 +60,8 @@ def call(what, dtype, channels):
         w, b = torch.empty(times * c, c // groups, size, size, **last), torch.empty(times * c, dtype=dtype)
         window = ((stride,) * 2, (size // 2,) * 4, (1, 1), groups, "zeros")
         return {
-            "conv2d": lambda: (conv2d.CONV2D, (x, w, b, None, None, *window, "relu")),
-            "conv2d_saving": lambda: (conv2d.CONV2D_SAVING, (x, w, b, b, y, *window, "gelu")),
+            "conv2d": lambda: (conv2d.CONV2D, (x, w, b, None, None, None, *window, "relu")),
+            "conv2d_saving": lambda: (conv2d.CONV2D_SAVING, (x, w, b, b, y, None, *window, "gelu")),
             "conv2d_moments": lambda: (batch_norm.CONV2D_MOMENTS, (x, w, None, *window)),
             "conv2d_input_grad": lambda: (conv2d.CONV2D_INPUT_GRAD, (y, w, x.shape, *window, True)),
             "conv2d_weight_grad": lambda: (conv2d.CONV2D_WEIGHT_GRAD, (y, x, w.shape, *window, True)),
@@ -80,9 +81,12 @@ def call(what, dtype, channels):
     maximum, average = max_pool2d.MAX_POOL2D, avg_pool2d.AVG_POOL2D
     maximum_grad, average_grad = max_pool2d.MAX_POOL2D_INPUT_GRAD, avg_pool2d.AVG_POOL2D_INPUT_GRAD
     return {
-        "conv2d": lambda: (conv2d.CONV2D, (x, w, b, None, None, *_WINDOW, "relu")),
-        "conv2d without bias": lambda: (conv2d.CONV2D, (x, w, None, None, None, *_WINDOW, "relu")),
-        "conv2d_saving": lambda: (conv2d.CONV2D_SAVING, (x, w, b, b, y, *_WINDOW, "gelu")),
+        "conv2d": lambda: (conv2d.CONV2D, (x, w, b, None, None, None, *_WINDOW, "relu")),
+        "conv2d without bias": lambda: (conv2d.CONV2D, (x, w, None, None, None, None, *_WINDOW, "relu")),
+        "conv2d PReLU": lambda: (conv2d.CONV2D, (x, w, b, None, None, b, *_WINDOW, "none")),
+        "conv2d_saving": lambda: (conv2d.CONV2D_SAVING, (x, w, b, b, y, None, *_WINDOW, "gelu")),
+        "conv2d_saving PReLU": lambda: (conv2d.CONV2D_SAVING, (x, w, b, b, y, b, *_WINDOW, "none")),
+        "prelu_grad": lambda: (prelu.PRELU_GRAD, (y, y, b)),
         "conv2d_moments": lambda: (batch_norm.CONV2D_MOMENTS, (x, w, b, *_WINDOW)),
         "conv2d_pool": lambda: (conv2d_pool.CONV2D_POOL, (x, w, b, b, *_WINDOW, *halves)),
         "conv2d_pool average": lambda: (conv2d_pool.CONV2D_POOL, (x, w, b, b, *_WINDOW, (2, 2), True)),
@@ -95,22 +99,25 @@ def call(what, dtype, channels):
         ),
         "relu_pool2d_input_grad": lambda: (relu_pool.RELU_POOL2D_INPUT_GRAD, (*pooled, y.shape, *halves, True)),
         "relu_pool2d_at_open": lambda: (relu_pool.RELU_POOL2D_AT_OPEN, (y, code, *halves)),
-        "batch_norm": lambda: (batch_norm.BATCH_NORM, (y, *vectors, None, 1e-5, "relu")),
-        "batch_norm added": lambda: (batch_norm.BATCH_NORM, (y, *vectors, y, 1e-5, "relu")),
+        "batch_norm": lambda: (batch_norm.BATCH_NORM, (y, *vectors, None, None, 1e-5, "relu")),
+        "batch_norm PReLU": lambda: (batch_norm.BATCH_NORM, (y, *vectors, y, b, 1e-5, "none")),
+        "batch_norm added": lambda: (batch_norm.BATCH_NORM, (y, *vectors, y, None, 1e-5, "relu")),
         "batch_norm_grad one image": lambda: (batch_norm.BATCH_NORM_GRAD, (y[:1], y[:1], *vectors, 1e-5, "gelu")),
         "batch_norm_grad": lambda: (batch_norm.BATCH_NORM_GRAD, (y, y, *vectors, 1e-5, "relu")),
-        "conv_transpose2d": lambda: (conv2d.CONV_TRANSPOSE2D, (x, back, b, b, y, *transposed, "relu")),
-        "conv_transpose2d_saving": lambda: (conv2d.CONV_TRANSPOSE2D_SAVING, (x, back, b, b, y, *transposed, "silu")),
+        "conv_transpose2d": lambda: (conv2d.CONV_TRANSPOSE2D, (x, back, b, b, y, None, *transposed, "relu")),
+        "conv_transpose2d_saving": lambda: (
+            conv2d.CONV_TRANSPOSE2D_SAVING, (x, back, b, b, y, None, *transposed, "silu")
+        ),
         "conv2d_input_grad": lambda: (conv2d.CONV2D_INPUT_GRAD, (x, back, y.shape, *_WINDOW, True)),
         "conv2d_weight_grad": lambda: (conv2d.CONV2D_WEIGHT_GRAD, (y, x, w.shape, *_WINDOW, True)),
-        "conv2d reflect": lambda: (conv2d.CONV2D, (x, w, b, None, None, *reflect, "relu")),
+        "conv2d reflect": lambda: (conv2d.CONV2D, (x, w, b, None, None, None, *reflect, "relu")),
         "conv2d_input_grad reflect": lambda: (conv2d.CONV2D_INPUT_GRAD, (x, back, y.shape, *reflect, True)),
         "conv2d_weight_grad reflect": lambda: (conv2d.CONV2D_WEIGHT_GRAD, (y, x, w.shape, *reflect, True)),
         "locally_connected2d": lambda: (
-            local.LOCALLY_CONNECTED2D, (here, placed, each, None, None, *_WINDOW[:-1], "relu")
+            local.LOCALLY_CONNECTED2D, (here, placed, each, None, None, None, *_WINDOW[:-1], "relu")
         ),
         "locally_connected2d_saving": lambda: (
-            local.LOCALLY_CONNECTED2D_SAVING, (here, placed, b, b, there, *_WINDOW[:-1], "gelu")
+            local.LOCALLY_CONNECTED2D_SAVING, (here, placed, b, b, there, None, *_WINDOW[:-1], "gelu")
         ),
         "locally_connected2d_input_grad": lambda: (
             local.LOCALLY_CONNECTED2D_INPUT_GRAD, (here, back_placed, there.shape, *_WINDOW[:-1], True)
@@ -118,9 +125,9 @@ def call(what, dtype, channels):
         "locally_connected2d_weight_grad": lambda: (
             local.LOCALLY_CONNECTED2D_WEIGHT_GRAD, (there, here, placed.shape, *_WINDOW[:-1])
         ),
-        "linear": lambda: (linear.LINEAR, (rows, matrix, wide, None, None, 1, "relu")),
-        "linear_saving": lambda: (linear.LINEAR_SAVING, (rows, matrix, wide, wide, columns, 1, "gelu_tanh")),
-        "linear without bias": lambda: (linear.LINEAR, (rows, matrix, None, None, None, 1, "relu")),
+        "linear": lambda: (linear.LINEAR, (rows, matrix, wide, None, None, None, 1, "relu")),
+        "linear_saving": lambda: (linear.LINEAR_SAVING, (rows, matrix, wide, wide, columns, None, 1, "gelu_tanh")),
+        "linear without bias": lambda: (linear.LINEAR, (rows, matrix, None, None, None, None, 1, "relu")),
         "linear_input_grad": lambda: (linear.LINEAR_INPUT_GRAD, (rows, matrix.view(channels, 1024), 1)),
         "linear_weight_grad": lambda: (linear.LINEAR_WEIGHT_GRAD, (columns, rows, 1)),
         "max_pool2d": lambda: (maximum, (x, *pool, True, False)),
@@ -152,7 +159,7 @@ def call(what, dtype, channels):
             for of in ("conv2d", "conv2d_saving", "conv2d_moments", "conv2d_input_grad", "conv2d_weight_grad")
             for wide, stride in ((4, 1), (8, 2), (16, 1), (32, 1))
         },
-        **{f"conv2d {a}": lambda a=a: (conv2d.CONV2D, (x, w, b, None, None, *_WINDOW, a)) for a in ACTIVATIONS},
+        **{f"conv2d {a}": lambda a=a: (conv2d.CONV2D, (x, w, b, None, None, None, *_WINDOW, a)) for a in ACTIVATIONS},
         **{f"activation_grad {a}": lambda a=a: (epilogue.ACTIVATION_GRAD, (y, y, a)) for a in ACTIVATIONS},
     }[what]()  # fmt: skip
 

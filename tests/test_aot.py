@@ -250,7 +250,7 @@ def pooling():
     return aot.compile_op(max_pool2d.MAX_POOL2D, (x, *POOL), "sm_90", compile=False)[0].source
 
 matrix = torch.empty(64, 64, device="meta")
-aot.compile_op(linear.LINEAR, (matrix, matrix, None, None, None, 1, "none"), "sm_90", compile=False)
+aot.compile_op(linear.LINEAR, (matrix, matrix, None, None, None, None, 1, "none"), "sm_90", compile=False)
 from cnn_triton.kernels import max_pool2d  # after a first hash
 here = pooling()
 max_pool2d.max_kernel.starting_line_number += 1

@@ -36,6 +36,7 @@ class Net(tn.Module):
         self.norm, self.alone = tn.BatchNorm2d(channels), tn.BatchNorm2d(channels, affine=False)
         self.act, self.pool, self.linear = tn.ReLU(inplace=True), tn.MaxPool2d(2), tn.Linear(7, 7)
         self.conv1, self.rows, self.features = tn.Conv1d(4, 4, 3), tn.BatchNorm1d(4), tn.BatchNorm1d(7)
+        self.slopes, self.slope = tn.PReLU(channels, init=0.3), tn.PReLU()
         self.steps = forward
         for norm in (self.norm, self.alone, self.rows, self.features):
             tn.init.normal_(norm.running_mean, 0, 0.1)
@@ -112,6 +113,10 @@ FUSED = {
     "two": (
         lambda m, x: F.relu(m.conv(x) + F.silu(m.other(x))), {"conv2d + add + relu": 1, "conv2d + silu": 1},
     ),
+    "prelu": (lambda m, x: m.slopes(m.conv(x) + x), {"conv2d + add + prelu": 1}),
+    "prelu, one slope": (lambda m, x: m.slope(m.linear(x)), {"linear + prelu": 1}),
+    "prelu, transposed": (lambda m, x: m.back(x).prelu(m.slopes.weight), {"conv_transpose2d + prelu": 1}),
+    "prelu of rows": (lambda m, x: F.prelu(m.conv1(x.flatten(2)), weight=m.slopes.weight), {"conv1d + prelu": 1}),
     "optional argument": (lambda m, x, mask=None: F.relu(m.conv(x)), {"conv2d + relu": 1}),
     "a layer of ours": (
         lambda m, x: F.relu(cnn_triton.functional.conv2d(x, m.conv.weight)), {"conv2d + relu": 1},
@@ -128,6 +133,7 @@ IN_EVAL = {
     ),
     "norm, transposed": (lambda m, x: F.silu(m.norm(m.back(x))), {"conv_transpose2d + batch_norm + silu": 1}),
     "norm, pooled": (lambda m, x: m.pool(m.act(m.norm(m.conv(x)))), {"conv2d + batch_norm + relu + max_pool2d": 1}),
+    "norm, added, prelu": (lambda m, x: m.slopes(m.norm(m.conv(x)) + x), {"conv2d + batch_norm + add + prelu": 1}),
     "both branches": (
         lambda m, x: m.act(m.norm(m.conv(x)) + m.alone(m.other(x))),
         {"conv2d + batch_norm + add + relu": 1, "conv2d + batch_norm": 1},
@@ -136,6 +142,7 @@ IN_EVAL = {
 IN_TRAINING = {
     "norm": (lambda m, x: m.norm(m.conv(x)), {"conv2d + batch_norm": 1}),
     "norm, relu": (lambda m, x: m.act(m.norm(m.conv(x))), {"conv2d + batch_norm + relu": 1}),
+    "norm, prelu": (lambda m, x: m.slopes(m.norm(m.conv(x))), {"conv2d + batch_norm + prelu": 1}),
     "norm, added": (lambda m, x: m.act(m.norm(m.conv(x)) + x), {"conv2d + batch_norm + add + relu": 1}),
     "norm, added, sigmoid": (
         lambda m, x: torch.sigmoid(x + m.norm(m.conv(x))),
@@ -269,6 +276,12 @@ APART = {
         lambda m, x: m.rows(F.linear(x.flatten(2), m.linear.weight.new_ones(3, 42))),
         False,
         {"linear": 1},
+    ),
+    "slopes of another dimension": (lambda m, x: m.slopes(m.linear(x)), False, {"linear": 1}),
+    "norm, added, prelu": (
+        lambda m, x: m.slopes(m.norm(m.conv(x)) + x),
+        True,
+        {"conv2d + batch_norm + add": 1},
     ),
     "norm after": (lambda m, x: m.norm(F.relu(m.conv(x))), False, {"conv2d + relu": 1}),
     "overlapping pool": (lambda m, x: F.max_pool2d(F.relu(m.conv(x)), 3, 2), False, {"conv2d + relu": 1}),

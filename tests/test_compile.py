@@ -145,7 +145,7 @@ OPERATORS = as_picked(op.name for op in OPS)
 # Without a bias, with a padding mode, with adaptive windows: other code.
 VARIANTS = ["conv2d without bias", "linear without bias", *(f"{name} reflect" for name in MATRIX)]
 VARIANTS += [f"{op.name} adaptive" for op in OPS if op.name.startswith(("max_pool", "avg_pool"))]
-VARIANTS += ["batch_norm added"]
+VARIANTS += ["batch_norm added", *(f"{name} PReLU" for name in ("conv2d", "conv2d_saving", "batch_norm"))]
 VARIANTS += ["batch_norm_grad one image", "conv2d_pool average", "conv2d_pool_grad average", "conv2d_pool_grad written"]
 VARIANTS += [f"{what} {name}" for what in ("conv2d", "activation_grad") for name in ACTIVATIONS if name != "none"]
 WINDOWS = ("3 by 1", "3 by 2", "5 by 1", "7 by 1", "9 by 1", "3 by 1 of 72", "7 by 1 of 72", "5 by 1 times 4")

@@ -759,7 +759,7 @@ ACTIVATIONS = [
     torch.nn.ReLU(), torch.nn.ReLU6(), torch.nn.LeakyReLU(0.1), torch.nn.Hardtanh(-0.4, 0.6), torch.nn.GELU(),
     torch.nn.GELU("tanh"), torch.nn.SiLU(), torch.nn.Sigmoid(), torch.nn.Tanh(), torch.nn.Hardswish(),
     torch.nn.Hardsigmoid(), torch.nn.Mish(), torch.nn.ELU(0.7), torch.nn.SELU(), torch.nn.Softplus(2.0, 3.0),
-    torch.nn.Softsign(), torch.nn.LogSigmoid(),
+    torch.nn.Softsign(), torch.nn.LogSigmoid(), torch.nn.PReLU(init=0.3),
 ]  # fmt: skip
 
 

@@ -33,6 +33,8 @@ class Each(NamedTuple):
         given = self._given(tensors)
         count = len(given) - len(self.names)
         named = dict(zip(self.names, given[count:], strict=True))
+        if "slope" in named:
+            named["activation"] = "prelu", named.pop("slope")
         return getattr(functional, self.name)(*given[:count], **named, **self.options)
 
     def theirs(self, *tensors):
@@ -44,8 +46,9 @@ class Each(NamedTuple):
         size, activation = options.pop("pool_size", None), activations.spell(options.pop("activation", None))
         product = self.name.split("_relu")[0]
         if self.names:
-            x, w, b, scale, residual = tensors
+            x, w, b, scale, residual, *slope = tensors
             y = F.conv2d(x, w, **options) * scale[:, None, None] + b[:, None, None] + residual
+            y = F.prelu(y, *slope) if slope else y
         else:
             y = getattr(F, product)(*self._given(tensors), **options)
         y = activations.reference(activation, y)
@@ -56,6 +59,7 @@ class Each(NamedTuple):
     def operator(self):
         """The operator that runs where derivatives are asked for."""
         saving = activations.of(activations.spell(self.options.get("activation"))).saves == "input"
+        saving = saving or "slope" in self.names
         return operator_of(self.name) + "_saving" * saving
 
     @property
@@ -97,6 +101,7 @@ FUNCTIONS = [
     Each(
         "conv2d", ((2, 3, 5, 4), (4, 3, 2, 2), (4,), (4,), (2, 4, 4, 3)), {"activation": "gelu"}, ("scale", "residual")
     ),
+    Each("conv2d", ((2, 3, 5, 4), (4, 3, 2, 2), (4,), (4,), (2, 4, 4, 3), (4,)), names=("scale", "residual", "slope")),
     Each("conv2d_relu_max_pool2d", ((2, 2, 5, 6), (3, 2, 2, 2), (3,)), {"pool_size": 2}),
     Each("conv2d_relu_avg_pool2d", ((2, 4, 5, 5), (2, 2, 2, 2), (2,)), {"pool_size": (2, 1), "groups": 2}),
     Each(

@@ -6,9 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import cnn_triton
 from cnn_triton import functional
 
 X, W, B = (2, 4, 8, 8), (6, 4, 3, 3), (6,)
+
+
+def on(path):
+    """Where the functions run: the kernels, or PyTorch's operators."""
+    return cnn_triton.backend("aten" if path == "aten" else "auto")
 
 
 def rand(*shape, dtype=torch.float32):
@@ -199,14 +205,18 @@ CASES = [
 ]
 
 
+PATHS = pytest.mark.parametrize("path", ["kernels", "aten"])  # the same messages
+
+
+@PATHS
 @pytest.mark.parametrize(("ours", "theirs", "make", "words"), CASES)
-def test_error(ours, theirs, make, words):
+def test_error(ours, theirs, make, words, path):
     args = make()
     # Any exception: PyTorch decides which.
     before = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
     with pytest.raises(Exception) as expected:  # noqa: PT011
         theirs(*args)
-    with pytest.raises(Exception) as got:  # noqa: PT011
+    with on(path), pytest.raises(Exception) as got:  # noqa: PT011
         ours(*args)
     assert issubclass(got.type, expected.type), f"{got.type} is no {expected.type}: {got.value}"
     for word in words:
@@ -241,6 +251,13 @@ EPILOGUE = {  # label: (arguments, exception, what the message must hold)
     "slope": (lambda: {"activation": ("leaky_relu", -0.1)}, ValueError, ("'leaky_relu'", "slope", "-0.1")),
     "nan": (lambda: {"activation": ("clamp", float("nan"), 1)}, ValueError, ("'clamp'", "nan")),
     "bounds": (lambda: {"activation": ("hardtanh", 1, 0)}, ValueError, ("'hardtanh'", "(1.0, 0.0)")),
+    "prelu without a slope": (lambda: {"activation": ("prelu",)}, ValueError, ("'prelu'", "a slope", "0 values")),
+    "prelu by its word": (lambda: {"activation": "prelu"}, ValueError, ("'prelu'", "slope", "torch.nn.PReLU")),
+    "prelu's slope a number": (lambda: {"activation": ("prelu", 0.1)}, TypeError, ("'prelu'", "torch.Tensor", "float")),
+    "prelu's shape": (lambda: {"activation": ("prelu", rand(5))}, RuntimeError, ("slope", "(6,)", "(5,)")),
+    "prelu's dtype": (
+        lambda: {"activation": ("prelu", rand(6).double())}, RuntimeError, ("slope", "float64", "float32")
+    ),
     "scale's shape": (lambda: {"scale": rand(5)}, RuntimeError, ("scale", "(6,)", "(5,)")),
     "scale's dtype": (lambda: {"scale": rand(6).half()}, RuntimeError, ("scale", "float16", "float32")),
     "scale a float": (lambda: {"scale": 2.0}, TypeError, ("scale", "float")),
@@ -253,10 +270,11 @@ EPILOGUE = {  # label: (arguments, exception, what the message must hold)
 }  # fmt: skip
 
 
+@PATHS
 @pytest.mark.parametrize("label", EPILOGUE)
-def test_epilogue(label):
+def test_epilogue(label, path):
     given, error, words = EPILOGUE[label]
-    with pytest.raises(error) as got:
+    with on(path), pytest.raises(error) as got:
         functional.conv2d(rand(*X), rand(*W), **given())
     assert all(word in str(got.value) for word in words), got.value
 
@@ -279,11 +297,12 @@ LOCAL = {  # label: (arguments of locally_connected2d, what the message must hol
 }
 
 
+@PATHS
 @pytest.mark.parametrize("label", LOCAL)
-def test_locally_connected(label):
+def test_locally_connected(label, path):
     """RuntimeError, as of unfold and einsum."""
     make, words = LOCAL[label]
-    with pytest.raises(RuntimeError) as got:
+    with on(path), pytest.raises(RuntimeError) as got:
         functional.locally_connected2d(*make())
     assert all(word in str(got.value) for word in words), got.value
     with pytest.raises(TypeError, match=r"weight must be a torch\.Tensor, but got NoneType"):
@@ -372,11 +391,16 @@ ROWS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("label", ROWS)
-def test_rows(label, device):
+@pytest.mark.parametrize(
+    ("label", "path"),
+    [
+        (label, path) for label in ROWS for path in ("kernels", "aten") if (label, path) != ("huge", "aten")
+    ],  # theirs can
+)
+def test_rows(label, path, device):
     """Messages of one-dimensional functions speak of rows, not of the images that these are to the kernels."""
     function, args, words = ROWS[label]
-    with pytest.raises((RuntimeError, ValueError)) as error:
+    with on(path), pytest.raises((RuntimeError, ValueError)) as error:
         function(*(a.to(device) if isinstance(a, torch.Tensor) else a for a in args()))
     message = str(error.value)
     assert all(word in message for word in words), message

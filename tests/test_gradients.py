@@ -148,6 +148,57 @@ def of_activations():
         yield label, Pair(ours, conv2d_of(layer), shapes, rest, after, masked, True, kinked)
 
 
+def of_prelu():
+    """PReLU after a product and all that may stand between them, and after a normalisation: with a slope for each
+    column, and with one."""
+    layer = CONVS["groups"]
+    weight, output = (layer.k, layer.input[1] // layer.groups, *layer.size), (layer.input[0], layer.k, *layer.input[2:])
+    columns, rest = (layer.k,), (1, 1, 1, layer.groups)
+
+    def pair(ours, plain, shapes, rest=rest):
+        """Of functions whose first argument is the slope."""
+        theirs = lambda a, *args: F.prelu(plain(*args), a)  # noqa: E731
+        return Pair(ours, theirs, shapes, rest, smooth=True, kinked=True)
+
+    def conv(a, x, w, b, s, r, *rest):
+        return functional.conv2d(x, w, b, *rest, activation=("prelu", a), scale=s, residual=r)
+
+    def norm(a, x, w, s, t, r, *rest):
+        how = {"norm_weight": s, "norm_bias": t, "training": True, "residual": r}
+        return functional.conv2d_batch_norm(x, w, None, *rest, **how, activation=("prelu", a))
+
+    def transposed(a, x, w, b, *rest):
+        return functional.conv_transpose2d(x, w, b, *rest, activation=("prelu", a))
+
+    def linear(a, x, w, b):
+        return functional.linear(x, w, b, activation=("prelu", a))
+
+    normal, beside = batch_norm_of(layer), (layer.input, weight, columns, columns)
+    for each, a in (("", columns), (", one slope", (1,))):
+        shapes = (a, *beside, output)
+        yield f"conv2d_saving groups, PReLU{each}", pair(conv, conv2d_of(layer), shapes)
+        added = lambda x, w, s, t, r, *rest: normal(x, w, s, t, *rest) + r  # noqa: E731
+        yield f"conv2d_batch_norm groups, PReLU{each}, added", pair(norm, added, shapes)
+    alone = lambda a, x, w, s, t, *rest: norm(a, x, w, s, t, None, *rest)  # noqa: E731
+    yield "conv2d_batch_norm groups, PReLU", pair(alone, normal, (columns, *beside))
+    of, (m, c, k, _) = TRANSPOSED["groups"], LINEARS["odd"]
+    shapes = ((of.c,), of.input, (of.input[1], of.c // of.groups, *of.size), (of.c,))
+    yield "conv_transpose2d_saving groups, PReLU", pair(transposed, F.conv_transpose2d, shapes, of[3:])
+    yield "linear_saving odd, PReLU", pair(linear, F.linear, ((k,), (m, c), (k, c), (k,)), ())
+    of = LOCALS["two groups"]
+    window = geometry.conv_window(of.size, of.stride, of.padding, of.dilation)
+    p, q = geometry.conv_output(window, of.input[2:])
+
+    def local(a, x, w, b, *rest):
+        return functional.locally_connected2d(x, w, b, *rest, activation=("prelu", a))
+
+    sides = (*window.pads[2:], *window.pads[:2])
+    plain = lambda x, w, b, stride, _, *rest: unfolded(F.pad(x, sides), w, b, stride, 0, *rest)  # noqa: E731
+    shapes = ((of.k,), of.input, (p, q, of.k, *of.size, of.input[1] // of.groups), (p, q, of.k))
+    how = (of.stride, of.padding, of.dilation, of.groups)
+    yield "locally_connected2d_saving two groups, PReLU", pair(local, plain, shapes, how)
+
+
 def of_locals():
     """Locally connected layers, with a bias for each output pixel or channel; of some a smooth activation after it."""
     for label, layer in LOCALS.items():
@@ -174,7 +225,7 @@ def of_locals():
             yield f"locally_connected2d_saving {label}", Pair(scaled, whole, shapes, rest, F.silu, None, True)
 
 
-FUNCTIONS = {**dict(of_convolutions()), **dict(of_activations()), **dict(of_locals())}
+FUNCTIONS = {**dict(of_convolutions()), **dict(of_activations()), **dict(of_prelu()), **dict(of_locals())}
 for label, layer in TRANSPOSED.items():
     shapes = (layer.input, (layer.input[1], layer.c // layer.groups, *layer.size), (layer.c,))
     FUNCTIONS[f"conv_transpose2d {label}"] = Pair(functional.conv_transpose2d, F.conv_transpose2d, shapes, layer[3:])

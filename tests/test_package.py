@@ -143,7 +143,7 @@ def test_operators_on_a_cpu_are_the_reference():
 import torch
 from cnn_triton import functional
 x, w = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
-y = torch.ops.cnn_triton.conv2d(x, w, None, None, None, (1, 1), (0, 0, 0, 0), (1, 1), 1, "zeros", "relu")
+y = torch.ops.cnn_triton.conv2d(x, w, None, None, None, None, (1, 1), (0, 0, 0, 0), (1, 1), 1, "zeros", "relu")
 print(torch.equal(y, torch.nn.functional.conv2d(x, w).relu()))
 """
     assert python(code, False) == "True\n"

@@ -254,7 +254,7 @@ with launching_nothing("sm_90"):
         b = torch.randn(8)
         pointers = {t.data_ptr(): name for t, name in ((x, "x"), (w, "w"), (b, "b"), (y, "y"))}
         with plan.deciding() if decide else contextlib.nullcontext():
-            conv2d.CONV2D.launch(x, w, b, None, None, *window, "relu")
+            conv2d.CONV2D.launch(x, w, b, None, None, None, *window, "relu")
             conv2d.CONV2D_WEIGHT_GRAD.launch(y, x, w.shape, *window, False)
         def shown(value):
             if isinstance(value, torch.Tensor):

@@ -143,7 +143,7 @@ def test_product_tile(tile, run):
     channels = 7 if tile.packed else 2 * tile.k if tile.box else tile.k + 1
     columns = tile.n + (8 if tile.box else 1)
     x, w = (n, channels, p, 2 * q), (columns, channels, 3, 3)
-    run(conv2d.CONV2D, tile, (x, w, w[:1]), None, None, *window(2), "relu")
+    run(conv2d.CONV2D, tile, (x, w, w[:1]), None, None, None, *window(2), "relu")
     for stride in (1, 2) if tile.box else (2,):
         # Boxes of a result with phases take whole columns.
         columns = tile.n if tile.box and stride == 2 else columns
@@ -182,7 +182,7 @@ def test_epilogue_tile(tile, run):
     channels = 7 if tile.packed else 2 * tile.k if tile.box else tile.k + 1
     columns = tile.n + (8 if tile.box else 1)
     x, w, y = (n, channels, p, 2 * q), (columns, channels, 3, 3), (n, columns, p, q)
-    run(conv2d.CONV2D_SAVING, tile, (x, w, w[:1], w[:1], y), *window(2), "silu")
+    run(conv2d.CONV2D_SAVING, tile, (x, w, w[:1], w[:1], y), None, *window(2), "silu")
     run(batch_norm.CONV2D_MOMENTS, tile, (x, w, w[:1]), *window(2))
 
 
@@ -280,7 +280,7 @@ def test_grouped_tile(grouped, monkeypatch, run):
         tile = Block(kind, False, m, n, k, True, None, 1)
         run(conv2d.CONV2D_WEIGHT_GRAD, tile, (y, x), w, *how, True)
         if parts == 1:
-            run(conv2d.CONV2D_SAVING, tile, (x, w, w[:1], w[:1], y), *how, "silu")
+            run(conv2d.CONV2D_SAVING, tile, (x, w, w[:1], w[:1], y), None, *how, "silu")
             run(conv2d.CONV2D_INPUT_GRAD, tile, (y, w), x, *how, True)
 
 
@@ -307,7 +307,7 @@ def test_rows(rows, size, monkeypatch, run):
         y = (2, 6, *geometry.conv_output(geometry.Window((size, size), *how[:3]), x[2:]))
         if not y[2] % rows:  # in a weight gradient rows must be whole
             run(conv2d.CONV2D_WEIGHT_GRAD, tile, (y, x), w, *how, True)
-        run(conv2d.CONV2D, tile, (x, w, w[:1], None, y), *how, "relu")
+        run(conv2d.CONV2D, tile, (x, w, w[:1], None, y), None, *how, "relu")
         run(conv2d.CONV2D_INPUT_GRAD, tile, (y, w), x, *how, True)
 
 
@@ -338,11 +338,11 @@ def test_strip(strip, monkeypatch, device):
             (unpool2d.MAX_UNPOOL2D_INPUT_GRAD, x, indices),
             (epilogue.ACTIVATION_GRAD, x, x, "relu"),
             (conv2d.CONV2D_INPUT_GRAD, x, weight, x.shape, *reflect, True),
-            (conv2d.CONV2D, x, depthwise, scale, None, None, *same, "relu"),
+            (conv2d.CONV2D, x, depthwise, scale, None, None, None, *same, "relu"),
             (conv2d.CONV2D_INPUT_GRAD, x, depthwise, x.shape, *same, True),
             (conv2d.CONV2D_WEIGHT_GRAD, x, x, depthwise.shape, *same, True),
             (batch_norm.CONV2D_MOMENTS, x, depthwise, scale, *same),
-            (batch_norm.BATCH_NORM, x, *moments, scale, None, x, 1e-5, "relu"),
+            (batch_norm.BATCH_NORM, x, *moments, scale, None, x, None, 1e-5, "relu"),
             (batch_norm.BATCH_NORM_GRAD, x, x, *moments, scale, None, 1e-5, "relu"),
             (relu_pool.RELU_POOL2D_INPUT_GRAD, y, code, x.shape, (2, 2), False, True),
             (relu_pool.RELU_POOL2D_AT_OPEN, x, code, (2, 2), False),

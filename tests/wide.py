@@ -88,18 +88,22 @@ def _activation(x, name):
     }[word]()
 
 
+def _prelu(x, slope):
+    return np.where(x > 0, x, x * _long(slope).reshape(-1, *(1,) * (x.ndim - 2)))
+
+
 def _product(op):
     """A product's results, with what follows it: the product alone is exact, its terms lie on a grid."""
 
-    def wide(input, weight, bias, scale, residual, *rest):
-        bare = op.reference(input, weight, None, None, None, *rest[:-1], "none")
+    def wide(input, weight, bias, scale, residual, slope, *rest):
+        bare = op.reference(input, weight, None, None, None, None, *rest[:-1], "none")
         x = _long(bare[0] if isinstance(bare, tuple) else bare)
         columns = (-1, *(1,) * (x.ndim - 2))
         x = x if scale is None else x * _long(scale).reshape(columns)
         beside = bias if bias is None or bias.dim() == 1 else bias.permute(2, 0, 1)
         x = x if bias is None else x + _long(beside).reshape(beside.shape if beside.dim() > 1 else columns)
         x = x if residual is None else x + _long(residual)
-        y = _activation(x, rest[-1])[0]
+        y = _activation(x, rest[-1])[0] if slope is None else _prelu(x, slope)
         return _double(y, x) if isinstance(bare, tuple) else _double(y)
 
     return wide
@@ -133,9 +137,10 @@ def _normal(input, mean, var, weight, bias, eps):
 
 
 def _norm(*args):
-    *rest, residual, eps, activation = args
+    *rest, residual, slope, eps, activation = args
     x = _normal(*rest, eps)[2]
-    return _double(_activation(x if residual is None else x + _long(residual), activation)[0])
+    x = x if residual is None else x + _long(residual)
+    return _double(_activation(x, activation)[0] if slope is None else _prelu(x, slope))
 
 
 def _norm_grad(grad, *args):
