@@ -178,7 +178,10 @@ def test_operators(version, chip, record_property):
     assert {call["what"] for call in OPERATORS} == {op.name for op in OPS}
     if version != PINNED and not (TRITONS / version / ".ready").exists():
         pytest.skip(f"Triton {version} is not in {TRITONS}, where `make test` puts it")
-    check(chip, OPERATORS, version)
+    # TF32 with the pinned one on all chips, with each other on half of them.
+    turn = [PINNED, *VERSIONS].index(version) + CHIPS.index(chip)
+    calls = [call for call in OPERATORS if version == PINNED or turn % 2 or call["dtype"] == "bfloat16"]
+    check(chip, calls, version)
     record_property("compiled", (version, chip, len(OPS)))
 
 
