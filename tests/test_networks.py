@@ -120,9 +120,14 @@ def test_converted(name, train, dtype, device):
         assert torch.equal(model.eval()(x), theirs.eval()(x))
 
 
+def compiled_rows(seed):
+    """Transformers' networks and, in turn, one of timm's; without a seed, all of them."""
+    some = TIMM if seed is None else BRIEF[seed % len(BRIEF) :][:1]
+    return [(name, train) for name in (*SMALL, *some) for train in (False, True)]
+
+
 @pytest.mark.cover
-@pytest.mark.parametrize("train", [False, True], ids=["eval", "training"])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.rotated("name, train", compiled_rows)
 def test_compiled(name, train, device):
     """The same by torch.compile."""
     model, x = settled(name, device)
