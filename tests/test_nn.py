@@ -355,7 +355,7 @@ def test_locally_connected_without_channels(bias, device):
             grads = torch.autograd.grad(y.sum(), [x, *layer.parameters()], allow_unused=where == "aten")
         assert all(grad is None or not grad.any() for grad in grads)
     y = torch.ops.cnn_triton.locally_connected2d(
-        x.detach(), layer.weight.detach(), None, None, None, [1, 1], [0] * 4, [1, 1], 1, "relu"
+        x.detach(), layer.weight.detach(), None, None, None, None, [1, 1], [0] * 4, [1, 1], 1, "relu"
     )
     assert y.shape == (2, 0, 3, 4)
 

@@ -523,7 +523,7 @@ def test_rows_far_apart(label, device):
 
     x, w = torch.randn(2, 2, 7, 1, dtype=dtype, device=device), torch.randn(size, dtype=dtype, device=device)
     how = ([1, 1], [0] * 4, [1, 1], groups, *(["zeros"] if name == "conv2d" else []))
-    forward = lambda x: op(x, w, None, None, None, *how, "relu")  # noqa: E731
+    forward = lambda x: op(x, w, None, None, None, None, *how, "relu")  # noqa: E731
     right = forward(x)
     assert torch.equal(forward(apart(x)), right)
     grad, last = torch.randn_like(right), [False] * (name == "conv2d")

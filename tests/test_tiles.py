@@ -234,7 +234,7 @@ def test_placed_tile(tile, run):
     channels, columns = 7 if tile.packed else tile.k + 1, tile.n + 1
     x, w, y = (tile.m + 1, channels, 2, 4), (2, 2, columns, 3, 3, channels), (tile.m + 1, columns, 2, 2)
     each, vector, window = (2, 2, columns), (columns,), window_placed(2)
-    run(locally_connected2d.LOCALLY_CONNECTED2D_SAVING, tile, (x, w, each, vector, y), *window, "silu")
+    run(locally_connected2d.LOCALLY_CONNECTED2D_SAVING, tile, (x, w, each, vector, y), None, *window, "silu")
     back = (tile.m + 1, channels, 2, 2), (2, 2, channels, 3, 3, columns)
     run(locally_connected2d.LOCALLY_CONNECTED2D_INPUT_GRAD, tile, back, (tile.m + 1, columns, 2, 4), *window, True)
 
