@@ -134,7 +134,7 @@ class CompiledCall:
         ran: list[bool] = []
         try:
             return self._code(model)(model, ran, args, kwargs)
-        except TorchDynamoException as error:
+        except (TorchDynamoException, AssertionError) as error:  # of Dynamo's defects, assertions come as they are
             if ran:  # what has run must not run twice
                 raise _own(error) from None
             reason = getattr(error, "inner_exception", error)

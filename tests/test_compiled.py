@@ -482,7 +482,10 @@ def test_errors_of_operators(device):
     assert PATTERNS.items() <= dict(report.captures.patterns).items()
 
 
-def test_a_crash_of_the_capture(device, monkeypatch):
+@pytest.mark.parametrize(
+    "where", ["cnn_triton.capture.fuse", "torch._dynamo.symbolic_convert.InstructionTranslator.run"]
+)
+def test_a_crash_of_the_capture(where, device, monkeypatch):
     """The layers run, from then on, and the report says why."""
     model, report, twin = make(device)
     x, tries = images(device), []
@@ -491,7 +494,7 @@ def test_a_crash_of_the_capture(device, monkeypatch):
         tries.append(1)
         raise AssertionError("a defect")
 
-    monkeypatch.setattr("cnn_triton.capture.fuse", crash)
+    monkeypatch.setattr(where, crash)
     before = cnn_triton.launches().get("conv2d", 0)
     for _ in range(3):
         torch.testing.assert_close(model(x), twin(x))
