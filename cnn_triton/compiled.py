@@ -185,6 +185,6 @@ def _followed() -> bool:
         torch._C._is_tracing()
         or _in_a_mode()
         or _has_any_global_hook()
-        or torch.fx._symbolic_trace._is_fx_tracing_flag
+        or torch.fx._symbolic_trace.is_fx_symbolic_tracing()
         or torch._C._functorch.peek_interpreter_stack() is not None
     )
