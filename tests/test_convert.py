@@ -147,8 +147,8 @@ def test_state_and_identity(device):
 @pytest.mark.cover
 @pytest.mark.parametrize("name", ["conv1", "bn1", "relu", "conv3", "fc"])
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])
-def test_hooks_after_conversion(name, kind, device):
-    """Each sees what it would see in the original."""
+def test_hooks_that_come_and_go(name, kind, device):
+    """Between two calls: each sees what it would see in the original, and then no more."""
     seen = []
     models = net(device)
     cnn_triton.convert(models[0])
@@ -163,7 +163,10 @@ def test_hooks_after_conversion(name, kind, device):
             tensors = [t for each in given for t in (each if isinstance(each, tuple) else (each,)) if t is not None]
             found.append([t.detach().clone() for t in tensors])
 
-        getattr(model.get_submodule(name), f"register_{kind}_hook")(hook)
+        model(x).square().sum().backward()
+        handle = getattr(model.get_submodule(name), f"register_{kind}_hook")(hook)
+        model(x).square().sum().backward()
+        handle.remove()
         model(x).square().sum().backward()
         seen.append(found)
     assert seen[0]
