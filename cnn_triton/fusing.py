@@ -95,7 +95,7 @@ _KNOWN = {
     each for home in (torch, F, torch._C._nn, torch.special, torch.linalg, torch.fft, operator, math)
     for each in vars(home).values() if callable(each) and not isinstance(each, type)
 } | {getattr(functional, name) for name in functional.__all__} | {getattr}  # fmt: skip
-_STATEFUL = ("norm", "embedding", "quant")  # in names of those that may write more than their first argument
+_STATEFUL = ("batch_norm", "instance_norm", "embedding", "quant")  # in names of those that may write other arguments
 _UNKNOWN_METHODS = {"backward", "register_hook", "retain_grad", "register_post_accumulate_grad_hook", "set_"}
 
 

@@ -117,6 +117,9 @@ FUSED = {
     "prelu, one slope": (lambda m, x: m.slope(m.linear(x)), {"linear + prelu": 1}),
     "prelu, transposed": (lambda m, x: m.back(x).prelu(m.slopes.weight), {"conv_transpose2d + prelu": 1}),
     "prelu of rows": (lambda m, x: F.prelu(m.conv1(x.flatten(2)), weight=m.slopes.weight), {"conv1d + prelu": 1}),
+    "another normalisation in between": (
+        lambda m, x: F.relu(m.conv(x) + F.layer_norm(x, (7,), m.linear.bias)), {"conv2d + add + relu": 1},
+    ),
     "optional argument": (lambda m, x, mask=None: F.relu(m.conv(x)), {"conv2d + relu": 1}),
     "a layer of ours": (
         lambda m, x: F.relu(cnn_triton.functional.conv2d(x, m.conv.weight)), {"conv2d + relu": 1},
