@@ -135,6 +135,9 @@ def test_functorch(way, device):
     assert report.captures.graphs == (way == "functional_call")
     model(x)
     same(report)
+    graphs = report.captures.graphs
+    torch.testing.assert_close(results(model), results(twin))
+    assert report.captures.graphs == graphs  # nor what is captured by now
 
 
 class Sees(TorchDispatchMode):
