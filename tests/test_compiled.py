@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import cnn_triton
-from cnn_triton import capture, nn
+from cnn_triton import capture, compiled, nn
 from cnn_triton.kernels.lang import INTERPRETING
 
 X = (2, 3, 6, 7)
@@ -329,6 +329,21 @@ def test_threads(device):
     serving.join()
     assert not wrong, wrong
     assert vars(tn.Module) == before
+    same(report)
+
+
+def test_a_thread_captures(device):
+    """Meanwhile another's first call waits for nothing: it runs the layers."""
+    model, report, twin = make(device)
+    x, found = images(device), []
+    other = threading.Thread(target=lambda: found.append(model(x)), daemon=True)
+    with compiled._capturing:
+        other.start()
+        other.join(timeout=60)
+        assert not other.is_alive()
+    torch.testing.assert_close(found, [twin(x)])
+    assert report.captures.graphs == 0
+    torch.testing.assert_close(model(x), twin(x))
     same(report)
 
 
