@@ -173,9 +173,14 @@ def _names(model_of: Callable[[], torch.nn.Module | None]) -> dict[str, str]:
 def _own(error: BaseException) -> BaseException:
     """PyTorch's error within that of a capture, if an operator raised one."""
     inner: BaseException | None = error
-    while isinstance(error, TorchRuntimeError) and isinstance(inner, TorchDynamoException):
-        inner = inner.__cause__ or inner.__context__
+    while isinstance(error, TorchRuntimeError) and _is_dynamos(inner):
+        inner = inner.__cause__ or inner.__context__  # type: ignore[union-attr]
     return inner or error
+
+
+def _is_dynamos(error: BaseException | None) -> bool:
+    """Is it what Dynamo says of another error?"""
+    return isinstance(error, TorchDynamoException) or str(error).startswith("Dynamo failed to run FX node")
 
 
 def _followed() -> bool:
