@@ -24,8 +24,10 @@ from torch._dynamo.utils import counters
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch.utils.hooks import RemovableHandle
 
 from .capture import Captures, OfOne, backend_of
+from .modules import hooked
 
 __all__ = ["CompiledCall"]
 
@@ -41,8 +43,11 @@ _CALLER = torch.nn.Module._wrapped_call_impl.__code__
 
 _capturing = threading.RLock()  # Dynamo passes over what another thread calls while it captures, for good
 
-# What Dynamo is to do while it captures: notice hooks that come and go, too.
-_settings = config._make_closure_patcher(skip_nnmodule_hook_guards=False, recompile_limit=_GRAPHS)
+# What Dynamo is to do while it captures: of a model that has had hooks, notice those that come and go, too.
+_settings = {
+    had_hooks: config._make_closure_patcher(skip_nnmodule_hook_guards=not had_hooks, recompile_limit=_GRAPHS)
+    for had_hooks in (False, True)
+}
 
 
 def _forward(model: torch.nn.Module, ran: list[bool], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -55,9 +60,10 @@ class _Code:
     """Code that Dynamo captures: it keeps graphs by the code that they are of, and passes over code for good where
     something was in its way once; so each model, and mode, has its own, and gets other code then."""
 
-    def __init__(self, backend: Callable[..., Any], captures: Captures) -> None:
+    def __init__(self, backend: Callable[..., Any], captures: Captures, had_hooks: bool) -> None:
         self._backend = backend
         self._captures = captures
+        self._settings = _settings[had_hooks]
         self._passed_over = 0
         self._renew()
 
@@ -70,7 +76,7 @@ class _Code:
         first = not self._settled
         if first and not _capturing.acquire(blocking=False):
             return model._call_impl(*args, **kwargs)
-        tried, restore = counters["frames"]["total"], _settings()
+        tried, restore = counters["frames"]["total"], self._settings()
         try:
             result = self._run(model, ran, args, kwargs)
             self._passed_over = 0 if ran[0] else self._passed_over + (counters["frames"]["total"] > tried)
@@ -99,6 +105,7 @@ class CompiledCall:
         self._model: Callable[[], torch.nn.Module | None] = lambda: None
         self._forward: Any = None
         self._codes: dict[bool, _Code] = {}
+        self._had_hooks, self._handles = False, -1
 
     @classmethod
     def install(cls, model: torch.nn.Module, rest: str) -> "CompiledCall":
@@ -142,15 +149,25 @@ class CompiledCall:
         self.failure = f"{type(reason).__name__}: {reason}".split("\n")[0]
         return result
 
+    def _look_for_hooks(self, model: torch.nn.Module) -> None:
+        """Hooks that come are known by the handles that were made of them; those that there were at a capture, Dynamo
+        guards. From the first that came on, it guards that there are no others: for each module, which takes longer
+        than all other guards."""
+        self._handles = RemovableHandle.next_id
+        if not self._had_hooks and any(map(hooked, model.modules())):
+            self._had_hooks, self._codes = True, {}
+
     def _code(self, model: torch.nn.Module) -> _Code:
         """What is captured in the model's mode; anew for another forward of its class, which Dynamo overlooks."""
+        if self._handles != RemovableHandle.next_id:
+            self._look_for_hooks(model)
         forward = type(model).forward
         if forward is not self._forward and isinstance(forward, types.FunctionType):
             self._forward, self._codes = forward, {}
         code = self._codes.get(model.training)
         if code is None:
             backend = backend_of(self.rest, functools.partial(_names, self._model), self.captures)
-            code = self._codes.setdefault(model.training, _Code(backend, self.captures))
+            code = self._codes.setdefault(model.training, _Code(backend, self.captures, self._had_hooks))
         return code
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledCall":

@@ -230,7 +230,9 @@ FAULTS = (
           "if its.numel() > 1 and mine.dim() != _batched(chain):", "if False:"),
     # A converted model's call.
     Fault("hooks that come and go overlooked", "cnn_triton/compiled.py",
-          "skip_nnmodule_hook_guards=False", "skip_nnmodule_hook_guards=True"),
+          "skip_nnmodule_hook_guards=not had_hooks", "skip_nnmodule_hook_guards=True"),
+    Fault("hooks that come overlooked", "cnn_triton/compiled.py",
+          "if self._handles != RemovableHandle.next_id:", "if False:"),
     Fault("hooks of all modules overlooked", "cnn_triton/compiled.py", "or _has_any_global_hook()", "or False"),
     Fault("a transform of torch.func that meets a captured graph", "cnn_triton/compiled.py",
           "or torch._C._functorch.peek_interpreter_stack() is not None", "or False"),

@@ -615,10 +615,8 @@ class Tagged(tn.Module):
 def test_captures_end(device, monkeypatch):
     """At the limit the layers run, rather than another capture at each call."""
     monkeypatch.setattr("cnn_triton.compiled._GRAPHS", 3)
-    monkeypatch.setattr(
-        "cnn_triton.compiled._settings",
-        torch._dynamo.config._make_closure_patcher(skip_nnmodule_hook_guards=False, recompile_limit=3),
-    )
+    settings = torch._dynamo.config._make_closure_patcher(skip_nnmodule_hook_guards=True, recompile_limit=3)
+    monkeypatch.setitem(compiled._settings, False, settings)
     model = Tagged().to(device).double()
     report, x = cnn_triton.convert(model), images(device)
     right = F.relu(model.conv(x))
@@ -626,6 +624,23 @@ def test_captures_end(device, monkeypatch):
         model.tag = str(i)
         torch.testing.assert_close(model(x), right)
     assert report.captures.graphs == 3
+
+
+def test_a_part_that_brings_a_hook(device):
+    """It counts until it is gone, and so do those that come later, elsewhere. (They keep nothing of a call: what they
+    keep would be guarded.)"""
+    model, _, twin = make(device)
+    x, part = images(device), tn.Sigmoid()
+    handle = part.register_forward_hook(lambda module, given, y: y * 2)
+    model(x)
+    model[4] = twin[4] = part
+    torch.testing.assert_close(model(x), twin(x))
+    handle.remove()
+    torch.testing.assert_close(model(x), twin(x))
+    for place in (0, 3, 1):
+        for each in (model, twin):
+            each[place].register_forward_hook(lambda module, given, y: y * 3)
+        torch.testing.assert_close(model(x), twin(x))
 
 
 def test_forward_of_the_class(device, monkeypatch):
