@@ -19,7 +19,7 @@ from . import autograd
 from .differentiation import transforming
 from .dispatch import operators, runs_kernels
 from .kernels import activations, geometry, pool_geometry
-from .kernels.epilogue import activated, completed
+from .kernels.epilogue import activated, check_fit, completed
 from .kernels.locally_connected2d import LOCALLY_CONNECTED2D
 from .kernels.op import channels_last, check_optional, check_tensors
 from .kernels.precision import accumulator, autocasts
@@ -366,6 +366,7 @@ def conv2d_batch_norm(
     if _on_aten(input, weight, bias, residual, slope):
         x = _conv(2, F.conv2d, input, weight, bias, *window, None, None, None)
         y = F.batch_norm(x, running_mean, running_var, norm_weight, norm_bias, training, momentum, eps)
+        check_fit(y, None, residual, slope, 2)
         return activated(y if residual is None else y + residual, slope, spelled)  # type: ignore[no-any-return]
     if not training:
         assert running_mean is not None

@@ -259,14 +259,14 @@ def completed(
     ):  # without input channels there are no columns either
         return y
     columns = (-1, *(1,) * dims)
-    _check_fit(y, scale, residual, slope, dims)
+    check_fit(y, scale, residual, slope, dims)
     x = y if scale is None else y * scale.view(columns)
     x = x if bias is None or scale is None else x + bias.view(columns)
     x = x if residual is None else x + residual
     return activated(x.to(y.dtype), slope, activation, dims)
 
 
-def _check_fit(y: torch.Tensor, scale: Any, residual: Any, slope: Any, dims: int) -> None:
+def check_fit(y: torch.Tensor, scale: Any, residual: Any, slope: Any, dims: int) -> None:
     """Errors: TypeError, RuntimeError for what PyTorch would broadcast or promote, and kernels don't."""
     check_optional(scale=scale, residual=residual)
     if y.is_nested or y.dtype not in PRECISION:

@@ -188,7 +188,7 @@ FAULTS = (
     Fault("a slope's gradient by positive values, too", "kernels/prelu.py",
           "slopes += tl.where(x > 0, 0.0, g * x)", "slopes += g * x"),
     Fault("what PyTorch would broadcast, not refused", "kernels/epilogue.py",
-          "    _check_fit(y, scale, residual, slope, dims)", "    pass"),
+          "    check_fit(y, scale, residual, slope, dims)", "    pass"),
     Fault("a weight's gradient in the input's memory format", "cnn_triton/products.py",
           "dw = apply(Conv2dWeightGrad, grad, input, weight.shape, *rest, channels_last(weight), wide)",
           "dw = apply(Conv2dWeightGrad, grad, input, weight.shape, *rest, channels_last(input), wide)"),

@@ -309,6 +309,13 @@ def test_locally_connected(label, path):
         functional.locally_connected2d(rand(*X), None)
 
 
+@PATHS
+def test_batch_norm_and_residual(path):
+    """In training, too, what PyTorch would broadcast is refused where its operators run."""
+    with on(path), pytest.raises(RuntimeError, match=r"residual.*\(2, 6, 6, 6\).*\(1, 6, 1, 1\)"):
+        functional.conv2d_batch_norm(rand(*X), rand(*W), training=True, residual=rand(1, 6, 1, 1))
+
+
 def test_batch_norm():
     """PyTorch's types: ValueError for one value per channel, RuntimeError without statistics."""
     with pytest.raises(ValueError, match="more than 1 value per channel"):
