@@ -23,7 +23,7 @@ demo: $(READY)
 	$(RUN) cnn_triton.cli demo $(ARGS)
 
 # The tests in minutes: a seeded cover of those that are alike, and all others. Another cover: make test SEED=1
-# In a minute, the tests of an operator or of changed files: make test OP=max_pool2d, make test FILES="kernels/tiles.py"
+# In a minute, the tests of an operator or of changed files: make test OP=max_pool2d, make test FILES="kernels/tiles/pick.py"
 SEED ?= 0
 COVER := 0.03
 PYTEST = $(RUN) pytest -n $(WORKERS) --dist worksteal --seed $(SEED)

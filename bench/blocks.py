@@ -14,8 +14,9 @@ os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported: it is to 
 
 import torch
 
-from cnn_triton.kernels import aot, conv2d_pool
-from cnn_triton.kernels.op import Op
+from cnn_triton.kernels.compiler import aot
+from cnn_triton.kernels.core.op import Op
+from cnn_triton.kernels.matrix import conv_pool
 
 from .calls import empty
 from .layers import BATCH
@@ -31,12 +32,12 @@ def calls(layer: Any, dtype: torch.dtype = torch.bfloat16) -> dict[str, tuple[Op
     x, w, _ = (empty(shape, dtype) for shape in layer.shapes(BATCH))
     how = ((layer.stride,) * 2, (layer.padding,) * 4, (1, 1), layer.groups, "zeros", (2, 2), False)
     forward = (x, w, empty((layer.k,), dtype), None, *how)
-    y, code = conv2d_pool.CONV2D_POOL.fake(*forward)
+    y, code = conv_pool.CONV2D_POOL.fake(*forward)
     grads = {
-        f"gradients, {what}": (conv2d_pool.CONV2D_POOL_GRAD, (y, code, x, w, *how, True, True, written))
+        f"gradients, {what}": (conv_pool.CONV2D_POOL_GRAD, (y, code, x, w, *how, True, True, written))
         for what, written in (("written", True), ("read", False))
     }
-    return {"forward": (conv2d_pool.CONV2D_POOL, forward), **grads}
+    return {"forward": (conv_pool.CONV2D_POOL, forward), **grads}
 
 
 def main() -> int:

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from cnn_triton.kernels import conv2d, linear
-from cnn_triton.kernels.op import Op
+from cnn_triton.kernels.core.op import Op
+from cnn_triton.kernels.matrix import conv2d, linear
 
 from .layers import BATCH, Layer
 

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 
 from cnn_triton import functional
 from cnn_triton.dispatch import as_on_a_gpu
-from cnn_triton.kernels import aot
-from cnn_triton.kernels.lang import triton
+from cnn_triton.kernels.base.lang import triton
+from cnn_triton.kernels.compiler import aot
 from cnn_triton.kernels.registry import OPS
 
 from .measure import HostClock, interleaved

@@ -18,12 +18,12 @@ os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported: kernels a
 import torch
 import triton
 
-from cnn_triton.ahead import Noting, compile_launches
 from cnn_triton.dispatch import as_on_a_gpu
-from cnn_triton.kernels import aot
-from cnn_triton.kernels.chips import NAMES
-from cnn_triton.kernels.op import Launch, noting
-from cnn_triton.kernels.precision import float32_precision
+from cnn_triton.kernels.base.precision import float32_precision
+from cnn_triton.kernels.compiler import aot
+from cnn_triton.kernels.core.chips import NAMES
+from cnn_triton.kernels.core.op import Launch, noting
+from cnn_triton.tools.warmup import Noting, compile_launches
 
 from . import measure, prepared, problems, report, tune
 from .calls import ARITHMETICS, PASSES, calls

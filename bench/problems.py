@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 import cnn_triton
 from cnn_triton import functional
-from cnn_triton.kernels import conv2d_pool
-from cnn_triton.models import LeNet5
+from cnn_triton.classifier.models import LeNet5
+from cnn_triton.kernels.matrix import conv_pool
 from cnn_triton.ops import operator
 
 from . import cudnn_graph
@@ -122,8 +122,8 @@ def block(layer: Layer, n: int, mode: str, dtype: torch.dtype, device: torch.dev
         theirs = lambda x, w, b: F.max_pool2d(F.relu(F.conv2d(x, w, b, 1, padding)), 2)  # noqa: E731
         return Problem(ours, theirs, (x, w, b), mode, (0, 1, 2))
     how = ((1, 1), (padding,) * 4, (1, 1), 1, "zeros", (2, 2), False)
-    y, code = operator(conv2d_pool.CONV2D_POOL)(x, w, b, None, *how)
-    grads = operator(conv2d_pool.CONV2D_POOL_GRAD)
+    y, code = operator(conv_pool.CONV2D_POOL)(x, w, b, None, *how)
+    grads = operator(conv_pool.CONV2D_POOL_GRAD)
 
     def by(written: bool) -> Call:
         return lambda x, w, g: torch.cat([t.flatten() for t in grads(g, code, x, w, *how, True, True, written)])

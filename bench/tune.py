@@ -1,6 +1,6 @@
 """Times every tile that can serve a layer beside the picked one: python -m bench.tune --out FOLDER [--minutes M].
 
-It says how far the picks of kernels/tiles.py are from the best tiles, and prints the rows of tiles.TUNED that mend
+It says how far the picks of kernels/tiles/pick.py are from the best tiles, and prints the rows of pick.TUNED that mend
 them. With --resume it goes on with what an earlier run in that folder left out, in another arithmetic too.
 """
 
@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 
-from cnn_triton.ahead import compile_launches
-from cnn_triton.kernels import tiles
-from cnn_triton.kernels.lang import INTERPRETING
-from cnn_triton.kernels.op import Op, noting
-from cnn_triton.kernels.precision import float32_precision
+from cnn_triton.kernels.base.lang import INTERPRETING
+from cnn_triton.kernels.base.precision import float32_precision
+from cnn_triton.kernels.core import chips
+from cnn_triton.kernels.core.op import Op, noting
+from cnn_triton.kernels.tiles import pick, shapes
+from cnn_triton.tools.warmup import compile_launches
 
 from .calls import ARITHMETICS, PASSES, calls
 from .layers import BATCH, LAYERS, Layer
@@ -47,17 +48,17 @@ def picking() -> Iterator[SimpleNamespace]:
     are given `tile` instead, if there is one."""
     noted = SimpleNamespace(tile=None)
 
-    def choose(pick: tiles.Tile, *asked: Any) -> tiles.Tile:
-        noted.asked, noted.pick = asked, pick
-        return noted.tile or pick
+    def choose(picked: shapes.Tile, *asked: Any) -> shapes.Tile:
+        noted.asked, noted.pick = asked, picked
+        return noted.tile or picked
 
-    with tiles.picking(choose):
+    with pick.overriding(choose):
         yield noted
 
 
-def served(noted: SimpleNamespace) -> list[tiles.Tile]:
+def served(noted: SimpleNamespace) -> list[shapes.Tile]:
     """The pick, and every other tile that can serve what was asked for."""
-    return list(dict.fromkeys([noted.pick, *tiles.serving(*noted.asked)]))
+    return list(dict.fromkeys([noted.pick, *pick.serving(*noted.asked)]))
 
 
 def compile_ahead(launches: list[Callable[[], Any]]) -> None:
@@ -91,7 +92,7 @@ def measured(op: Op, args: tuple[Any, ...], noted: SimpleNamespace, clock: HostC
     (problem, kind, chip), ours = noted.asked, text(noted.pick)
     every = served(noted)
 
-    def launch(tile: tiles.Tile) -> None:
+    def launch(tile: shapes.Tile) -> None:
         noted.tile = tile
         op.launcher(result, *args)
 
@@ -125,7 +126,7 @@ def measured(op: Op, args: tuple[Any, ...], noted: SimpleNamespace, clock: HostC
 
 
 def mended(rows: list[Row]) -> list[str]:
-    """Rows of tiles.TUNED for what would be more than SLOW times as fast, the largest gain first. Layers may share a
+    """Rows of pick.TUNED for what would be more than SLOW times as fast, the largest gain first. Layers may share a
     problem (a forward and another's input gradient): they get the tile that is best for all of them."""
     shared: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
@@ -163,7 +164,7 @@ def summary(rows: list[Row]) -> list[str]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """A report as Markdown, the rows for tiles.TUNED at its end."""
+    """A report as Markdown, the rows for pick.TUNED at its end."""
     lines = ["# Tiles", "", *(f"- {name}: {value}" for name, value in report["environment"].items())]
     lines += ["", "| problem | pick | best | pick / best |", "|" + " --- |" * 4]
     for row in report["rows"]:
@@ -171,7 +172,7 @@ def table(report: dict[str, Any]) -> str:
     lines += summary(report["rows"])
     lines += [f"- failed: {name}: {' '.join(why.split())}" for name, why in report["failed"].items()]
     lines += [f"- left out: {name}" for name in report["left out"]]
-    return "\n".join([*lines, "", "Rows for tiles.TUNED:", "", "```python", *mended(report["rows"]), "```"]) + "\n"
+    return "\n".join([*lines, "", "Rows for pick.TUNED:", "", "```python", *mended(report["rows"]), "```"]) + "\n"
 
 
 def write(report: dict[str, Any], out: Path) -> None:
@@ -243,17 +244,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--first", action="store_true", help="only the layers that say the most", dest="only_first")
     parser.add_argument("--batch", type=int, default=BATCH, dest="n")
     parser.add_argument(
-        "--chip", choices=tiles.CHIPS, help="without a GPU: this chip's tiles, run and timed in Triton's interpreter"
+        "--chip", choices=chips.CHIPS, help="without a GPU: this chip's tiles, run and timed in Triton's interpreter"
     )
     options = parser.parse_args(arguments)
     chip = vars(options).pop("chip")
     if not torch.cuda.is_available() and chip is None:
         print("error: no CUDA GPU is here, on which tiles could be timed", file=sys.stderr)
         return 2
-    if chip and not torch.cuda.is_available():
-        tiles.chip_name = lambda: chip
+    assumed = contextlib.nullcontext() if chip is None or torch.cuda.is_available() else chips.assuming(chip)
     try:
-        report = tune(**vars(options))
+        with assumed:
+            report = tune(**vars(options))
     except ValueError as reason:
         parser.error(str(reason))
     print(table(report))

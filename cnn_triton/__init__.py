@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import functional, nn
-    from .ahead import warmup
-    from .capture import captures
-    from .convert import convert, revert
     from .dispatch import backend, launches, where
+    from .fusion.capture import captures
+    from .fusion.convert import convert, revert
+    from .tools.warmup import warmup
 
 __version__ = "0.1.0"
 __all__ = [
@@ -19,8 +19,8 @@ __all__ = [
 ]  # fmt: skip
 
 _FROM = {
-    "backend": ".dispatch", "captures": ".capture", "convert": ".convert", "launches": ".dispatch",
-    "revert": ".convert", "warmup": ".ahead", "where": ".dispatch",
+    "backend": ".dispatch", "captures": ".fusion.capture", "convert": ".fusion.convert",
+    "launches": ".dispatch", "revert": ".fusion.convert", "warmup": ".tools.warmup", "where": ".dispatch",
 }  # fmt: skip
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import torch
 
-from .kernels.lang import INTERPRETING
-from .kernels.op import launches as _launches
+from .kernels.base.lang import INTERPRETING
+from .kernels.core.op import launches as _launches
 
 _forced = "auto"  # a plain global, as PyTorch's own backend flags are, so that torch.compile can guard on it
 

@@ -16,14 +16,15 @@ from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from . import autograd
-from .differentiation import transforming
+from .autograd.function import transforming
 from .dispatch import operators, runs_kernels
-from .kernels import activations, geometry, pool_geometry
-from .kernels.epilogue import activated, check_fit, completed
-from .kernels.locally_connected2d import LOCALLY_CONNECTED2D
-from .kernels.op import channels_last, check_optional, check_tensors
-from .kernels.precision import accumulator, autocasts
-from .kernels.unpool2d import check_indices
+from .kernels.base.precision import accumulator, autocasts
+from .kernels.core.op import channels_last, check_optional, check_tensors
+from .kernels.matrix import activations
+from .kernels.matrix.epilogue import activated, check_fit, completed
+from .kernels.matrix.locally_connected2d import LOCALLY_CONNECTED2D
+from .kernels.pool.unpool2d import check_indices
+from .kernels.window import convolution, pooling
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -210,12 +211,12 @@ def _conv(
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, scale=scale, residual=residual)
     kernel = _image("weight", weight, dims, batched=True)
-    window = geometry.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode, dims)
+    window = convolution.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode, dims)
     images = _image("input", _row(input, dims), dims)
     beside = None if residual is None else _image("residual", residual, dims)
-    groups = geometry.integer("groups", groups)
+    groups = convolution.integer("groups", groups)
     if dims == 1:  # the operator would speak of images
-        geometry.conv_shape(images.shape, kernel.shape, None if bias is None else bias.shape, window, groups)
+        convolution.conv_shape(images.shape, kernel.shape, None if bias is None else bias.shape, window, groups)
     how = (*window[1:4], groups, padding_mode, spelled)
     y = autograd.conv2d(images, kernel, bias, scale, beside, _columns(slope, kernel.shape[0]), *how)
     return _like(y, input, dims)
@@ -234,7 +235,7 @@ def _padded(
     if padding_mode == "zeros":
         return input, padding
     size = (1 if dims == 1 else weight.shape[-2], weight.shape[-1])
-    pads = geometry.conv_window(size, stride, padding, dilation, padding_mode, dims).pads
+    pads = convolution.conv_window(size, stride, padding, dilation, padding_mode, dims).pads
     return F.pad(input, (*pads[2:], *pads[:2])[: 2 * dims], padding_mode), 0
 
 
@@ -307,7 +308,7 @@ def _conv_pool(
     pool_size: _Ints,
     scale: torch.Tensor | None,
 ) -> torch.Tensor:
-    pool = geometry.pair("pool_size", pool_size, 1)
+    pool = convolution.pair("pool_size", pool_size, 1)
     if _on_aten(input, weight, bias, scale):
         window = (stride, padding, dilation, groups, padding_mode)
         return aten(_conv(2, F.conv2d, input, weight, bias, *window, "relu", scale, None), pool)
@@ -315,8 +316,8 @@ def _conv_pool(
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, scale=scale)
     kernel, images = _image("weight", weight, 2, batched=True), _image("input", input, 2)
-    sizes = geometry.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode)
-    groups = geometry.integer("groups", groups)
+    sizes = convolution.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode)
+    groups = convolution.integer("groups", groups)
     how = (*sizes[1:4], groups, padding_mode, pool, aten is F.avg_pool2d)
     return _like(autograd.conv2d_pool(images, kernel, bias, scale, *how)[0], input, 2)
 
@@ -374,19 +375,19 @@ def conv2d_batch_norm(
         _image("input", input, 2, batched=True)
         scale, shift = norm_scale(bias, running_mean, running_var, norm_weight, norm_bias, eps)
         return _conv(2, F.conv2d, input, weight, shift, *window, activation, scale, residual)
-    eps, momentum = geometry.real("eps", eps), geometry.real("momentum", momentum)
+    eps, momentum = convolution.real("eps", eps), convolution.real("momentum", momentum)
     norm_weight, norm_bias = _precise(input, norm_weight, norm_bias)
     input, weight, bias, residual, slope = _low(input, weight, bias, residual, slope)
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, norm_weight=norm_weight, norm_bias=norm_bias, residual=residual)
     kernel, images = _image("weight", weight, 2, batched=True), _image("input", input, 2, batched=True)
-    sizes = geometry.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode)
-    how = (*sizes[1:4], geometry.integer("groups", groups), padding_mode)
+    sizes = convolution.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode)
+    how = (*sizes[1:4], convolution.integer("groups", groups), padding_mode)
     x, mean, var = autograd.conv2d_moments(images, kernel, bias, *how)
     count = x.shape[0] * x.shape[2] * x.shape[3]
     for name, vector in (("running_mean", running_mean), ("running_var", running_var)):
         if vector is not None:
-            geometry.same_shape(name, vector.shape, mean.shape)
+            convolution.same_shape(name, vector.shape, mean.shape)
     if count == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
     slope = _columns(slope, kernel.shape[0])
@@ -457,10 +458,10 @@ def locally_connected2d(
     check_optional(bias=bias, scale=scale, residual=residual)
     if weight.dim() != 6:
         raise RuntimeError(f"weight must be 6-D (P, Q, K, R, S, C/groups), but got shape {tuple(weight.shape)}")
-    window = geometry.conv_window((weight.shape[3], weight.shape[4]), stride, padding, dilation)
+    window = convolution.conv_window((weight.shape[3], weight.shape[4]), stride, padding, dilation)
     images = _image("input", input, 2)
     beside = None if residual is None else _image("residual", residual, 2)
-    groups = geometry.integer("groups", groups)
+    groups = convolution.integer("groups", groups)
     args = (images, weight, bias, scale, beside, _columns(slope, weight.shape[2]), *window[1:4], groups, spelled)
     if _on_aten(input, weight, bias, residual, scale, slope):
         last = channels_last(LOCALLY_CONNECTED2D.fake(*args))  # which checks them
@@ -548,12 +549,14 @@ def _conv_transpose(
     input, weight, bias, residual, slope, scale = _lowered(input, weight, bias, residual, slope, scale)
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, scale=scale, residual=residual)
-    groups = geometry.integer("groups", groups)
+    groups = convolution.integer("groups", groups)
     images, kernel = _image("input", _row(input, dims), dims), _image("weight", weight, dims, batched=True)
-    window = geometry.transposed_window(
+    window = convolution.transposed_window(
         (kernel.shape[2], kernel.shape[3]), stride, padding, output_padding, dilation, dims
     )
-    shape = geometry.transposed_shape(images.shape, kernel.shape, bias if bias is None else bias.shape, window, groups)
+    shape = convolution.transposed_shape(
+        images.shape, kernel.shape, bias if bias is None else bias.shape, window, groups
+    )
     beside = None if residual is None else _image("residual", residual, dims)
     how = (shape, *window[1:4], groups, channels_last(images, kernel), spelled)
     args = (images, kernel, bias, scale, beside, _columns(slope, shape[1]), *how)
@@ -622,12 +625,12 @@ def _max_pool(
     if _on_aten(input):
         return aten(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     check_tensors(input=input)
-    window = pool_geometry.pool_window(kernel_size, stride, padding, dilation, dims)
+    window = pooling.pool_window(kernel_size, stride, padding, dilation, dims)
     images = _image("input", input, dims)
-    pool_geometry.check_images(images.shape, dims=dims)
+    pooling.check_images(images.shape, dims=dims)
     return _maxima(
         images,
-        pool_geometry.pool_output(window, images.shape[2:], ceil_mode, dims),
+        pooling.pool_output(window, images.shape[2:], ceil_mode, dims),
         window,
         return_indices,
         input,
@@ -637,7 +640,7 @@ def _max_pool(
 
 def _maxima(
     images: torch.Tensor,
-    output_size: geometry.Pair,
+    output_size: convolution.Pair,
     window: tuple[int, ...],
     return_indices: bool,
     input: torch.Tensor,
@@ -706,7 +709,7 @@ def _max_unpool(
         input = input.float()  # PyTorch's autocast on a CPU, and there alone
     check_indices(indices, input, input.shape)
     images = _image("input", _row(input, dims), dims)
-    size = pool_geometry.unpool_output(kernel_size, stride, padding, output_size, images.shape[2:], dims)
+    size = pooling.unpool_output(kernel_size, stride, padding, output_size, images.shape[2:], dims)
     args = (images, _image("indices", indices, dims), size)
     return _like(autograd.max_unpool2d(*args), input, dims)
 
@@ -774,13 +777,13 @@ def _avg_pool(
     divisor_override: int | None,
 ) -> torch.Tensor:
     check_tensors(input=input)
-    window = pool_geometry.pool_window(kernel_size, stride, padding, 1, dims)
+    window = pooling.pool_window(kernel_size, stride, padding, 1, dims)
     images = _image("input", input, dims)
-    pool_geometry.check_images(images.shape, dims=dims)
-    size = pool_geometry.pool_output(window, images.shape[2:], ceil_mode, dims)
+    pooling.check_images(images.shape, dims=dims)
+    size = pooling.pool_output(window, images.shape[2:], ceil_mode, dims)
     if divisor_override is not None:
-        divisor_override = geometry.integer("divisor_override", divisor_override)
-    args = (images, size, window, geometry.flag("count_include_pad", count_include_pad), divisor_override)
+        divisor_override = convolution.integer("divisor_override", divisor_override)
+    args = (images, size, window, convolution.flag("count_include_pad", count_include_pad), divisor_override)
     return _like(autograd.avg_pool2d(*args), input, dims)
 
 
@@ -816,7 +819,7 @@ def adaptive_avg_pool1d(input: torch.Tensor, output_size: _Ints) -> torch.Tensor
 
 def _adaptive_avg_pool(dims: int, input: torch.Tensor, output_size: _Sizes) -> torch.Tensor:
     check_tensors(input=input)
-    size = pool_geometry.adaptive_output(output_size, input.shape, dims)
+    size = pooling.adaptive_output(output_size, input.shape, dims)
     args = (_image("input", input, dims), size, (), True, None)
     return _like(autograd.avg_pool2d(*args), input, dims)
 
@@ -849,9 +852,9 @@ def _adaptive_max_pool(
     if _on_aten(input):
         return aten(input, output_size, return_indices)
     check_tensors(input=input)
-    size = pool_geometry.adaptive_output(output_size, input.shape, dims)
+    size = pooling.adaptive_output(output_size, input.shape, dims)
     images = _image("input", input, dims)
-    pool_geometry.check_images(images.shape, (0,) if input.dim() == dims + 2 else (0, 1), dims)
+    pooling.check_images(images.shape, (0,) if input.dim() == dims + 2 else (0, 1), dims)
     return _maxima(images, size, (), return_indices, input, dims)
 
 
@@ -912,7 +915,7 @@ def _dense(
         bias = bias.reshape(1).expand(weight.shape[0])
     rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
     if residual is not None:
-        geometry.same_shape("residual", residual.shape, (*input.shape[:-1], weight.shape[0]))
+        convolution.same_shape("residual", residual.shape, (*input.shape[:-1], weight.shape[0]))
         residual = residual.reshape(rows.shape[0], weight.shape[0])
     slope = _columns(slope, weight.shape[0])
     result: torch.Tensor = autograd.linear(rows, weight, bias, scale, residual, slope, 1, spelled)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from . import functional
-from .kernels import activations, geometry
+from .kernels.matrix import activations
+from .kernels.window import convolution
 from .modules import counted, hooked, statistics
 
 __all__ = [
@@ -93,7 +94,7 @@ class _ConvReLUPool2d(Conv2d):
 
     def __init__(self, *args: Any, pool_size: int | tuple[int, int] = 2, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        geometry.pair("pool_size", pool_size, 1)
+        convolution.pair("pool_size", pool_size, 1)
         self.pool_size = pool_size
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -235,7 +236,7 @@ class LocallyConnected2d(torch.nn.Module):
     ) -> None:
         super().__init__()
         for name, number in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
-            geometry.integer(name, number)
+            convolution.integer(name, number)
         if groups < 1 or in_channels < 0 or out_channels < 0 or in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"in_channels and out_channels must be multiples of groups, 0 or more, but got {in_channels}, "
@@ -245,12 +246,12 @@ class LocallyConnected2d(torch.nn.Module):
             raise ValueError(f"bias must be True, False, 'pixel' or 'channel', but got {bias!r}")
         activations.spell(activation)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.input_size = geometry.pair("input_size", input_size, 1)
-        self.kernel_size = geometry.pair("kernel_size", kernel_size, 1)
+        self.input_size = convolution.pair("input_size", input_size, 1)
+        self.kernel_size = convolution.pair("kernel_size", kernel_size, 1)
         self.stride, self.padding, self.dilation = stride, padding, dilation
         self.activation = activation
-        window = geometry.conv_window(self.kernel_size, stride, padding, dilation)
-        self.output_size = geometry.conv_output(window, self.input_size)
+        window = convolution.conv_window(self.kernel_size, stride, padding, dilation)
+        self.output_size = convolution.conv_output(window, self.input_size)
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         shape = (*self.output_size, out_channels, *self.kernel_size, in_channels // groups)
         self.weight = torch.nn.Parameter(torch.empty(shape, **made))

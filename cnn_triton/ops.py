@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from .kernels.lang import INTERPRETING
-from .kernels.op import Fold, Op
+from .kernels.base.lang import INTERPRETING
+from .kernels.core.op import Fold, Op
 from .kernels.registry import OPS
 
 _library = torch.library.Library("cnn_triton", "DEF")

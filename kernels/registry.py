@@ -2,20 +2,9 @@
 
 from typing import Any
 
-from . import (
-    avg_pool2d,
-    batch_norm,
-    conv2d,
-    conv2d_pool,
-    epilogue,
-    linear,
-    locally_connected2d,
-    max_pool2d,
-    prelu,
-    relu_pool,
-    unpool2d,
-)
-from .op import Op
+from .core.op import Op
+from .matrix import batch_norm, conv2d, conv_pool, epilogue, linear, locally_connected2d, pool_code, prelu
+from .pool import avg_pool2d, max_pool2d, unpool2d
 
 OPS: tuple[Op, ...] = (
     conv2d.CONV2D,
@@ -31,10 +20,10 @@ OPS: tuple[Op, ...] = (
     batch_norm.CONV2D_MOMENTS,
     batch_norm.BATCH_NORM,
     batch_norm.BATCH_NORM_GRAD,
-    conv2d_pool.CONV2D_POOL,
-    conv2d_pool.CONV2D_POOL_GRAD,
-    relu_pool.RELU_POOL2D_INPUT_GRAD,
-    relu_pool.RELU_POOL2D_AT_OPEN,
+    conv_pool.CONV2D_POOL,
+    conv_pool.CONV2D_POOL_GRAD,
+    pool_code.RELU_POOL2D_INPUT_GRAD,
+    pool_code.RELU_POOL2D_AT_OPEN,
     epilogue.ACTIVATION_GRAD,
     epilogue.BIAS_GRAD,
     prelu.PRELU_GRAD,

@@ -4,24 +4,21 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cnn_triton.kernels import (
+from cnn_triton.kernels.base.precision import accumulator
+from cnn_triton.kernels.core.op import Op
+from cnn_triton.kernels.matrix import (
     activations,
-    avg_pool2d,
     batch_norm,
     conv2d,
-    conv2d_pool,
+    conv_pool,
     epilogue,
-    geometry,
     linear,
     locally_connected2d,
-    max_pool2d,
-    pool_geometry,
+    pool_code,
     prelu,
-    relu_pool,
-    unpool2d,
 )
-from cnn_triton.kernels.op import Op
-from cnn_triton.kernels.precision import accumulator
+from cnn_triton.kernels.pool import avg_pool2d, max_pool2d, unpool2d
+from cnn_triton.kernels.window import convolution, pooling
 
 
 class Conv(NamedTuple):
@@ -237,15 +234,15 @@ def draw(shape: Any, dtype: torch.dtype, form: str) -> torch.Tensor:
 
 def _window(layer: Conv) -> tuple[Any, ...]:
     """Stride, pads, dilation, groups and padding mode, as operators take them."""
-    window = geometry.conv_window(layer.size, layer.stride, layer.padding, layer.dilation, layer.padding_mode)
+    window = convolution.conv_window(layer.size, layer.stride, layer.padding, layer.dilation, layer.padding_mode)
     return (*window[1:4], layer.groups, layer.padding_mode)
 
 
 def _sizes(layer: Conv) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Of the weight and the output."""
-    window = geometry.conv_window(layer.size, layer.stride, layer.padding, layer.dilation, layer.padding_mode)
+    window = convolution.conv_window(layer.size, layer.stride, layer.padding, layer.dilation, layer.padding_mode)
     weight = (layer.k, layer.input[1] // layer.groups, *layer.size)
-    return weight, geometry.conv_shape(layer.input, weight, None, window, layer.groups)
+    return weight, convolution.conv_shape(layer.input, weight, None, window, layer.groups)
 
 
 def _forward(layer: Conv, activation: str, *beside: str) -> Any:
@@ -312,7 +309,7 @@ def _block(named: tuple[Conv, tuple[int, int]]) -> dict[Op, Any]:
 
         def pooled(dtype, form, average=average):
             """A gradient, each of its shares a multiple as `draw`'s values are, and a code as a forward leaves it."""
-            y, code = conv2d_pool.CONV2D_POOL.reference(*tensors(dtype, form), None, None, *args, pool, average)
+            y, code = conv_pool.CONV2D_POOL.reference(*tensors(dtype, form), None, None, *args, pool, average)
             return draw(y.shape, dtype, form).mul_(pool[0] * pool[1] if average else 1), code
 
         def grad(written, of_input=True, pooled=pooled, average=average):
@@ -329,11 +326,11 @@ def _block(named: tuple[Conv, tuple[int, int]]) -> dict[Op, Any]:
             return (draw(output, dtype, form), pooled(dtype, form)[1], pool, average)
 
         cases |= {
-            (conv2d_pool.CONV2D_POOL, name): forward,
-            (conv2d_pool.CONV2D_POOL_GRAD, name): grad(False),
-            (conv2d_pool.CONV2D_POOL_GRAD, f"{name}, written, weight alone"): grad(True, False),
-            (relu_pool.RELU_POOL2D_INPUT_GRAD, name): spread,
-            (relu_pool.RELU_POOL2D_AT_OPEN, name): at_open,
+            (conv_pool.CONV2D_POOL, name): forward,
+            (conv_pool.CONV2D_POOL_GRAD, name): grad(False),
+            (conv_pool.CONV2D_POOL_GRAD, f"{name}, written, weight alone"): grad(True, False),
+            (pool_code.RELU_POOL2D_INPUT_GRAD, name): spread,
+            (pool_code.RELU_POOL2D_AT_OPEN, name): at_open,
         }
     return cases
 
@@ -370,12 +367,12 @@ def _local(layer: Conv) -> dict[Op, Any]:
 
 
 def _transposed(layer: Transposed) -> dict[Op, Any]:
-    window = geometry.transposed_window(
+    window = convolution.transposed_window(
         layer.size, layer.stride, layer.padding, layer.output_padding, layer.dilation
     )  # fmt: skip
     args = (window.stride, window.pads, window.dilation, layer.groups, "zeros")
     weight = (layer.input[1], layer.c // layer.groups, *layer.size)
-    output = geometry.transposed_shape(layer.input, weight, None, window, layer.groups)
+    output = convolution.transposed_shape(layer.input, weight, None, window, layer.groups)
 
     def forward(activation, *beside):
         def make(dtype, form):
@@ -394,8 +391,8 @@ def _transposed(layer: Transposed) -> dict[Op, Any]:
 
 
 def _pool(layer: Pool) -> dict[Op, Any]:
-    window = pool_geometry.pool_window(layer.size, layer.stride, layer.padding, layer.dilation)
-    output = pool_geometry.pool_output(window, layer.input[2:], layer.ceil_mode)
+    window = pooling.pool_window(layer.size, layer.stride, layer.padding, layer.dilation)
+    output = pooling.pool_output(window, layer.input[2:], layer.ceil_mode)
     counted = (layer.count_include_pad, layer.divisor_override)
     return _windows(layer.input, output, window, counted if layer.dilation == 1 else None)
 

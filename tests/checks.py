@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cnn_triton.kernels import conv2d, relu_pool
-from cnn_triton.kernels.op import launches
-from cnn_triton.kernels.precision import ERROR_EPS, ERROR_RATIO, PRECISION
+from cnn_triton.kernels.base.precision import ERROR_EPS, ERROR_RATIO, PRECISION
+from cnn_triton.kernels.core.op import launches
+from cnn_triton.kernels.matrix import conv2d, pool_code
 
 # aten operators that do a kernel's work; none may run inside a tested call.
 _FORBIDDEN = (
@@ -137,7 +137,7 @@ def assert_code(code, args, wide):
     p, q = code.shape[3:]
     taps = x[:, :, : p * pool[0], : q * pool[1]].unflatten(3, (q, pool[1])).unflatten(2, (p, pool[0]))
     taps = taps.permute(3, 5, 0, 1, 2, 4).flatten(0, 1)
-    opens = relu_pool.opens_aten(code, pool, average)
+    opens = pool_code.opens_aten(code, pool, average)
     if average:
         assert ((opens == (taps > 0)) | (taps.abs() <= near)).all()
     else:

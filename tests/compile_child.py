@@ -12,21 +12,19 @@ import torch
 import triton
 
 from cases import ACTIVATIONS
-from cnn_triton.kernels import (
-    aot,
-    avg_pool2d,
+from cnn_triton.kernels.compiler import aot
+from cnn_triton.kernels.matrix import (
     batch_norm,
     conv2d,
-    conv2d_pool,
+    conv_pool,
     epilogue,
     linear,
     locally_connected2d,
-    max_pool2d,
+    pool_code,
     prelu,
-    relu_pool,
-    tiles,
-    unpool2d,
 )
+from cnn_triton.kernels.pool import avg_pool2d, max_pool2d, unpool2d
+from cnn_triton.kernels.tiles import pick, shapes
 
 LAST = torch.channels_last
 _WINDOW = ((1, 1), (1, 1, 1, 1), (1, 1), 1, "zeros")  # stride, pads, dilation, groups, padding_mode
@@ -88,17 +86,17 @@ def call(what, dtype, channels):
         "conv2d_saving PReLU": lambda: (conv2d.CONV2D_SAVING, (x, w, b, b, y, b, *_WINDOW, "none")),
         "prelu_grad": lambda: (prelu.PRELU_GRAD, (y, y, b)),
         "conv2d_moments": lambda: (batch_norm.CONV2D_MOMENTS, (x, w, b, *_WINDOW)),
-        "conv2d_pool": lambda: (conv2d_pool.CONV2D_POOL, (x, w, b, b, *_WINDOW, *halves)),
-        "conv2d_pool average": lambda: (conv2d_pool.CONV2D_POOL, (x, w, b, b, *_WINDOW, (2, 2), True)),
-        "conv2d_pool_grad": lambda: (conv2d_pool.CONV2D_POOL_GRAD, (*pooled, x, w, *_WINDOW, *halves, *both, False)),
+        "conv2d_pool": lambda: (conv_pool.CONV2D_POOL, (x, w, b, b, *_WINDOW, *halves)),
+        "conv2d_pool average": lambda: (conv_pool.CONV2D_POOL, (x, w, b, b, *_WINDOW, (2, 2), True)),
+        "conv2d_pool_grad": lambda: (conv_pool.CONV2D_POOL_GRAD, (*pooled, x, w, *_WINDOW, *halves, *both, False)),
         "conv2d_pool_grad average": lambda: (
-            conv2d_pool.CONV2D_POOL_GRAD, (*pooled, x, w, *_WINDOW, (2, 2), True, *both, False)
+            conv_pool.CONV2D_POOL_GRAD, (*pooled, x, w, *_WINDOW, (2, 2), True, *both, False)
         ),
         "conv2d_pool_grad written": lambda: (
-            conv2d_pool.CONV2D_POOL_GRAD, (*pooled, x, w, *_WINDOW, *halves, *both, True)
+            conv_pool.CONV2D_POOL_GRAD, (*pooled, x, w, *_WINDOW, *halves, *both, True)
         ),
-        "relu_pool2d_input_grad": lambda: (relu_pool.RELU_POOL2D_INPUT_GRAD, (*pooled, y.shape, *halves, True)),
-        "relu_pool2d_at_open": lambda: (relu_pool.RELU_POOL2D_AT_OPEN, (y, code, *halves)),
+        "relu_pool2d_input_grad": lambda: (pool_code.RELU_POOL2D_INPUT_GRAD, (*pooled, y.shape, *halves, True)),
+        "relu_pool2d_at_open": lambda: (pool_code.RELU_POOL2D_AT_OPEN, (y, code, *halves)),
         "batch_norm": lambda: (batch_norm.BATCH_NORM, (y, *vectors, None, None, 1e-5, "relu")),
         "batch_norm PReLU": lambda: (batch_norm.BATCH_NORM, (y, *vectors, y, b, 1e-5, "none")),
         "batch_norm added": lambda: (batch_norm.BATCH_NORM, (y, *vectors, y, None, 1e-5, "relu")),
@@ -167,17 +165,16 @@ def call(what, dtype, channels):
 def main():
     chip, calls, version = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
     assert version in ("pinned", triton.__version__), f"this is Triton {triton.__version__}, not {version}"
-    picks, ends = (tiles.pick_product, tiles.pick_weight_grad), [0]
+    ends = [0]
     with aot.recording(chip) as codes:  # what several calls launch is compiled once
         for each in calls:
             torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = each["dot"]
-            tiles.pick_product, tiles.pick_weight_grad = picks
-            if each["tile"]:
-                tile = tiles.Tile(*each["tile"])
-                tile = tile._replace(box=tile.box and tuple(tile.box), programs=1)
-                tiles.pick_product = tiles.pick_weight_grad = lambda *problem, tile=tile: tile
+            given = each["tile"] and shapes.Tile(*each["tile"])
+            if given:
+                given = given._replace(box=given.box and tuple(given.box), programs=1)
             op, args = call(each["what"], getattr(torch, each["dtype"]), each["channels"])
-            op.launch(*args)
+            with pick.overriding(lambda picked, *problem, given=given: given or picked):
+                op.launch(*args)
             ends.append(len(codes))
     for first, end in pairwise(ends):
         print(json.dumps([code._asdict() for code in codes[first:end]]))

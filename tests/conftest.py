@@ -78,7 +78,7 @@ def pytest_report_header(config):
 
 @pytest.fixture(autouse=True, scope="session")
 def _overflow_checks():
-    from cnn_triton.kernels import lang
+    from cnn_triton.kernels.base import lang
 
     if lang.INTERPRETING:
         lang.interpreter.check_overflow(True)

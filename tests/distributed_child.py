@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from cnn_triton import data, launches, runs, training
-from cnn_triton.distributed import joined
+from cnn_triton import launches
+from cnn_triton.classifier import data, runs, training
+from cnn_triton.classifier.distributed import joined
 from small import config, few
 
 DEVICE = torch.device("cpu")

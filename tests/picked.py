@@ -3,27 +3,27 @@
 import contextlib
 import itertools
 import random
-from unittest import mock
 
 import torch
 
 from bench.calls import PASSES, calls
 from bench.layers import BATCH, LAYERS, Layer
 from bench.tune import picking
-from cnn_triton.kernels import tiles
-from cnn_triton.kernels.chips import NAMES
-from cnn_triton.kernels.lang import INTERPRETING
-from cnn_triton.kernels.op import noting
-from cnn_triton.kernels.precision import float32_precision
+from cnn_triton.kernels.base.lang import INTERPRETING
+from cnn_triton.kernels.base.precision import float32_precision
+from cnn_triton.kernels.core.chips import CHIPS as TABLE
+from cnn_triton.kernels.core.chips import NAMES, assuming, chip_name
+from cnn_triton.kernels.core.op import noting
+from cnn_triton.kernels.tiles import shapes
 
 # On a GPU what it picks itself: others' tiles may not fit.
-CHIPS = NAMES if INTERPRETING else (tiles.chip_name(),)
+CHIPS = NAMES if INTERPRETING else (chip_name(),)
 DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "float": torch.float32, "double": torch.float64}
 
 
 def chips(kind):
     """The chips that are asked for an arithmetic: for TF32 those that have instructions for it."""
-    return [chip for chip in CHIPS if kind != "tf32" or tiles.CHIPS[chip].rates[1]]
+    return [chip for chip in CHIPS if kind != "tf32" or TABLE[chip].rates[1]]
 
 
 def random_layers(count, seed=0):
@@ -47,18 +47,18 @@ def random_layers(count, seed=0):
 def launchers():
     """Within, by the function it gives: (chip, pass, tile) of all that launchers would launch for a layer, but for what
     takes no tile, as depthwise convolution."""
-    with picking() as noted, mock.patch.object(tiles, "chip_name") as chip_name:
+    with picking() as noted:
 
         def of(layer, n, chips, kind):
             with float32_precision("tf32" if kind == "tf32" else "ieee"):
                 for what, (op, args) in zip(PASSES, calls(layer, DTYPES[kind], n), strict=True):
                     result = op.fake(*args)
-                    for chip_name.return_value in chips:
+                    for chip in chips:
                         noted.pick = None
-                        with noting():
+                        with noting(), assuming(chip):
                             op.launcher(result, *args)
                         if noted.pick:
-                            yield chip_name.return_value, what, noted.pick
+                            yield chip, what, noted.pick
 
         yield of
 
@@ -66,8 +66,8 @@ def launchers():
 def picks():
     """Every (layer, kind, chip, pass, tile) of the networks' layers at batch size 32, in each arithmetic, and of 500
     random ones, each in one."""
-    problems = [(BATCH, layer, kind) for layer in LAYERS for kind in tiles.ARITHMETIC]
-    turns = itertools.cycle(tiles.ARITHMETIC)
+    problems = [(BATCH, layer, kind) for layer in LAYERS for kind in shapes.ARITHMETIC]
+    turns = itertools.cycle(shapes.ARITHMETIC)
     problems += [(n, layer, kind) for (n, layer), kind in zip(random_layers(500), turns, strict=False)]
     with launchers() as of:
         for n, layer, kind in problems:

@@ -20,51 +20,47 @@ ROOT = Path(__file__).parents[1]
 # The test files of which each test names the operator, or the function, that it is about.
 _left_out = [0]
 _BY_OPERATOR = ("test_ops", "test_gradients", "test_plan", "test_semantics", "test_ecosystem", "test_conformance")
+# The packages' own files; the second names everything, on first use.
+ENTRANCES = {"kernels/__init__.py", "cnn_triton/__init__.py"}
 # Files of the package, and the test files that say whether they work: the first pattern that a file matches.
 TOUCHED = {
-    "kernels/tiles.py": ("test_tiles", "test_ops", "test_tune"),
-    "kernels/plan.py": ("test_plan",),
-    "kernels/lang.py": ("test_interpreter", "test_package"),
-    "kernels/interpreter.py": ("test_interpreter", "test_ops"),
-    "kernels/chips.py": ("test_tiles", "test_aot"),
-    "kernels/aot.py": ("test_aot", "test_compile"),
-    "kernels/sass.py": ("test_aot",),
-    "kernels/precision.py": ("test_tiles", "test_semantics", "test_nn", "test_plan", "test_ops"),
-    "kernels/pool_geometry.py": ("test_geometry", *_BY_OPERATOR, "test_errors"),
-    "kernels/geometry.py": ("test_geometry", *_BY_OPERATOR, "test_errors", "test_tiles"),
-    "kernels/conv2d_box.py": ("test_tiles", *_BY_OPERATOR),
-    "kernels/conv2d*.py": ("test_ops", "test_tiles", *_BY_OPERATOR[1:]),
-    "kernels/locally_connected2d.py": ("test_ops", "test_tiles", *_BY_OPERATOR[1:]),
-    "kernels/device.py": ("test_ops", "test_tiles", *_BY_OPERATOR[1:]),
-    "kernels/epilogue.py": ("test_ops", "test_tiles", *_BY_OPERATOR[1:]),
+    "kernels/tiles/*.py": ("test_tiles", "test_ops", "test_tune"),
+    "kernels/core/replay.py": ("test_plan",),
+    "kernels/base/lang.py": ("test_interpreter", "test_package"),
+    "kernels/base/interpreter.py": ("test_interpreter", "test_ops"),
+    "kernels/core/chips.py": ("test_tiles", "test_aot"),
+    "kernels/compiler/aot.py": ("test_aot", "test_compile"),
+    "kernels/compiler/sass.py": ("test_aot",),
+    "kernels/base/precision.py": ("test_tiles", "test_semantics", "test_nn", "test_plan", "test_ops"),
+    "kernels/window/pooling.py": ("test_geometry", *_BY_OPERATOR, "test_errors"),
+    "kernels/window/convolution.py": ("test_geometry", *_BY_OPERATOR, "test_errors", "test_tiles"),
+    "kernels/matrix/tma.py": ("test_tiles", *_BY_OPERATOR),
+    "kernels/matrix/*.py": ("test_ops", "test_tiles", *_BY_OPERATOR[1:], "test_errors"),
+    "kernels/core/device.py": ("test_ops", "test_tiles", *_BY_OPERATOR[1:]),
     "kernels/*.py": (*_BY_OPERATOR, "test_errors"),
-    "cnn_triton/products.py": ("test_ecosystem", "test_gradients", "test_semantics"),
-    "cnn_triton/pools.py": ("test_ecosystem", "test_gradients", "test_semantics"),
-    "cnn_triton/blocks.py": ("test_ecosystem", "test_gradients", "test_semantics"),
-    "cnn_triton/differentiation.py": ("test_ecosystem", "test_gradients", "test_semantics"),
-    "cnn_triton/autograd.py": ("test_ecosystem", "test_gradients"),
+    "cnn_triton/autograd/*.py": ("test_ecosystem", "test_gradients", "test_semantics"),
     "cnn_triton/ops.py": ("test_ops", "test_ecosystem"),
     "cnn_triton/dispatch.py": ("test_semantics", "test_package", "test_ecosystem"),
     "cnn_triton/functional.py": ("test_errors", "test_nn", "test_semantics", "test_gradients", "test_conformance"),
     "cnn_triton/nn.py": ("test_nn", "test_conformance"),
     "cnn_triton/modules.py": ("test_nn", "test_conformance"),
-    "cnn_triton/convert.py": ("test_convert", "test_compiled"),
-    "cnn_triton/compiled.py": ("test_compiled", "test_convert"),
-    "cnn_triton/fusing.py": ("test_capture", "test_convert", "test_networks"),
-    "cnn_triton/capture.py": ("test_capture", "test_compiled"),
-    "cnn_triton/ahead.py": ("test_warmup",),
-    "cnn_triton/data.py": ("test_data",),
-    "cnn_triton/models.py": ("test_training", "test_nn"),
-    "cnn_triton/training.py": ("test_training",),
-    "cnn_triton/runs.py": ("test_runs",),
-    "cnn_triton/distributed.py": ("test_distributed",),
-    "cnn_triton/profiling.py": ("test_profile",),
-    "cnn_triton/inspection.py": ("test_inspect",),
-    "cnn_triton/inspector.py": ("test_inspect",),
-    "cnn_triton/listing.py": ("test_inspect",),
-    "cnn_triton/workbench.py": ("test_profile", "test_inspect"),
-    "cnn_triton/cli.py": ("test_cli",),
-    "cnn_triton/jobs.py": ("test_cli", "test_runs"),
+    "cnn_triton/fusion/convert.py": ("test_convert", "test_compiled"),
+    "cnn_triton/fusion/compiled.py": ("test_compiled", "test_convert"),
+    "cnn_triton/fusion/fusing.py": ("test_capture", "test_convert", "test_networks"),
+    "cnn_triton/fusion/capture.py": ("test_capture", "test_compiled"),
+    "cnn_triton/tools/warmup.py": ("test_warmup",),
+    "cnn_triton/classifier/data.py": ("test_data",),
+    "cnn_triton/classifier/models.py": ("test_training", "test_nn"),
+    "cnn_triton/classifier/training.py": ("test_training",),
+    "cnn_triton/classifier/runs.py": ("test_runs",),
+    "cnn_triton/classifier/distributed.py": ("test_distributed",),
+    "cnn_triton/tools/profiling.py": ("test_profile",),
+    "cnn_triton/tools/inspection.py": ("test_inspect",),
+    "cnn_triton/cli/inspecting.py": ("test_inspect",),
+    "cnn_triton/tools/listing.py": ("test_inspect",),
+    "cnn_triton/cli/profiled.py": ("test_profile", "test_inspect"),
+    "cnn_triton/cli/main.py": ("test_cli",),
+    "cnn_triton/cli/jobs.py": ("test_cli", "test_runs"),
     "cnn_triton/*.py": ("test_report", "test_cli", "test_package"),
     "cnn_triton/pages/*": ("test_report",),
     "bench/ledger/*": ("test_ledger",),
@@ -79,8 +75,8 @@ TOUCHED = {
 
 
 def imported(name):
-    """The package's own files that a file of it imports."""
-    package = name.replace("kernels/", "cnn_triton/kernels/").removesuffix(".py").split("/")[:-1]
+    """The package's own files that a file of it imports, but for those that hold nothing."""
+    package = re.sub("^kernels/", "cnn_triton/kernels/", name).removesuffix(".py").split("/")[:-1]
     for node in ast.walk(ast.parse((ROOT / name).read_text())):
         if isinstance(node, ast.Import):
             found = [alias.name.split(".") for alias in node.names]
@@ -91,9 +87,10 @@ def imported(name):
         else:
             continue
         for parts in found:
-            path = "/".join(parts).replace("cnn_triton/kernels/", "kernels/") + ".py"
-            if parts[0] == "cnn_triton" and (ROOT / path).exists():
-                yield path
+            place = "/".join(parts).replace("cnn_triton/kernels", "kernels")
+            for path in (f"{place}.py", f"{place}/__init__.py"):
+                if parts[0] == "cnn_triton" and path not in ENTRANCES and (ROOT / path).exists():
+                    yield path
 
 
 @cache
@@ -107,7 +104,7 @@ def _operators():
     """The names of all operators, and the files of kernels/ that they are in."""
     from cnn_triton.kernels.registry import OPS
 
-    return {op.name: "kernels/" + op.fake.__module__.split(".")[-1] + ".py" for op in OPS}
+    return {op.name: op.fake.__module__.removeprefix("cnn_triton.").replace(".", "/") + ".py" for op in OPS}
 
 
 @cache

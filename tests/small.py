@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from cnn_triton import data, runs, training
-from cnn_triton.cli import app
+from cnn_triton.classifier import data, runs, training
+from cnn_triton.cli.main import app
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

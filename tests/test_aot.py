@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cnn_triton.kernels import aot, sass
+from cnn_triton.kernels.compiler import aot, sass
 
 
 def listing(*lines):
@@ -239,19 +239,20 @@ def test_spills_on_amd(vector, scalar, scratch, expected):
 CHILD = """
 import json, sys
 import torch
-from cnn_triton.kernels import aot, linear
-from cnn_triton.kernels.lang import triton
+from cnn_triton.kernels.compiler import aot
+from cnn_triton.kernels.matrix import linear
+from cnn_triton.kernels.base.lang import triton
 
 POOL = (8, 8), (2, 2, 2, 2, 0, 0, 1, 1), True, False
 
 def pooling():
     x = torch.empty(2, 8, 16, 16, device="meta").to(memory_format=torch.channels_last)
-    max_pool2d = sys.modules["cnn_triton.kernels.max_pool2d"]
+    max_pool2d = sys.modules["cnn_triton.kernels.pool.max_pool2d"]
     return aot.compile_op(max_pool2d.MAX_POOL2D, (x, *POOL), "sm_90", compile=False)[0].source
 
 matrix = torch.empty(64, 64, device="meta")
 aot.compile_op(linear.LINEAR, (matrix, matrix, None, None, None, None, 1, "none"), "sm_90", compile=False)
-from cnn_triton.kernels import max_pool2d  # after a first hash
+from cnn_triton.kernels.pool import max_pool2d  # after a first hash
 here = pooling()
 max_pool2d.max_kernel.starting_line_number += 1
 max_pool2d.max_kernel.hash = None

@@ -10,7 +10,7 @@ from torch import nn as tn
 
 import cnn_triton
 from cnn_triton import captures, nn
-from cnn_triton.kernels import activations
+from cnn_triton.kernels.matrix import activations
 
 X = (2, 4, 6, 7)
 

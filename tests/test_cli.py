@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from cnn_triton import training
-from cnn_triton.cli import app
+from cnn_triton.classifier import training
+from cnn_triton.cli.main import app
 from small import command, config, few, process, refused, train, write_images
 
 

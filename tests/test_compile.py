@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from cases import ACTIVATIONS
-from cnn_triton.kernels import tiles
-from cnn_triton.kernels.chips import COMPILED as CHIPS
-from cnn_triton.kernels.chips import NAMES
+from cnn_triton.kernels.core import chips
+from cnn_triton.kernels.core.chips import COMPILED as CHIPS
+from cnn_triton.kernels.core.chips import NAMES
 from cnn_triton.kernels.registry import OPS
+from cnn_triton.kernels.tiles import model, pick
 
 HALVES = ("float16", "bfloat16")
 MATRIX = ("conv2d", "conv2d_input_grad", "conv2d_weight_grad")
@@ -64,10 +65,10 @@ def check(chip, calls, version=PINNED):
         for code in codes:
             said = f"{call}: {code}"
             assert code["spills"] == 0, said
-            assert code["shared"] <= tiles.CHIPS[chip].shared, said
+            assert code["shared"] <= chips.CHIPS[chip].shared, said
             if call["tile"] and code["kernel"] in KERNELS:
                 beside = {**BESIDE, **PLACED}.get(call["what"], "")
-                most = tiles.shared(
+                most = model.shared_memory(
                     call["tile"], 4 if call["dtype"] == "float32" else 2, chip, "box" in code["kernel"], beside
                 )
                 assert code["shared"] <= most, f"the model says at most {most}: {said}"
@@ -90,7 +91,7 @@ def tile_calls(seed):
             beside = {**BESIDE, **PLACED}.get(what, "")
             if what == "conv2d_pool" and kind == "tf32":
                 beside = "two numbers"
-            for tile in tiles.every_tile(kind, chip, what.endswith("weight_grad"), beside, what in PLACED):
+            for tile in pick.every_tile(kind, chip, what.endswith("weight_grad"), beside, what in PLACED):
                 if not (what.startswith("conv2d_pool_grad") and tile.box):
                     having.setdefault((kind, tile, what), []).append(chip)
     others = {}  # by tile: the other kernels
@@ -98,14 +99,14 @@ def tile_calls(seed):
         others.setdefault((kind, tile), []).extend([] if what in MATRIX else [what])
     places = {tile: place for place, tile in enumerate(others)}
     calls = {chip: [] for chip in CHIPS}
-    for turn, ((kind, tile, what), chips) in enumerate(having.items(), seed or 0):
+    for turn, ((kind, tile, what), its_chips) in enumerate(having.items(), seed or 0):
         some = others[kind, tile]
         if seed is not None and what not in MATRIX and what != some[(places[kind, tile] + seed) % len(some)]:
             continue
         # As many channels as a packed tile is for; more of them for the others.
         each = {"what": what, "tile": tile, "channels": 16 if tile.packed else 256}
         halves = HALVES if seed is None and what in MATRIX else (HALVES[turn % 2],)
-        for chip in chips if seed is None else [chips[turn % len(chips)]]:
+        for chip in its_chips if seed is None else [its_chips[turn % len(its_chips)]]:
             for dtype, dot in [(half, "ieee") for half in halves] if kind == "half" else [("float32", "tf32")]:
                 calls[chip].append({**each, "dtype": dtype, "dot": dot})
     for chip, every in calls.items():
@@ -215,7 +216,7 @@ def test_groups(chip, calls):
         for code in grouped:
             said = f"{call}: {code}"
             assert code["spills"] == 0, said
-            assert code["shared"] <= tiles.CHIPS[chip].shared, said
+            assert code["shared"] <= chips.CHIPS[chip].shared, said
             assert code["loop_matrix"] > 0, said
 
 
@@ -225,7 +226,7 @@ def test_full_precision(chip, calls):
     """float64 and full float32 compile and fit; tensor cores have no full float32, so matrix instructions aren't
     asked for."""
     for codes in compiled(chip, calls):
-        assert all(code["shared"] <= tiles.CHIPS[chip].shared for code in codes)
+        assert all(code["shared"] <= chips.CHIPS[chip].shared for code in codes)
 
 
 def narrow(widths):

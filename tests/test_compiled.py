@@ -21,8 +21,9 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import cnn_triton
-from cnn_triton import capture, compiled, nn
-from cnn_triton.kernels.lang import INTERPRETING
+from cnn_triton import nn
+from cnn_triton.fusion import capture, compiled
+from cnn_triton.kernels.base.lang import INTERPRETING
 
 X = (2, 3, 6, 7)
 PATTERNS = {"conv2d + batch_norm + relu": 1, "conv2d + silu": 1}
@@ -502,7 +503,7 @@ def test_errors_of_operators(device):
 
 
 @pytest.mark.parametrize(
-    "where", ["cnn_triton.capture.fuse", "torch._dynamo.symbolic_convert.InstructionTranslator.run"]
+    "where", ["cnn_triton.fusion.capture.fuse", "torch._dynamo.symbolic_convert.InstructionTranslator.run"]
 )
 def test_a_crash_of_the_capture(where, device, monkeypatch):
     """The layers run, from then on, and the report says why."""
@@ -567,7 +568,7 @@ def test_errors_after_a_graph_break(device, monkeypatch):
             raise AssertionError("a defect")
         return fuse(module, names)
 
-    monkeypatch.setattr("cnn_triton.capture.fuse", crash)
+    monkeypatch.setattr("cnn_triton.fusion.capture.fuse", crash)
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="a defect"):
         model(images(device))
     assert len(model.seen) == 3
@@ -614,7 +615,7 @@ class Tagged(tn.Module):
 
 def test_captures_end(device, monkeypatch):
     """At the limit the layers run, rather than another capture at each call."""
-    monkeypatch.setattr("cnn_triton.compiled._GRAPHS", 3)
+    monkeypatch.setattr("cnn_triton.fusion.compiled._GRAPHS", 3)
     settings = torch._dynamo.config._make_closure_patcher(skip_nnmodule_hook_guards=True, recompile_limit=3)
     monkeypatch.setitem(compiled._settings, False, settings)
     model = Tagged().to(device).double()

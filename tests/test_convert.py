@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import cnn_triton
 from checks import assert_accurate, kernels_only
 from cnn_triton import nn
-from cnn_triton.kernels.precision import ERROR_EPS, ERROR_RATIO
+from cnn_triton.kernels.base.precision import ERROR_EPS, ERROR_RATIO
 
 SWITCH = [1]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cnn_triton.data import digits, idx_files, image_folder, load_image, read, sample_photograph
+from cnn_triton.classifier.data import digits, idx_files, image_folder, load_image, read, sample_photograph
 from small import write_images
 
 

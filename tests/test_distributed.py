@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 import distributed_child
-from cnn_triton import runs
-from cnn_triton.distributed import Processes
+from cnn_triton.classifier import runs
+from cnn_triton.classifier.distributed import Processes
 from small import process, refused, write_images
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ import cnn_triton
 from cases import draw
 from checks import kernels_only, operator_of, unfolded
 from cnn_triton import functional, nn
-from cnn_triton.kernels import activations
+from cnn_triton.kernels.matrix import activations
 
 
 class Each(NamedTuple):

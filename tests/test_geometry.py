@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cnn_triton import functional
-from cnn_triton.kernels import geometry, pool_geometry
+from cnn_triton.kernels.window import convolution, pooling
 
 
 @pytest.mark.parametrize("dilation", [1, (1, 2), 3])
@@ -21,7 +21,7 @@ def test_same(size, dilation, device):
 
 def test_row_stride():
     """The stride of pixels that lie in one row, evenly; None if they don't."""
-    stride = geometry.row_stride
+    stride = convolution.row_stride
     assert stride((2, 3, 4), (12, 4, 1)) == 1
     assert stride((2, 3, 4), (120, 40, 10)) == 10
     assert stride((2, 1, 4), (40, 999, 10)) == 10, "a direction of one pixel may have any stride"
@@ -39,8 +39,8 @@ def test_pool_sizes():
             window = ((size,) * 2, (stride, 1), (pad, 0), (dilation, 1))
             x = torch.empty(1, 1, image, 9, device="meta")
             right = F.max_pool2d(x, *window, ceil_mode=ceil).shape[2:]
-            assert pool_geometry.pool_sizes(sum(window, ()), x.shape[2:], ceil) == right, (window, image, ceil)
-            different += right != pool_geometry.pool_sizes(sum(window, ()), x.shape[2:], False)
+            assert pooling.pool_sizes(sum(window, ()), x.shape[2:], ceil) == right, (window, image, ceil)
+            different += right != pooling.pool_sizes(sum(window, ()), x.shape[2:], False)
     assert different
 
 
@@ -48,10 +48,10 @@ def test_taps_meet():
     """True exactly where every tap reads a pixel of the image for some pixel of the result."""
     both = set()
     for size, stride, pad, dilation in itertools.product((1, 2, 3), (1, 2, 3), (0, 1, 3), (1, 2)):
-        walk = geometry.Window((size, 1), (stride, 1), (pad, pad, 0, 0), (dilation, 1)).walks(False)[0]
+        walk = convolution.Window((size, 1), (stride, 1), (pad, pad, 0, 0), (dilation, 1)).walks(False)[0]
         for image, result in itertools.product(range(1, 6), range(1, 5)):
             reads = [[p * stride - pad + r * dilation for p in range(result)] for r in range(size)]
             right = all(any(0 <= h < image for h in tap) for tap in reads)
-            assert geometry.taps_meet(walk, image, result) == right, (walk, image, result)
+            assert convolution.taps_meet(walk, image, result) == right, (walk, image, result)
             both.add(right)
     assert both == {True, False}

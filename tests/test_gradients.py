@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from cases import ACTIVATIONS, ADAPTIVES, BLOCKS, CONVS, LINEARS, LOCALS, POOLS, TRANSPOSED, draw
 from checks import assert_accurate, kernels_only, moved, operator_of, unfolded
 from cnn_triton import functional
-from cnn_triton.kernels import activations, conv2d_pool, geometry, relu_pool
+from cnn_triton.kernels.matrix import activations, conv_pool, pool_code
+from cnn_triton.kernels.window import convolution
 from cnn_triton.ops import operator
 from combinations import KINDS, dtype_name, turns, two
 
@@ -43,7 +44,7 @@ class Pair(NamedTuple):
 
 def conv2d_of(layer):
     """PyTorch's conv2d with the layer's padding mode, which it doesn't know; then scale and residual, if given."""
-    window = geometry.conv_window(layer.size, layer.stride, layer.padding, layer.dilation)
+    window = convolution.conv_window(layer.size, layer.stride, layer.padding, layer.dilation)
     sides, mode = (*window.pads[2:], *window.pads[:2]), layer.padding_mode.replace("zeros", "constant")
 
     def plain(x, w, b, *rest):
@@ -64,13 +65,13 @@ def by_rule(name):
 
 def pool_masked(layer, pool, average):
     """The gradient of what was pooled, as the forward pass had it in the precision that it ran in."""
-    window = geometry.conv_window(layer.size, layer.stride, layer.padding, layer.dilation, layer.padding_mode)
+    window = convolution.conv_window(layer.size, layer.stride, layer.padding, layer.dilation, layer.padding_mode)
     how = (*window[1:4], layer.groups, layer.padding_mode)
 
     def masked(grad, output, tensors):
-        _, code = operator(conv2d_pool.CONV2D_POOL)(*tensors, None, *how, pool, average)
-        size = conv2d_pool.full_size(*tensors[:2], *how)
-        return relu_pool.input_grad_aten(grad, code, size, pool, average, False)[0]
+        _, code = operator(conv_pool.CONV2D_POOL)(*tensors, None, *how, pool, average)
+        size = conv_pool.full_size(*tensors[:2], *how)
+        return pool_code.input_grad_aten(grad, code, size, pool, average, False)[0]
 
     return masked
 
@@ -186,8 +187,8 @@ def of_prelu():
     yield "conv_transpose2d_saving groups, PReLU", pair(transposed, F.conv_transpose2d, shapes, of[3:])
     yield "linear_saving odd, PReLU", pair(linear, F.linear, ((k,), (m, c), (k, c), (k,)), ())
     of = LOCALS["two groups"]
-    window = geometry.conv_window(of.size, of.stride, of.padding, of.dilation)
-    p, q = geometry.conv_output(window, of.input[2:])
+    window = convolution.conv_window(of.size, of.stride, of.padding, of.dilation)
+    p, q = convolution.conv_output(window, of.input[2:])
 
     def local(a, x, w, b, *rest):
         return functional.locally_connected2d(x, w, b, *rest, activation=("prelu", a))
@@ -202,8 +203,11 @@ def of_prelu():
 def of_locals():
     """Locally connected layers, with a bias for each output pixel or channel; of some a smooth activation after it."""
     for label, layer in LOCALS.items():
-        window = geometry.conv_window(layer.size, layer.stride, layer.padding, layer.dilation)
-        (k, p, q), channels = (layer.k, *geometry.conv_output(window, layer.input[2:])), layer.input[1] // layer.groups
+        window = convolution.conv_window(layer.size, layer.stride, layer.padding, layer.dilation)
+        (k, p, q), channels = (
+            (layer.k, *convolution.conv_output(window, layer.input[2:])),
+            layer.input[1] // layer.groups,
+        )
         weight, sides = (p, q, k, *layer.size, channels), (*window.pads[2:], *window.pads[:2])
 
         def plain(x, w, b, stride, _, dilation, groups, sides=sides):

@@ -13,9 +13,12 @@ import torch
 
 from bench.ledger import CHIPS, FIGURES, read
 from checks import assert_accurate, fresh_is_nan
-from cnn_triton import functional, inspection, inspector, listing
-from cnn_triton.kernels import aot, chips, sass
-from cnn_triton.kernels.lang import INTERPRETING
+from cnn_triton import functional
+from cnn_triton.cli import inspecting
+from cnn_triton.kernels.base.lang import INTERPRETING
+from cnn_triton.kernels.compiler import aot, sass
+from cnn_triton.kernels.core import chips
+from cnn_triton.tools import inspection, listing
 from small import CHROMIUM, process, refused, watched_in_chromium
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +59,7 @@ def test_as_in_the_ledger(dtype, tmp_path):
 
 CHILD = """
 import json, sys
-from cnn_triton import inspection
+from cnn_triton.tools import inspection
 for name in json.loads(sys.argv[1]):
     for gradients in (False, True):
         call = inspection.call_of(name, [], gradients=gradients, dtype=sys.argv[3])
@@ -305,7 +308,7 @@ def test_waves():
     ],
 )
 def test_order(words):
-    assert tuple(sorted(sorted(words), key=inspector.order)) == words
+    assert tuple(sorted(sorted(words), key=inspecting.order)) == words
 
 
 def test_widths():

@@ -1,10 +1,10 @@
-"""What kernels/interpreter.py changes in Triton's interpreter: overflow, types that are kept, a restored language."""
+"""What base/interpreter.py changes in Triton's interpreter: overflow, types that are kept, a restored language."""
 
 import pytest
 import torch
 
-from cnn_triton.kernels import lang
-from cnn_triton.kernels.lang import tl, triton
+from cnn_triton.kernels.base import lang
+from cnn_triton.kernels.base.lang import tl, triton
 
 pytestmark = pytest.mark.skipif(not lang.INTERPRETING, reason="of the interpreter, which a GPU does without")
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn as tn
 
 import cnn_triton
-from cnn_triton.kernels.precision import ERROR_EPS, ERROR_RATIO, PRECISION
+from cnn_triton.kernels.base.precision import ERROR_EPS, ERROR_RATIO, PRECISION
 
 for library in ("transformers", "timm"):
     if find_spec(library) is None:

@@ -6,9 +6,9 @@ from wide import exact
 
 from cases import CASES, draw
 from checks import assert_accurate, assert_code, kernels_only, moved
-from cnn_triton.kernels import conv2d_pool
-from cnn_triton.kernels.lang import INTERPRETING
-from cnn_triton.kernels.precision import TF32_EPS, float32_precision
+from cnn_triton.kernels.base.lang import INTERPRETING
+from cnn_triton.kernels.base.precision import TF32_EPS, float32_precision
+from cnn_triton.kernels.matrix import conv_pool
 from cnn_triton.kernels.registry import OPS
 from cnn_triton.ops import operator
 from combinations import DTYPES, FORMATS, KINDS, ROWS, dtype_name, rotated
@@ -50,7 +50,7 @@ def test_accuracy(case, dtype, form, device):
         assert our.stride() == their.stride(), f"result {i}: strides {our.stride()}, expected {their.stride()}"
         if our.is_floating_point():
             assert_accurate(our, their, right, f"result {i}")
-        elif case.op is conv2d_pool.CONV2D_POOL and dtype != torch.float64:
+        elif case.op is conv_pool.CONV2D_POOL and dtype != torch.float64:
             assert_code(our, args, to(args, torch.float64))
         else:
             assert torch.equal(our, their), f"result {i}: {int((our != their).sum())} integers differ"

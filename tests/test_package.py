@@ -13,11 +13,15 @@ import torch
 import torch.nn.functional as F
 
 from cnn_triton import functional, nn
-from selection import imported, reached
+from selection import ENTRANCES, imported, reached
 
 ROOT = Path(__file__).parents[1]
-TOOLS = ("cnn_triton/profiling.py", "cnn_triton/inspection.py", "cnn_triton/training.py", "cnn_triton/report.py")
-ENTRANCES = {"kernels/__init__.py", "cnn_triton/__init__.py"}  # the second names everything, on first use
+TOOLS = (
+    "cnn_triton/tools/profiling.py",
+    "cnn_triton/tools/inspection.py",
+    "cnn_triton/classifier/training.py",
+    "cnn_triton/classifier/report.py",
+)
 
 
 def files(pattern="*.py"):
@@ -40,15 +44,15 @@ def test_imports_go_one_way():
     for name in ours:
         assert not name.startswith("kernels/") or all(other.startswith("kernels/") for other in below[name]), name
     assert not reached("cnn_triton/nn.py") & set(TOOLS)
-    assert reached("cnn_triton/cli.py") >= set(TOOLS)
+    assert reached("cnn_triton/cli/main.py") >= set(TOOLS)
 
 
-@pytest.mark.parametrize("name", ["kernels/geometry.py", "kernels/pool_geometry.py"])
+@pytest.mark.parametrize("name", ["kernels/window/convolution.py", "kernels/window/pooling.py"])
 def test_geometry_is_plain_python(name):
     tree = ast.parse((ROOT / name).read_text())
     modules = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
     modules += [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
-    assert {m.split(".")[0] for m in modules} <= {*sys.stdlib_module_names, "geometry"}
+    assert {m.split(".")[0] for m in modules} <= {*sys.stdlib_module_names, "convolution"}
 
 
 def test_torch_library_is_used_in_one_place():

@@ -12,10 +12,10 @@ import torch
 
 from cases import CASES
 from checks import fresh_is_nan, moved
-from cnn_triton.kernels import plan
-from cnn_triton.kernels.lang import tl, triton
-from cnn_triton.kernels.op import Op, launch, launches
-from cnn_triton.kernels.precision import float32_precision
+from cnn_triton.kernels.base.lang import tl, triton
+from cnn_triton.kernels.base.precision import float32_precision
+from cnn_triton.kernels.core import replay
+from cnn_triton.kernels.core.op import Op, launch, launches
 from cnn_triton.ops import operator
 from combinations import DTYPES, FORMATS, turns
 
@@ -61,7 +61,7 @@ def test_repeats(case, device):
         mine = call(*second)
         assert launches[case.op.name] - before == made.launches
         assert len(plans) == 1
-        with plan.deciding():
+        with replay.deciding():
             assert same(mine, call(*second))
             assert same(kept, call(*first))
 
@@ -87,9 +87,9 @@ def repeated(launcher, *calls):
     op = op_of(launcher)
     for args in (calls[0], *calls, calls[0]):
         got = op.launch(*args)
-        with plan.deciding():
+        with replay.deciding():
             assert torch.equal(got, op.launch(*args))
-    return [isinstance(kept, plan.Plan) for kept in op.plans.values()]
+    return [isinstance(kept, replay.Plan) for kept in op.plans.values()]
 
 
 def vectors(device, count=2):
@@ -152,7 +152,7 @@ def test_what_a_plan_depends_on(device):
 
 
 def test_not_too_many_are_kept(monkeypatch, device):
-    monkeypatch.setattr(plan, "_MOST", 3)
+    monkeypatch.setattr(replay, "_MOST", 3)
     op = op_of(twice)
     for size in (1, 2, 3, 4, 1, 1, 1, 5, 6, 7, 8):
         x = torch.randn(size, device=device)
@@ -184,11 +184,11 @@ def test_an_error_on_the_tape_leaves_nothing(device):
     op.launch(x)
     with pytest.raises(RuntimeError, match="not today"):
         op.launch(x)
-    assert plan._tape.get() is None
+    assert replay._tape.get() is None
     assert not torch.utils._python_dispatch._get_current_dispatch_mode_stack()
     for _ in range(3):
         assert torch.equal(op.launch(x), 2 * x)
-    assert [isinstance(kept, plan.Plan) for kept in op.plans.values()] == [True]
+    assert [isinstance(kept, replay.Plan) for kept in op.plans.values()] == [True]
 
 
 def by_a_workspace(y, x):
@@ -236,8 +236,9 @@ COMPILED = """
 import contextlib
 import torch
 from bench.host import launching_nothing
-from cnn_triton.kernels import conv2d, plan
-from cnn_triton.kernels.lang import triton
+from cnn_triton.kernels.core import replay
+from cnn_triton.kernels.matrix import conv2d
+from cnn_triton.kernels.base.lang import triton
 
 given = []
 with launching_nothing("sm_90"):
@@ -253,7 +254,7 @@ with launching_nothing("sm_90"):
         x, w, y = (torch.randn(*s) for s in ((2, 16, 6, 6), (8, 16, 3, 3), (2, 8, 6, 6)))
         b = torch.randn(8)
         pointers = {t.data_ptr(): name for t, name in ((x, "x"), (w, "w"), (b, "b"), (y, "y"))}
-        with plan.deciding() if decide else contextlib.nullcontext():
+        with replay.deciding() if decide else contextlib.nullcontext():
             conv2d.CONV2D.launch(x, w, b, None, None, None, *window, "relu")
             conv2d.CONV2D_WEIGHT_GRAD.launch(y, x, w.shape, *window, False)
         def shown(value):
@@ -263,7 +264,7 @@ with launching_nothing("sm_90"):
         return [shown(args) for args in given]
     first, taped, planned, anew = call(False), call(False), call(False), call(True)
     plans = [*conv2d.CONV2D.plans.values(), *conv2d.CONV2D_WEIGHT_GRAD.plans.values()]
-    assert len(plans) == 2 and all(isinstance(each, plan.Plan) for each in plans), plans
+    assert len(plans) == 2 and all(isinstance(each, replay.Plan) for each in plans), plans
     assert len(first) >= 2 and first == taped == planned == anew, (first, taped, planned, anew)
     assert "'x'" in str(first) and "'b'" in str(first) and "'new'" in str(first)
 print("done")

@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import cnn_triton
 from cnn_triton import nn
-from cnn_triton.kernels.lang import INTERPRETING
-from cnn_triton.profiling import profile
+from cnn_triton.kernels.base.lang import INTERPRETING
+from cnn_triton.tools.profiling import profile
 from small import command, refused, write_images
 
 

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 from checks import kernels_only
-from cnn_triton import nn, pages, photograph, report, runs
-from cnn_triton.anatomy import feature_maps, stages, weight_counts
-from cnn_triton.models import MODELS
-from cnn_triton.training import normalised, probabilities
+from cnn_triton import nn, pages
+from cnn_triton.classifier import photograph, report, runs
+from cnn_triton.classifier.anatomy import feature_maps, stages, weight_counts
+from cnn_triton.classifier.models import MODELS
+from cnn_triton.classifier.training import normalised, probabilities
 from small import CHROMIUM, command, config, few, refused, train, trainer, watched_in_chromium, write_images
 
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cnn_triton import runs, training
-from cnn_triton.data import digits, read
+from cnn_triton.classifier import runs, training
+from cnn_triton.classifier.data import digits, read
 from small import command, config, few, process, refused, same, train, trainer, write_images
 
 

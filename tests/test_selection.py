@@ -73,22 +73,24 @@ def test_most(monkeypatch):
 
 def test_touching(monkeypatch):
     """The tests of the file's operators, and of none; all tests of its own test files."""
-    found = taken(monkeypatch, touching=["kernels/avg_pool2d.py"])
+    found = taken(monkeypatch, touching=["kernels/pool/avg_pool2d.py"])
     none = ("threads", "adaptive_max_pool2d")  # the second is a function and no operator
     assert found == [
         i.nodeid for i in ITEMS if i.nodeid.partition("[")[2].startswith(none) and "test_nn" not in i.nodeid
     ]
-    found = taken(monkeypatch, touching=["kernels/conv2d_pool.py"])
+    found = taken(monkeypatch, touching=["kernels/matrix/conv_pool.py"])
     assert {name.partition("[")[2].split("-")[0] for name in found} == {"conv2d_pool: 3x3", *none}
-    found = taken(monkeypatch, touching=["kernels/op.py"])
+    found = taken(monkeypatch, touching=["kernels/core/op.py"])
     assert found == [i.nodeid for i in ITEMS if "test_nn" not in i.nodeid]
-    assert taken(monkeypatch, touching=["kernels/plan.py"]) == [i.nodeid for i in ITEMS if "test_plan" in i.nodeid]
+    assert taken(monkeypatch, touching=["kernels/core/replay.py"]) == [
+        i.nodeid for i in ITEMS if "test_plan" in i.nodeid
+    ]
 
 
 @pytest.mark.parametrize(
     ("words", "some", "none"),
     [
-        ("FILES=kernels/unpool2d.py tests/test_data.py", "test_data", "test_nn"),
+        ("FILES=kernels/pool/unpool2d.py tests/test_data.py", "test_data", "test_nn"),
         ("OP=max_pool2d", "test_ops", "test_data"),
     ],
 )

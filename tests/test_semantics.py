@@ -11,7 +11,8 @@ import cnn_triton
 from cases import ACTIVATIONS
 from checks import assert_accurate, kernels_only, operator_of
 from cnn_triton import functional, nn
-from cnn_triton.kernels import activations, max_pool2d
+from cnn_triton.kernels.matrix import activations
+from cnn_triton.kernels.pool import max_pool2d
 
 NAN, INF = float("nan"), float("inf")
 
@@ -478,21 +479,13 @@ def test_threads(device):
 
 def test_wide_offsets(monkeypatch, device):
     """Offsets of 64 bits, which tensors beyond 2^31 elements get, give the same results."""
-    from cnn_triton.kernels import (
-        conv2d,
-        conv2d_direct,
-        conv2d_grouped,
-        epilogue,
-        locally_connected2d,
-        op,
-        padding,
-        pooling,
-        unpool2d,
-    )
+    from cnn_triton.kernels.core import op
+    from cnn_triton.kernels.matrix import conv2d, direct, epilogue, grouped, locally_connected2d, padding
+    from cnn_triton.kernels.pool import unpool2d, windows
 
     wide = op.tl.int64
-    new = (conv2d_direct, conv2d_grouped, locally_connected2d)
-    for module in (conv2d, *new, epilogue, padding, pooling, unpool2d):
+    new = (direct, grouped, locally_connected2d)
+    for module in (conv2d, *new, epilogue, padding, windows, unpool2d):
         monkeypatch.setattr(module, "index_type", lambda *tensors: wide)
     for name in PAIRS:
         (ours, our_grads), (theirs, their_grads) = both(name, draw(name, device))
@@ -537,7 +530,7 @@ def test_rows_far_apart(label, device):
 
 def test_wide_offsets_where_needed():
     """64 bits for a tensor beyond 2^31 elements."""
-    from cnn_triton.kernels import op
+    from cnn_triton.kernels.core import op
 
     small = torch.empty(2, 2, 2, 2, device="meta")
     assert op.index_type(small) == op.tl.int32

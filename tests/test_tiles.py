@@ -18,24 +18,14 @@ import picked
 from bench.layers import BATCH, LAYERS
 from cases import draw
 from checks import assert_accurate, assert_code, kernels_only
-from cnn_triton.kernels import (
-    avg_pool2d,
-    batch_norm,
-    chips,
-    conv2d,
-    conv2d_pool,
-    epilogue,
-    geometry,
-    locally_connected2d,
-    max_pool2d,
-    plan,
-    relu_pool,
-    tiles,
-    unpool2d,
-)
-from cnn_triton.kernels.device import program_tile
-from cnn_triton.kernels.lang import INTERPRETING, tl, triton
-from cnn_triton.kernels.precision import TF32_EPS, conv_dot, float32_precision, matmul_dot
+from cnn_triton.kernels.base.lang import INTERPRETING, tl, triton
+from cnn_triton.kernels.base.precision import TF32_EPS, conv_dot, float32_precision, matmul_dot
+from cnn_triton.kernels.core import chips, replay
+from cnn_triton.kernels.core.device import program_tile
+from cnn_triton.kernels.matrix import batch_norm, conv2d, conv_pool, epilogue, locally_connected2d, pool_code
+from cnn_triton.kernels.pool import avg_pool2d, max_pool2d, unpool2d
+from cnn_triton.kernels.tiles import model, pick, shapes
+from cnn_triton.kernels.window import convolution
 from combinations import turns
 
 ROOT = Path(__file__).parents[1]
@@ -69,18 +59,18 @@ def boxes(pixels):
     layers = [(BATCH, layer) for layer in LAYERS] + list(picked.random_layers(60))
     sizes = {(n, side, side) for n, layer in layers for side in (layer.h, layer.p)}
     sizes |= {(1, 1, n * p * q) for n, p, q in sizes}
-    return sorted({tiles.box_of(pixels, images)[0] for images in sizes})
+    return sorted({model.box_of(pixels, images)[0] for images in sizes})
 
 
-def blocks(seed, wanted=lambda tile: True, beside=""):
-    """Those of every tile that may be picked with this beside the sums, a weight gradient's whole and in parts; of a
+def blocks(seed, wanted=lambda tile: True, extra=""):
+    """Those of every tile that may be picked with these extra registers, a weight gradient's whole and in parts; of a
     tile of boxes, whose sides know nothing of it, two boxes in turn. Without a seed, all."""
     found = {
         block(kind, weight_grad, tile._replace(parts=parts))
-        for kind in tiles.ARITHMETIC
+        for kind in shapes.ARITHMETIC
         for chip in picked.chips(kind)
         for weight_grad in (False, True)
-        for tile in tiles.every_tile(kind, chip, weight_grad, beside)
+        for tile in pick.every_tile(kind, chip, weight_grad, extra)
         for parts in (1, 3)
         if weight_grad or parts == 1
     }
@@ -95,7 +85,7 @@ def blocks(seed, wanted=lambda tile: True, beside=""):
 @pytest.fixture(autouse=True)
 def _deciding():
     """These tests change what is picked from call to call."""
-    with plan.deciding():
+    with replay.deciding():
         yield
 
 
@@ -103,13 +93,13 @@ def _deciding():
 def run(monkeypatch, device):
     """Runs an operator with a tile on fresh values of these shapes, and compares it with float64."""
 
-    def compare(op, tile, shapes, *rest):
-        pick = "pick_weight_grad" if tile.weight_grad else "pick_product"
-        forced = tiles.Tile(*tile[2:5], packed=tile.packed, parts=tile.parts, box=tile.box, programs=3)
-        monkeypatch.setattr(tiles, pick, lambda *problem: forced)
+    def compare(op, tile, given, *rest):
+        name = "weight_grad" if tile.weight_grad else "product"
+        forced = shapes.Tile(*tile[2:5], packed=tile.packed, parts=tile.parts, box=tile.box, programs=3)
+        monkeypatch.setattr(pick, name, lambda *problem: forced)
         half = (torch.float16, torch.bfloat16)[zlib.crc32(repr(tile).encode()) % 2]
         dtype = half if tile.kind == "half" else picked.DTYPES[tile.kind]
-        args = [draw(s, dtype, "channels_last").to(device) if isinstance(s, tuple) else s for s in shapes]
+        args = [draw(s, dtype, "channels_last").to(device) if isinstance(s, tuple) else s for s in given]
         wide = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
         with float32_precision("tf32" if tile.kind == "tf32" else "ieee"), kernels_only():
             ours = op.launch(*args, *rest)
@@ -155,10 +145,10 @@ def blocks_beside(*words):
     """Those of every tile of a product that may be picked with this beside its sums."""
     found = {
         block(kind, False, tile)
-        for kind in tiles.ARITHMETIC
+        for kind in shapes.ARITHMETIC
         for chip in picked.chips(kind)
         for word in words
-        for tile in tiles.every_tile(kind, chip, False, word)
+        for tile in pick.every_tile(kind, chip, False, word)
     }
     return sorted(found, key=repr)
 
@@ -171,7 +161,7 @@ def test_pooled_tile(tile, run):
     n, p, q = sizes(tile)
     channels = 7 if tile.packed else 2 * tile.k if tile.box else tile.k + 1
     x, w = (n, channels, 2 * p, 4 * q), (tile.n + 1, channels, 3, 3)
-    run(conv2d_pool.CONV2D_POOL, tile, (x, w, w[:1], None), *window(2), (2, 2), average)
+    run(conv_pool.CONV2D_POOL, tile, (x, w, w[:1], None), *window(2), (2, 2), average)
 
 
 @pytest.mark.cover
@@ -187,7 +177,7 @@ def test_epilogue_tile(tile, run):
 
 
 @pytest.mark.cover
-@pytest.mark.rotated("tile", functools.partial(blocks, wanted=lambda tile: not tile.box, beside="code, 1 B"))
+@pytest.mark.rotated("tile", functools.partial(blocks, wanted=lambda tile: not tile.box, extra="code, 1 B"))
 def test_pooled_grad_tile(tile, run, device):
     """Gradients that read the pooled one."""
     average = zlib.crc32(repr(tile).encode()) % 3 == 0
@@ -201,7 +191,7 @@ def test_pooled_grad_tile(tile, run, device):
     x, w = (n, columns, 2 * (p // 2) + 2, 2 * (q // 2) + 3), (channels, columns, 3, 3)
     grad = tuple(code.shape[1:])
     of = (not tile.weight_grad, tile.weight_grad)
-    run(conv2d_pool.CONV2D_POOL_GRAD, tile, (grad, code, x, w), *window(1), (2, 2), average, *of, False)
+    run(conv_pool.CONV2D_POOL_GRAD, tile, (grad, code, x, w), *window(1), (2, 2), average, *of, False)
 
 
 @pytest.mark.cover
@@ -219,10 +209,10 @@ def blocks_placed(weight_grad, *words):
     """Those of every tile of a locally connected product that may be picked with one of these beside its sums."""
     found = {
         block(kind, weight_grad, tile)
-        for kind in tiles.ARITHMETIC
+        for kind in shapes.ARITHMETIC
         for chip in picked.chips(kind)
         for word in words
-        for tile in tiles.every_tile(kind, chip, weight_grad, word, True)
+        for tile in pick.every_tile(kind, chip, weight_grad, word, True)
     }
     return sorted(found, key=repr)
 
@@ -257,9 +247,9 @@ def tiles_grouped():
     """Every tile of products in many narrow groups, by what of it decides the results."""
     found = {
         (kind, *tile[:3], tile.groups)
-        for kind in tiles.ARITHMETIC
+        for kind in shapes.ARITHMETIC
         for chip in picked.chips(kind)
-        for tile in tiles.every_grouped(kind, chip)
+        for tile in pick.every_grouped(kind, chip)
     }
     return sorted(found)
 
@@ -270,8 +260,8 @@ def test_grouped_tile(grouped, monkeypatch, run):
     """Forward, input gradient, weight gradient in narrow groups, at sizes over the edges of the tile."""
     kind, m, n, k, g = grouped
     for parts in (1, 3):
-        forced = tiles.Tile(m, n, k, groups=g, parts=parts)
-        monkeypatch.setattr(tiles, "pick_grouped", lambda *problem, forced=forced: forced)
+        forced = shapes.Tile(m, n, k, groups=g, parts=parts)
+        monkeypatch.setattr(pick, "grouped", lambda *problem, forced=forced: forced)
         groups, inputs, outputs = g + 1, 3 + 2 * parts, n + 1 if parts == 1 else 5
         how = ((1, 2), (1, 1, 1, 1), (1, 1), groups, "zeros")
         q = m // 8 + 1
@@ -284,14 +274,14 @@ def test_grouped_tile(grouped, monkeypatch, run):
             run(conv2d.CONV2D_INPUT_GRAD, tile, (y, w), x, *how, True)
 
 
-@pytest.mark.parametrize("kind", tiles.ARITHMETIC)
+@pytest.mark.parametrize("kind", shapes.ARITHMETIC)
 def test_grouped_picks_are_among_the_tested(kind):
     for chip in picked.chips(kind):
         for groups, outputs, inputs in itertools.product((2, 3, 32), (1, 4, 17, 32, 100), (2, 8, 32, 70)):
-            problems = [tiles.Grouped(groups, 1000, outputs, 9 * inputs, crowded) for crowded in (False, True)]
-            problems.append(tiles.Grouped(groups, outputs, 9 * inputs, 10**5, parts=True))
+            problems = [shapes.Grouped(groups, 1000, outputs, 9 * inputs, crowded) for crowded in (False, True)]
+            problems.append(shapes.Grouped(groups, outputs, 9 * inputs, 10**5, parts=True))
             for problem in problems:
-                assert tiles.pick_grouped(problem, kind, chip)._replace(parts=1) in tiles.every_grouped(kind, chip)
+                assert pick.grouped(problem, kind, chip)._replace(parts=1) in pick.every_grouped(kind, chip)
 
 
 @pytest.mark.cover
@@ -299,12 +289,12 @@ def test_grouped_picks_are_among_the_tested(kind):
 @pytest.mark.parametrize("size", [1, 3, 5, 7, 8])
 def test_rows(rows, size, monkeypatch, run):
     """Depthwise convolution in strips of so many rows, and windows up to those that are taken tap by tap."""
-    monkeypatch.setattr(tiles, "pick_rows", lambda *problem: rows)
+    monkeypatch.setattr(pick, "rows", lambda *problem: rows)
     tile = Block("float", False, 0, 0, 0, False, None, 1)
     for stride in (1, 2):
         how = ((stride, 1), (size // 2,) * 4, (1, 1), 3, "zeros")
         x, w = (2, 3, 8 * stride, 9), (6, 1, size, size)
-        y = (2, 6, *geometry.conv_output(geometry.Window((size, size), *how[:3]), x[2:]))
+        y = (2, 6, *convolution.conv_output(convolution.Window((size, size), *how[:3]), x[2:]))
         if not y[2] % rows:  # in a weight gradient rows must be whole
             run(conv2d.CONV2D_WEIGHT_GRAD, tile, (y, x), w, *how, True)
         run(conv2d.CONV2D, tile, (x, w, w[:1], None, y), None, *how, "relu")
@@ -312,10 +302,10 @@ def test_rows(rows, size, monkeypatch, run):
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("strip", sorted({s for chip in tiles.CHIPS for s in tiles.strips(chip)}), ids=str)
+@pytest.mark.parametrize("strip", sorted({s for chip in chips.CHIPS for s in pick.strips(chip)}), ids=str)
 def test_strip(strip, monkeypatch, device):
     """Everything that streams, with every block that it may be picked, one over its edges."""
-    monkeypatch.setattr(tiles, "pick_strip", lambda *problem: strip)
+    monkeypatch.setattr(pick, "strip", lambda *problem: strip)
     channels, height = strip.channels + 1, 2 * (strip.pixels // 16 + 1)
     x = draw((1, channels, height, 32), torch.float32, "channels_last").to(device)
     half = (height // 2, 16)
@@ -344,8 +334,8 @@ def test_strip(strip, monkeypatch, device):
             (batch_norm.CONV2D_MOMENTS, x, depthwise, scale, *same),
             (batch_norm.BATCH_NORM, x, *moments, scale, None, x, None, 1e-5, "relu"),
             (batch_norm.BATCH_NORM_GRAD, x, x, *moments, scale, None, 1e-5, "relu"),
-            (relu_pool.RELU_POOL2D_INPUT_GRAD, y, code, x.shape, (2, 2), False, True),
-            (relu_pool.RELU_POOL2D_AT_OPEN, x, code, (2, 2), False),
+            (pool_code.RELU_POOL2D_INPUT_GRAD, y, code, x.shape, (2, 2), False, True),
+            (pool_code.RELU_POOL2D_AT_OPEN, x, code, (2, 2), False),
         ):
             with kernels_only(op.name):
                 ours = op.launch(*args)
@@ -363,7 +353,7 @@ def test_strip(strip, monkeypatch, device):
 
 def test_chunks_of_pixels(monkeypatch, device):
     """Sums over pixels, whose last program has fewer strips than the others."""
-    monkeypatch.setattr(tiles, "pick_strip", lambda *problem: tiles.Strip(16, 4))
+    monkeypatch.setattr(pick, "strip", lambda *problem: shapes.Strip(16, 4))
     x = draw((1, 3, 7, 10), torch.float32, "contiguous").to(device)
     with kernels_only("bias_grad"):
         ours = epilogue.BIAS_GRAD.launch(x)
@@ -390,7 +380,7 @@ def test_what_a_tap_does_not_read(across, monkeypatch, device):
     them, and in no others."""
     turned = (lambda pair: pair[::-1]) if across else (lambda pair: pair)
     box, stride = (1, *turned((64, 1))), turned((2, 1))
-    monkeypatch.setattr(tiles, "pick_weight_grad", lambda *problem: tiles.Tile(64, 64, 64, box=box, programs=1))
+    monkeypatch.setattr(pick, "weight_grad", lambda *problem: shapes.Tile(64, 64, 64, box=box, programs=1))
     x, grad = (draw((1, 64, *turned(size)), torch.float32, "channels_last").to(device) for size in ((34, 3), (17, 3)))
     x.select(3 if across else 2, -1).fill_(math.inf)
     how = ((64, 64, 3, 3), stride, (1, 1, 1, 1), (1, 1), 1, "zeros", True)
@@ -434,10 +424,10 @@ def test_every_tile_has_a_program(device):
 def test_tiles_fit():
     """The operands of a tile's steps under way are within the chip's shared memory."""
     size = {"half": 2, "tf32": 4, "float": 4, "double": 8}
-    for kind in tiles.ARITHMETIC:
+    for kind in shapes.ARITHMETIC:
         for chip, weight_grad in itertools.product(picked.chips(kind), (False, True)):
-            at = tiles.CHIPS[chip]
-            for tile in tiles.every_tile(kind, chip, weight_grad):
+            at = chips.CHIPS[chip]
+            for tile in pick.every_tile(kind, chip, weight_grad):
                 stages = tile.stages - at.amd  # AMD's compiler keeps one in registers
                 assert (tile.m + tile.n) * tile.k * size[kind] * stages <= at.shared, (kind, chip, tile)
 
@@ -484,17 +474,17 @@ def test_boxes_waste_little():
     """A box of pixels fits the images of the usual networks without a rest, and any others as well as a box can."""
     for size in (224, 112, 56, 28, 14):
         for pixels in (64, 128):
-            (n, p, q), count = tiles.box_of(pixels, (32, size, size))
+            (n, p, q), count = model.box_of(pixels, (32, size, size))
             assert n * p * q == pixels
             assert count * pixels == 32 * size * size, f"{size}: {(n, p, q)}"
-    assert tiles.box_of(64, (32, 7, 7)) == ((8, 1, 8), 4 * 7)
+    assert model.box_of(64, (32, 7, 7)) == ((8, 1, 8), 4 * 7)
     for images in ((1, 1, 1), (3, 5, 9), (1, 1, 1000), (7, 100, 1)):
-        box, count = tiles.box_of(128, images)
+        box, count = model.box_of(128, images)
         assert box[0] * box[1] * box[2] == 128
         assert count == math.prod(-(-whole // part) for whole, part in zip(images, box, strict=True))
 
 
-@pytest.mark.parametrize("kind", tiles.ARITHMETIC)
+@pytest.mark.parametrize("kind", shapes.ARITHMETIC)
 def test_picks_are_among_the_tested(kind):
     """No problem gets a tile outside the list that is compiled and compared, but for what the list leaves open."""
     with picked.launchers() as of:
@@ -503,19 +493,19 @@ def test_picks_are_among_the_tested(kind):
                 weight_grad = what == "weight gradient"
                 row = tile.box and (1, 1, tile.k if weight_grad else tile.m)
                 listed = tile._replace(box=row, parts=1, programs=0)
-                assert listed in tiles.every_tile(kind, chip, weight_grad), f"{each}, {what}: {tile}"
+                assert listed in pick.every_tile(kind, chip, weight_grad), f"{each}, {what}: {tile}"
 
 
 def test_estimates_follow_the_model():
     """More work takes longer, a full chip as long as one program of it, and one program more a wave more."""
-    for candidate in tiles.candidates("half", "sm_90", "boxes", 64):
-        one = tiles.estimate(candidate, 1, 10)
+    for candidate in model.candidates("half", "sm_90", "tma", 64):
+        one = model.estimate(candidate, 1, 10)
         assert one >= candidate.start + 10 * candidate.alone
-        assert tiles.estimate(candidate, candidate.slots // candidate.resident, 10) == one
-        full = tiles.estimate(candidate, candidate.slots, 10)
+        assert model.estimate(candidate, candidate.slots // candidate.resident, 10) == one
+        full = model.estimate(candidate, candidate.slots, 10)
         assert full >= one
-        assert tiles.estimate(candidate, candidate.slots + 1, 10) == full + one
-        assert tiles.estimate(candidate, 1, 20) > one
+        assert model.estimate(candidate, candidate.slots + 1, 10) == full + one
+        assert model.estimate(candidate, 1, 20) > one
 
 
 @pytest.mark.cover

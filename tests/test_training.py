@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import cnn_triton
-from cnn_triton import training
-from cnn_triton.models import MODELS, VGG, LeNet5
+from cnn_triton.classifier import training
+from cnn_triton.classifier.models import MODELS, VGG, LeNet5
 from small import config, few, same, trainer
 
 

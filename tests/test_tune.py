@@ -15,35 +15,37 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench import layers, tune  # noqa: E402
-from cnn_triton.kernels import conv2d, tiles  # noqa: E402
+from cnn_triton.kernels.core import chips  # noqa: E402
+from cnn_triton.kernels.matrix import conv2d  # noqa: E402
+from cnn_triton.kernels.tiles import pick, shapes  # noqa: E402
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has a chip and a clock of its own")
 CONV, FC = layers.conv(32, 5, 32, 2, padding=0), layers.fc(16, 8)
 # None of these is ever picked.
-GOOD, BAD = (tiles.Tile(32, 32, 64, 4, stages) for stages in (2, 3))
-BOXED = tiles.Tile(32, 32, 32, 4, 2, box=(2, 4, 4), programs=2)
+GOOD, BAD = (shapes.Tile(32, 32, 64, 4, stages) for stages in (2, 3))
+BOXED = shapes.Tile(32, 32, 32, 4, 2, box=(2, 4, 4), programs=2)
 
 pytestmark = pytest.mark.cover  # most run every tile of a problem in the interpreter
 
 
 def clear():
-    tiles.pick_product.cache_clear()
-    tiles.pick_weight_grad.cache_clear()
+    pick._product.cache_clear()
+    pick._weight_grad.cache_clear()
 
 
 @pytest.fixture
 def hopper(monkeypatch):
     """The interpreter picks as Hopper does, and one tile of each way that operands come may serve."""
 
-    def few(*asked, every=tiles.serving):
+    def few(*asked, every=pick.serving):
         found = [tile._replace(programs=min(tile.programs, 2)) for tile in every(*asked) if tile.parts <= 2]
         return list({(tile.packed, tile.box): tile for tile in found}.values())
 
-    monkeypatch.setattr(tiles, "chip_name", lambda: "sm_90")
-    monkeypatch.setattr(tiles, "serving", few)
+    monkeypatch.setattr(pick, "serving", few)
     monkeypatch.setattr("bench.report.commit", lambda: "this")
     clear()
-    yield
+    with chips.assuming("sm_90"):
+        yield
     clear()
 
 
@@ -58,7 +60,7 @@ def known(monkeypatch, milliseconds):
 
 
 def python(text):
-    return eval(text, dict(vars(tiles)))
+    return eval(text, dict(vars(shapes)))
 
 
 @no_gpu
@@ -73,16 +75,16 @@ def test_report(hopper, tmp_path):
     assert list(rows) == names
     for name, row in rows.items():
         problem = python(row["problem"])
-        pick = tiles.pick_weight_grad if "weight" in name else tiles.pick_product
-        assert python(row["pick"]) == pick(problem, "half", "sm_90")
+        best = pick.weight_grad if "weight" in name else pick.product
+        assert python(row["pick"]) == best(problem, "half", "sm_90")
         timed = {python(tile): time for tile, time in row["milliseconds"].items()}
-        assert set(timed) == {python(row["pick"]), *tiles.serving(problem, "half", "sm_90")}
+        assert set(timed) == {python(row["pick"]), *pick.serving(problem, "half", "sm_90")}
         assert row["failed"] == {}
         assert timed[python(row["best"])] == min(timed[python(tile)] for tile in row["p20, p80"])
         assert row["pick / best"] == timed[python(row["pick"])] / timed[python(row["best"])] >= 1
     forward, _, weight_grad = (rows[name] for name in names[3:])
-    assert python(forward["problem"]) == tiles.Product((2, 4, 4), 32, 32, 4, boxes=True, whole=True)
-    assert python(weight_grad["problem"]) == tiles.WeightGrad((2, 4, 4), 32, 32, 4, boxes=True)
+    assert python(forward["problem"]) == shapes.Product((2, 4, 4), 32, 32, 4, tma=True, whole=True)
+    assert python(weight_grad["problem"]) == shapes.WeightGrad((2, 4, 4), 32, 32, 4, tma=True)
     for row in (forward, weight_grad):
         assert {(bool(tile.box), tile.packed) for tile in map(python, row["milliseconds"])} == {
             (True, False), (False, True), (False, False),
@@ -98,8 +100,8 @@ def test_report(hopper, tmp_path):
 @no_gpu
 @pytest.mark.parametrize("what", tune.PASSES)
 def test_pasted_rows_mend_the_pick(hopper, tmp_path, monkeypatch, what):
-    """What is printed for tiles.TUNED is Python, and with it the best tile is picked."""
-    monkeypatch.setattr(tiles, "serving", lambda *asked: [GOOD, BOXED])
+    """What is printed for pick.TUNED is Python, and with it the best tile is picked."""
+    monkeypatch.setattr(pick, "serving", lambda *asked: [GOOD, BOXED])
     known(monkeypatch, lambda tile: 1.0 if tile == BOXED else 2.0)
     (row,) = tune.tune(tmp_path, 5, what, layers=(CONV,), n=2)["rows"]
     assert (python(row["best"]), row["pick / best"]) == (BOXED, 2.0)
@@ -109,10 +111,10 @@ def test_pasted_rows_mend_the_pick(hopper, tmp_path, monkeypatch, what):
     _, text, _ = (tmp_path / "tune.md").read_text().split("```")
     tuned = python(f"{{{text.removeprefix('python')}}}")
     assert tuned == {("sm_90", "half", problem): BOXED}
-    monkeypatch.setattr(tiles, "TUNED", tuned)
+    monkeypatch.setattr(pick, "TUNED", tuned)
     clear()
-    pick = tiles.pick_weight_grad if "weight" in what else tiles.pick_product
-    assert pick(problem, "half", "sm_90") == BOXED
+    best = pick.weight_grad if "weight" in what else pick.product
+    assert best(problem, "half", "sm_90") == BOXED
 
 
 @no_gpu
@@ -129,7 +131,7 @@ def test_a_wrong_tile_is_reported_and_not_chosen(hopper, tmp_path, monkeypatch, 
             args[3][1, 2, 3, 3] += 1
 
     monkeypatch.setattr(conv2d, "launch", launch)
-    monkeypatch.setattr(tiles, "serving", lambda *asked: [BAD, GOOD])
+    monkeypatch.setattr(pick, "serving", lambda *asked: [BAD, GOOD])
     known(monkeypatch, lambda tile: {BAD: 0.5, GOOD: 1.0}.get(tile, 2.0))
     found = tune.tune(tmp_path, 5, "forward", layers=(CONV,), n=3)
     (row,) = found["rows"]
@@ -259,18 +261,20 @@ def test_the_command_says_what_it_needs(tmp_path, capsys):
 AHEAD = """
 import torch
 from bench import calls, layers, tune
-from cnn_triton.kernels import aot, conv2d_gather, tiles
-from cnn_triton.kernels.lang import triton
+from cnn_triton.kernels.compiler import aot
+from cnn_triton.kernels.matrix import gather
+from cnn_triton.kernels.tiles import shapes
+from cnn_triton.kernels.base.lang import triton
 
 triton.runtime.driver.set_active(aot._Driver("sm_90", aot.target("sm_90")))
 op, args = calls.calls(layers.conv(64, 8, 64, 3), torch.bfloat16, 2)[0]
-good = tiles.Tile(64, 64, 64, 4, 2)
+good = shapes.Tile(64, 64, 64, 4, 2)
 with tune.picking() as noted:
     def launch(tile):
         noted.tile = tile
         op.launch(*args)
     tune.compile_ahead([tune.partial(launch, tile) for tile in (good, good._replace(m=48))])
-    cache = conv2d_gather.conv_kernel.device_caches["sm_90"][0]
+    cache = gather.conv_kernel.device_caches["sm_90"][0]
     assert [type(entry).__name__ for entry in cache.values()] == ["CompiledKernel"], cache
     try:
         launch(good._replace(m=48))

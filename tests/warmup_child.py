@@ -11,7 +11,8 @@ import triton
 from torch.utils.checkpoint import checkpoint
 
 import cnn_triton
-from cnn_triton import ahead, nn
+from cnn_triton import nn
+from cnn_triton.tools import warmup
 
 CHIP = "sm_90"
 LAST = torch.channels_last
@@ -102,8 +103,8 @@ def real_step():
         model, x = small().to(memory_format=layout), images().to(memory_format=layout)
         report = warm(model, x)
         del compiled[:]
-        with ahead._compiling_for(CHIP):
-            with ahead.Noting() as real:
+        with warmup._compiling_for(CHIP):
+            with warmup.Noting() as real:
                 torch.nn.functional.cross_entropy(model(x), torch.zeros(4, dtype=torch.long)).backward()
             for kernel, _, args, constants in real.launches:
                 kernel.run(*args, grid=(1,), warmup=True, **constants)
@@ -163,8 +164,8 @@ def autocast():
         return y
 
     model = Wrapped(call, torch.nn.Sequential(torch.nn.Conv2d(8, 8, 1), nn.MaxPool2d(2)))
-    with ahead._compiling_for(CHIP), torch.autocast("cpu", torch.bfloat16):
-        launches = ahead.step_launches(model, (images(),), {})
+    with warmup._compiling_for(CHIP), torch.autocast("cpu", torch.bfloat16):
+        launches = warmup.step_launches(model, (images(),), {})
     dtypes = {str(a.dtype) for launch in launches for a in launch.args if isinstance(a, torch.Tensor)}
     return {"dtypes": sorted(dtypes), "on in backward": on}
 

@@ -4,7 +4,7 @@ import mpmath
 import numpy as np
 import torch
 
-from cnn_triton.kernels import batch_norm, conv2d, epilogue, linear, locally_connected2d
+from cnn_triton.kernels.matrix import batch_norm, conv2d, epilogue, linear, locally_connected2d
 
 PI = np.longdouble("3.14159265358979323846264")
 

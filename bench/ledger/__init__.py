@@ -24,11 +24,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cnn_triton.kernels import aot
-from cnn_triton.kernels.aot import Code
-from cnn_triton.kernels.chips import COMPILED
-from cnn_triton.kernels.op import Op
-from cnn_triton.kernels.precision import float32_precision
+from cnn_triton.kernels.base.precision import float32_precision
+from cnn_triton.kernels.compiler import aot
+from cnn_triton.kernels.compiler.aot import Code
+from cnn_triton.kernels.core.chips import COMPILED
+from cnn_triton.kernels.core.op import Op
 
 from ..calls import ARITHMETICS, PASSES, calls
 from ..layers import LAYERS

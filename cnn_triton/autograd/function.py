@@ -1,0 +1,160 @@
+"""torch.autograd.Functions over the operators: what they all have. Backward passes are made of differentiable functions
+again, and rules for derivatives along tangents and for batches follow from each one's operator.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import forward_ad
+
+from ..kernels.core.op import Op
+from ..ops import batched
+
+__all__ = ["Formula", "Function", "along", "apply", "asked", "differentiable", "total", "transforming"]
+
+
+class Function(torch.autograd.Function):
+    """A Function that calls the operator `OP`, by the operator's names of arguments. Its result is linear in the first
+    argument, and in each of the first `PARTS` with the others kept; what else it depends on, `tangent` says."""
+
+    OP: Op
+    PARTS = 1
+
+    def __init_subclass__(cls) -> None:
+        """Keeps TorchDynamo out of a backward pass that runs within what it follows."""
+        method = vars(cls).get("backward")  # a class method or a static one
+        if method is not None:
+            cls.backward = type(method)(torch.compiler.disable(method.__func__))
+
+    @classmethod
+    def tangent(cls, inputs, outputs, tangents):
+        """The derivative along `tangents`, one for each of the inputs, or None: Σ of the function with one argument
+        replaced by its tangent."""
+        steps = [(i, tangent) for i, tangent in enumerate(tangents[: cls.PARTS]) if tangent is not None]
+        terms = [apply(cls, *inputs[:i], tangent, *inputs[i + 1 :]) for i, tangent in steps]
+        return terms[0] if len(terms) == 1 else total(*terms)
+
+
+class Formula(Function):
+    """A Function whose own derivatives are PyTorch's: those of `formula`, which computes the same results."""
+
+    @staticmethod
+    def formula(*inputs):
+        raise NotImplementedError
+
+    @classmethod
+    def tangent(cls, inputs, outputs, tangents):
+        return along(cls.formula, inputs, tangents)[1]
+
+    @classmethod
+    def setup_context(cls, ctx, inputs, output):
+        ctx.others = [None if isinstance(value, torch.Tensor) else value for value in inputs]
+        ctx.save_for_backward(*(value if isinstance(value, torch.Tensor) else None for value in inputs))
+
+    @classmethod
+    def backward(cls, ctx, *grads):
+        inputs = [other if saved is None else saved for saved, other in zip(ctx.saved_tensors, ctx.others, strict=True)]
+        function, tensors = _of_tensors(cls.formula, inputs)
+        results, back = torch.func.vjp(function, *tensors)
+        given = (torch.zeros_like(y) if grad is None else grad for y, grad in zip(results, grads, strict=True))
+        back = iter(back(tuple(given)))
+        return tuple(next(back) if isinstance(value, torch.Tensor) else None for value in inputs)
+
+
+def along(function, args, steps):
+    """The function's results, and their derivative along the arguments' steps. By reverse mode twice: forward mode
+    can't be nested in every way that this may be called."""
+    steps = tuple(
+        torch.zeros_like(arg) if step is None else step
+        for arg, step in zip(args, steps, strict=True)
+        if isinstance(arg, torch.Tensor)
+    )
+    function, tensors = _of_tensors(function, args)
+    results, back = torch.func.vjp(function, *tensors)
+    several = isinstance(results, tuple)
+    like = map(torch.zeros_like, results if several else (results,))
+    tangents = torch.func.vjp(lambda *grads: back(grads if several else grads[0]), *like)[1](steps)
+    return results, tangents if several else tangents[0]
+
+
+def _of_tensors(function, args):
+    """The function of those arguments that are tensors, and these."""
+
+    def call(*tensors):
+        each = iter(tensors)
+        return function(*(next(each) if isinstance(arg, torch.Tensor) else arg for arg in args))
+
+    return call, [arg for arg in args if isinstance(arg, torch.Tensor)]
+
+
+def apply(function: type[Function], *args: Any) -> Any:
+    """The function's results, differentiable."""
+    if transforming():
+        return _transformable(function).apply(*args)
+    # Function.apply would look up forward's signature, which takes longer than all the rest of a call.
+    args = unwrap_dead_wrappers(args)
+    return super(torch.autograd.Function, function).apply(*args)
+
+
+def transforming() -> bool:
+    """Is a transform of torch.func on, or forward-mode differentiation?"""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+@functools.cache
+def _transformable(function):
+    """The function with rules for derivatives along tangents and for batches."""
+    names = list(inspect.signature(function.forward).parameters)
+
+    class Transformable(function):
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            function.setup_context(ctx, inputs, output)
+            ctx.set_materialize_grads(False)  # or PyTorch makes zeros for what has no tangent
+            outputs = output if isinstance(output, tuple) else (output,)
+            ctx.constants = [None if isinstance(value, torch.Tensor) else value for value in inputs]
+            ctx.save_for_forward(*(value if isinstance(value, torch.Tensor) else None for value in inputs), *outputs)
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return (None,) * len(names) if all(grad is None for grad in grads) else function.backward(ctx, *grads)
+
+        @staticmethod
+        def jvp(ctx, *tangents):
+            tensors = zip(ctx.saved_tensors, ctx.constants, strict=False)
+            inputs = [constant if tensor is None else tensor for tensor, constant in tensors]
+            return function.tangent(inputs, ctx.saved_tensors[len(names) :], tangents)
+
+        @staticmethod
+        def vmap(info, dims, *args):
+            return batched(function.OP, lambda *args: apply(function, *args), names, info.batch_size, dims, args)
+
+    return Transformable
+
+
+def total(*terms):
+    """The sum of those that are there, or None."""
+    terms = [term for term in terms if term is not None]
+    return functools.reduce(torch.add, terms) if terms else None
+
+
+def asked(args: tuple[Any, ...]) -> bool:
+    """Does anything ask for derivatives, or transform the call?"""
+    leaves = torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+    return leaves or transforming()
+
+
+def differentiable(function: type[Function], forward: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """The function as the layers call it: `forward` alone, its own unless given, where nothing asks for derivatives.
+    torch.compile keeps the call whole and differentiates what it does, which goes for torch.func's transforms too; of
+    a Function it would trace forward and backward, and transforms of those not, or as if they were constant."""
+    plain = forward or function.forward
+
+    def call(*args):
+        return apply(function, *args) if asked(args) else plain(*args)
+
+    return torch.compiler.allow_in_graph(call)

@@ -1,0 +1,75 @@
+"""A photograph's feature maps after a first layer: hand-set edge kernels, or a trained network's."""
+
+from pathlib import Path
+
+import torch
+
+from .. import functional
+from ..nn import Conv2d, MaxPool2d
+from ..pages import render
+from . import pictures
+from .models import Classifier
+from .runs import replace
+from .training import Config, normalised
+
+__all__ = ["EDGES", "write_photograph"]
+
+# Hand-set 3x3 kernels: what a first layer may learn to find.
+EDGES = {
+    "bright on the left": ((1, 0, -1), (2, 0, -2), (1, 0, -1)),
+    "bright on the right": ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1)),
+    "bright above": ((1, 2, 1), (0, 0, 0), (-1, -2, -1)),
+    "bright below": ((-1, -2, -1), (0, 0, 0), (1, 2, 1)),
+    "bright above left": ((2, 1, 0), (1, 0, -1), (0, -1, -2)),
+    "bright above right": ((0, 1, 2), (-1, 0, 1), (-2, -1, 0)),
+    "bright points (Laplace)": ((-1, -1, -1), (-1, 8, -1), (-1, -1, -1)),
+    "blur": ((1 / 9,) * 3,) * 3,
+}
+
+
+def write_photograph(
+    image: torch.Tensor, name: str, layer: tuple[Classifier, Config] | None, device: torch.device, out: Path
+) -> None:
+    """Writes a page with a photograph's feature maps, at full size, after convolution + ReLU and after a 2x2 pool.
+
+    image: (C, H, W) in [0, 1]; grey for the hand-set kernels, with a run's channels for its trained first layer
+    Errors: OSError; ValueError for a run whose first layer fits no other size than its images'.
+    """
+    if layer is None:
+        labels = list(EDGES)
+        weight = torch.tensor(list(EDGES.values()))[:, None]
+        x, conv = image[None].to(device), weight.to(device)
+        found = functional.conv2d_relu(x, conv, None, padding="same")
+    else:
+        model, config = layer
+        trained, weight = model.first, model.kernels
+        if not isinstance(trained, Conv2d):
+            raise ValueError(
+                f"--run: a {config.model} network's first layer is for images of {config.height} x {config.width} "
+                "alone; a run of --model lenet5 or vgg would do"
+            )
+        labels = [f"kernel {k}" for k in range(len(weight))]
+        with torch.no_grad():
+            found = trained(normalised(image[None], config, device))
+    pooled = MaxPool2d(2, ceil_mode=True)(found)
+    replace(
+        out,
+        render(
+            "photograph.html",
+            name=name,
+            hand_set=layer is None,
+            image=pictures.photograph(image),
+            size=tuple(image.shape[1:]),
+            maps=[
+                (label, pictures.kernels(weight[k : k + 1]), _bright(found[0, k]), _bright(pooled[0, k]))
+                for k, label in enumerate(labels)
+            ],
+        ),
+    )
+
+
+def _bright(values: torch.Tensor) -> str:
+    """A map (P, Q) in grey; its largest half percent is white."""
+    flat = values.flatten().float().cpu()
+    white = flat.kthvalue(-(-len(flat) * 995 // 1000)).values.clamp_min(1e-12)
+    return pictures.photograph((flat / white).view(values.shape)[None])

@@ -1,0 +1,1 @@
+"""The command line: `cnn-triton`, or `python -m cnn_triton.cli`."""

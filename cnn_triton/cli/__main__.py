@@ -1,0 +1,5 @@
+"""Runs the command line: `python -m cnn_triton.cli`."""
+
+from .main import main
+
+main()

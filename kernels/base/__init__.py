@@ -1,0 +1,1 @@
+"""What everything below stands on: Triton's import, and how each dtype is computed."""

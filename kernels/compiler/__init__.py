@@ -1,0 +1,1 @@
+"""What a launch compiles to, on any chip, without having one."""

@@ -1,0 +1,1 @@
+"""What every operator is made of: its record, launches and their replay, the chips, pixels on the device."""

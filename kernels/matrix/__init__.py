@@ -1,0 +1,1 @@
+"""Products of matrices and what follows them: convolutions, linear and locally connected layers, their gradients."""

@@ -1,0 +1,298 @@
+"""ReLU and pooling in windows that don't overlap, as one: what a convolution that is pooled stores, and the way back.
+
+    maximum:  y[p,q] = max(0, max over taps t of x[t])       code: the tap that won; the number of taps if none did
+    average:  y[p,q] = Σ over taps t of max(0, x[t]) / taps  code: a bit for each tap, 1 where ReLU is open
+
+with x[t] = x[p·R + t / S, q·S + t mod S] for windows of R x S = `taps`. NaN as in the chain of PyTorch's operators: it
+wins (the last one), and ReLU is open there. That is all that the gradient needs,
+
+    dx[t] = dy where the code says that tap t is open, else 0             average: dy / taps
+    ddy   = Σ over open taps of ddx[t]                                    average: / taps
+
+and db[k] = Σ dx. A code is a tensor [bytes, N, C, P, Q]: of a maximum the smallest integer that holds it; of an average
+one byte for every eight taps.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from ..base.lang import device_function, tl, triton
+from ..base.precision import accumulator
+from ..core import chips
+from ..core.device import offset_inside, offsets, part_of, step_of, strip, sum_rows
+from ..core.op import Fold, Op, channels_last, check_tensors, index_type, nbytes, new, nhwc
+from ..pool.max_pool2d import winner_dtype
+from ..streaming.strips import stream
+from ..tiles import model
+from ..window import convolution
+from .epilogue import bias_grad_fake, sum_pixels
+
+# How a pooling is done: the maximum, held in two numbers or, of 16 bits, in one; the average.
+LARGEST, KEY, AVERAGE = (tl.constexpr(i) for i in range(3))
+
+
+@device_function
+def pool_start(M: tl.constexpr, N: tl.constexpr, POOL: tl.constexpr, ACC: tl.constexpr):
+    """What is held before the first tap: (y, code), or of a maximum's KEY both in one. [M, N]"""
+    if POOL[2] == KEY:
+        return tl.zeros([M, N], tl.int32), 0
+    else:
+        code = 0 if POOL[2] == AVERAGE else POOL[0] * POOL[1]
+        return tl.zeros([M, N], ACC), tl.full([M, N], code, tl.int32)
+
+
+@device_function
+def pool_step(y, code, x, t, POOL: tl.constexpr):
+    """What is held with tap t, of which the values are x, rounded as they are stored. An average's code is the byte of
+    the tap's eight. A key is x's 16 bits, ordered as values are since only positive ones and NaN count, above the
+    tap's number, so ordered that of equal values the first is largest, of NaN the last."""
+    if POOL[2] == KEY:
+        bits = x.to(tl.int16, bitcast=True).to(tl.int32) & 0x7FFF
+        x = x.to(tl.float32)
+        nan = x != x
+        key = (tl.where(nan, 0x7FFF, bits) << 16) | tl.where(nan, t, 0xFFFF - t)
+        return tl.where((x > 0) | nan, tl.maximum(y, key), y), code
+    elif POOL[2] == AVERAGE:
+        x = x.to(y.dtype)
+        opens = (x > 0) | (x != x)
+        return y + tl.where(opens, x, 0.0), tl.where(t % 8 > 0, code, 0) | (opens.to(tl.int32) << (t % 8))
+    else:
+        x = x.to(y.dtype)
+        wins = (x > y) | (x != x)
+        return tl.where(wins, x, y), tl.where(wins, t, code)
+
+
+@device_function
+def store_byte(code, to, won, t, mask, POOL: tl.constexpr):
+    """Stores at offsets `to` an average's byte of eight taps, if t is their last; code: (pointer, elements of a
+    byte's plane)."""
+    if POOL[2] == AVERAGE:  # noqa: SIM102 - known at compile time
+        if (t % 8 == 7) | (t == POOL[0] * POOL[1] - 1):
+            tl.store(code[0] + to + tl.cast(t // 8, to.dtype) * code[1], won.to(tl.uint8), mask=mask)
+
+
+@device_function
+def store_pooled(y, code, to, pooled, won, mask, POOL: tl.constexpr):
+    """Stores at offsets `to` what is held after the last tap, but for an average's bytes."""
+    if POOL[2] == KEY:
+        t = pooled & 0xFFFF
+        bits = pooled >> 16
+        won = tl.where(pooled == 0, POOL[0] * POOL[1], tl.where(bits == 0x7FFF, t, 0xFFFF - t))
+        pooled = bits.to(tl.int16).to(y.dtype.element_ty, bitcast=True)
+    elif POOL[2] == AVERAGE:
+        pooled = pooled / (POOL[0] * POOL[1])
+    tl.store(y + to, pooled.to(y.dtype.element_ty), mask=mask)
+    if POOL[2] != AVERAGE:
+        tl.store(code[0] + to, won.to(code[0].dtype.element_ty), mask=mask)
+
+
+@device_function
+def is_open(code, to, t, mask, POOL: tl.constexpr):
+    """Where does a gradient pass through tap t? At offsets `to`."""
+    if POOL[2] == AVERAGE:
+        byte = tl.load(code[0] + to + tl.cast(t // 8, to.dtype) * code[1], mask=mask, other=0).to(tl.int32)
+        return ((byte >> (t % 8)) & 1) > 0
+    else:
+        return tl.load(code[0] + to, mask=mask, other=0).to(tl.int32) == t
+
+
+@device_function
+def share(x, POOL: tl.constexpr):
+    """A tap's part of a gradient."""
+    if POOL[2] != AVERAGE:
+        return x
+    elif x.dtype == tl.float64:
+        return x / (POOL[0] * POOL[1])
+    else:
+        return (x.to(tl.float32) / (POOL[0] * POOL[1])).to(x.dtype)
+
+
+@device_function
+def gather_open(grad, code, strides, size, at, exists, h, w, c, has, POOL: tl.constexpr):
+    """device.gather of dx, read from grad and code instead: what lies (h, w) away from pixels at = (n, p, q) of the
+    images that were pooled, in channels c; 0 outside of all windows. size: the pooled images'."""
+    h = at[1][:, None] + h[None, :]  # [pixels, terms or 1]
+    w = at[2][:, None] + w[None, :]
+    inside = (h >= 0) & (w >= 0) & (h < size[0] * POOL[0]) & (w < size[1] * POOL[1]) & exists[:, None]
+    p, q = h // POOL[0], w // POOL[1]
+    t = (h - p * POOL[0]) * POOL[1] + w - q * POOL[1]
+    to = at[0][:, None] * strides[0] + offset_inside(p, q, strides, inside) + c[None, :] * strides[3]
+    mask = inside & has[None, :]
+    g = share(tl.load(grad + to, mask=mask, other=0.0), POOL)
+    return tl.where(is_open(code, to, t, mask, POOL), g, 0.0).to(g.dtype)
+
+
+@triton.jit
+def spread_kernel(
+    grad, code, dx, grad_strides, code_strides, dx_strides, parts, size, channels, chunk, POOL: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """dx[t] = grad's share where tap t is open, and parts[program, k] = Σ of it over the program's pixels."""
+    part, k, has = part_of(channels, INDEX, CHANNELS)
+    acc = tl.zeros([PIXELS, CHANNELS], ACC)
+    for step in range(part * chunk, (part + 1) * chunk):
+        pixels, mask = step_of(step, size, has, INDEX, PIXELS)
+        n, p, q = pixels
+        to = offsets(pixels, k, code_strides)
+        g = share(tl.load(grad + offsets(pixels, k, grad_strides), mask=mask, other=0.0), POOL)
+        opened = tl.zeros([PIXELS, CHANNELS], ACC)
+        for t in range(POOL[0] * POOL[1]):
+            opens = is_open(code, to, t, mask, POOL)
+            if dx is not None:
+                at = (n, p * POOL[0] + t // POOL[1], q * POOL[1] + t % POOL[1])
+                tl.store(dx + offsets(at, k, dx_strides), tl.where(opens, g, 0.0).to(g.dtype), mask=mask)
+            opened += opens.to(ACC)
+        acc += tl.where(opened > 0, g.to(ACC) * opened, 0.0)
+    tl.store(parts + part.to(INDEX) * channels + k, sum_rows(acc).to(parts.dtype.element_ty), mask=has)
+
+
+@triton.jit
+def at_open_kernel(
+    x, code, y, x_strides, code_strides, y_strides, size, channels, POOL: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """y = Σ over open taps of x[t]'s share."""
+    pixels, c, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
+    n, p, q = pixels
+    to = offsets(pixels, c, code_strides)
+    acc = tl.zeros([PIXELS, CHANNELS], ACC)
+    for t in range(POOL[0] * POOL[1]):
+        opens = is_open(code, to, t, exists, POOL)
+        at = (n, p * POOL[0] + t // POOL[1], q * POOL[1] + t % POOL[1])
+        acc += tl.where(opens, tl.load(x + offsets(at, c, x_strides), mask=exists, other=0.0).to(ACC), 0.0)
+    if POOL[2] == AVERAGE:
+        acc = acc / (POOL[0] * POOL[1])
+    tl.store(y + offsets(pixels, c, y_strides), acc.to(y.dtype.element_ty), mask=exists)
+
+
+def new_code(y: torch.Tensor, pool: Sequence[int], average: bool) -> torch.Tensor:
+    """An uninitialised code of results y."""
+    taps = math.prod(pool)
+    planes, kind = (convolution.cdiv(taps, 8), torch.uint8) if average else (1, winner_dtype(taps))
+    n, *rest = y.shape
+    return new((planes * n, *rest), y, channels_last(y), kind).unflatten(0, (planes, n))
+
+
+class Pooled(NamedTuple):
+    """What kernels take of a pooling: its code, and what they are compiled for: the window, and how it is pooled."""
+
+    code: tuple[torch.Tensor, int]
+    pool: tuple[int, int, int]
+
+    @property
+    def extra_registers(self) -> str:
+        """What a product takes that reads a gradient through the code: a word of tiles.shapes.EXTRA_REGISTERS."""
+        return f"code, {self.code[0].element_size()} B"
+
+    @classmethod
+    def of(cls, code: torch.Tensor, pool: Sequence[int], average: bool, dtype: torch.dtype) -> "Pooled":
+        """Of an operator's arguments, and the dtype of what is pooled."""
+        small = dtype.itemsize == 2 and math.prod(pool) < 2**15
+        how = AVERAGE if average else KEY if small else LARGEST
+        return cls((code, code.stride(0)), (pool[0], pool[1], how.value))
+
+
+def aligned(grad: torch.Tensor, code: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A gradient and a code in the same strides, as gather_open takes them; copied unless they are."""
+    flat = code.flatten(0, 1)  # dense, as new_code makes it; not one that was expanded
+    if not flat.is_contiguous(memory_format=torch.channels_last):
+        flat = flat.contiguous()
+    code = flat.unflatten(0, code.shape[:2])
+    strides = code.stride()[1:]
+    return grad if grad.stride() == strides else grad.new_empty_strided(grad.shape, strides).copy_(grad), code
+
+
+def _whole(pooled: torch.Size, pool: tuple[int, int]) -> tuple[int, int]:
+    """The size of the images that windows cover."""
+    return (pooled[2] * pool[0], pooled[3] * pool[1])
+
+
+def _check(grad, code, input_size, pool):
+    check_tensors(grad=grad)
+    convolution.same_shape("code", code.shape[1:], grad.shape)
+    pooled = tuple(size // k for size, k in zip(input_size[2:], pool, strict=True))
+    convolution.same_shape("grad", grad.shape, (*input_size[:2], *pooled))
+
+
+def spread(bias, dx, grad, code, pool, average):
+    """Fills bias' gradient, and dx unless it is None."""
+    if dx is not None and (grad.numel() == 0 or tuple(dx.shape[2:]) != _whole(grad.shape, pool)):
+        dx.zero_()  # what hangs over is in no window
+    pooled = Pooled.of(code, pool, average, grad.dtype)
+    sum_pixels(
+        spread_kernel, bias, grad, grad, pooled.code, dx, nhwc(grad), nhwc(code[0]), None if dx is None else nhwc(dx),
+        POOL=pooled.pool, INDEX=index_type(grad, code, dx), **model.register_options(chips.chip_name()),
+    )  # fmt: skip
+
+
+def input_grad_fake(grad, code, input_size, pool, average, channels_last):
+    _check(grad, code, input_size, pool)
+    return new(input_size, grad, channels_last), bias_grad_fake(grad)
+
+
+def input_grad_launch(results, grad, code, input_size, pool, average, channels_last):
+    dx, bias = results
+    spread(bias, dx, grad, code, pool, average)
+
+
+def opens_aten(code, pool, average):
+    """Which taps are open, [taps, N, C, P, Q]."""
+    tap = torch.arange(pool[0] * pool[1], device=code.device)[:, None, None, None, None]
+    return (code[tap.flatten() // 8].long() >> tap % 8) & 1 > 0 if average else code.long() == tap
+
+
+def input_grad_aten(grad, code, input_size, pool, average, channels_last):
+    taps = torch.where(opens_aten(code, pool, average), grad / math.prod(pool) if average else grad, 0)
+    n, c, h, w = input_size
+    whole = taps.unflatten(0, tuple(pool)).permute(2, 3, 4, 0, 5, 1).reshape(n, c, *_whole(grad.shape, pool))
+    dx = torch.nn.functional.pad(whole, (0, w - whole.shape[3], 0, h - whole.shape[2]))
+    return dx, taps.sum((0, 1, 3, 4), dtype=accumulator(grad.dtype))
+
+
+def at_open_fake(input, code, pool, average):
+    check_tensors(input=input)
+    pooled = (input.shape[2] // pool[0], input.shape[3] // pool[1])
+    convolution.same_shape("code", code.shape[1:], (*input.shape[:2], *pooled))
+    return new(code.shape[1:], input, channels_last(code[0]))
+
+
+def at_open_launch(y, input, code, pool, average):
+    pooled = Pooled.of(code, pool, average, input.dtype)
+    stream(
+        at_open_kernel, y, input, pooled.code, y, nhwc(input), nhwc(code[0]), nhwc(y), POOL=pooled.pool,
+        INDEX=index_type(input, code),
+    )  # fmt: skip
+
+
+def at_open_aten(input, code, pool, average):
+    h, w = _whole(code.shape[1:], pool)
+    taps = input[:, :, :h, :w].unflatten(3, (-1, pool[1])).unflatten(2, (-1, pool[0])).permute(3, 5, 0, 1, 2, 4)
+    y = torch.where(opens_aten(code, pool, average), taps.flatten(0, 1), 0).sum(0)
+    return y / math.prod(pool) if average else y
+
+
+RELU_POOL2D_INPUT_GRAD = Op(
+    name="relu_pool2d_input_grad",
+    schema="(Tensor grad, Tensor code, SymInt[4] input_size, int[2] pool, bool average, bool channels_last) "
+    "-> (Tensor, Tensor)",
+    fake=input_grad_fake,
+    launcher=input_grad_launch,
+    aten=input_grad_aten,
+    flops=lambda grad, code, input_size, pool, *args: grad.numel() * math.prod(pool),
+    bytes=lambda *args: nbytes(*args[:2], *input_grad_fake(*args)),
+    folds=(Fold({"grad": 1, "code": 2, "input_size": 1}, (1, 0)),),
+)
+
+RELU_POOL2D_AT_OPEN = Op(
+    name="relu_pool2d_at_open",
+    schema="(Tensor input, Tensor code, int[2] pool, bool average) -> Tensor",
+    fake=at_open_fake,
+    launcher=at_open_launch,
+    aten=at_open_aten,
+    flops=lambda input, code, pool, average: code[0].numel() * math.prod(pool),
+    bytes=lambda *args: nbytes(*args[:2], at_open_fake(*args)),
+    folds=(Fold({"input": 0, "code": 1}, (0,)),),
+)

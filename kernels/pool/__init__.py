@@ -1,0 +1,1 @@
+"""Pools and unpooling, sliding and adaptive, and their gradients."""

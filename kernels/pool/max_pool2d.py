@@ -1,0 +1,210 @@
+"""Maximum pooling over 2-D windows, sliding or adaptive (pooling.py), its gradient, and that one's.
+
+    y[n,c,p,q] = max over taps (r,s) of x[n,c,h,w], the pixel that the tap reads                 outside: −∞
+
+The maximum also stores which tap won, as the smallest integer that holds it. The gradient is a gather, so it needs no
+atomics and is deterministic: an input pixel visits the windows that cover it,
+
+    dx[n,c,h,w] = Σ dy[n,c,p,q] over windows (p,q) covering (h,w) whose winner is the tap that reads (h,w)
+
+and the gradient's own derivative reads what the winners read: ddy[n,c,p,q] = ddx at the winner of (p,q).
+"""
+
+import torch
+import torch.nn.functional as F
+
+from ..base.lang import tl, triton
+from ..core.device import offsets, offsets_each, strip
+from ..core.op import Fold, Op, channels_last, check_tensors, nbytes, new, nhwc
+from ..streaming.strips import stream
+from ..window import convolution, pooling
+from .windows import COVERS, SCHEMA, SIZE, axes, covering, first, hangs_over, pairs, read, taps, unrolled
+
+
+@triton.jit
+def max_kernel(
+    x, y, winner, indices, x_strides, y_strides, image, size, channels,
+    DOWN: tl.constexpr, ACROSS: tl.constexpr, UNROLL: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """y = max over the window; winner = its tap; indices = its pixel. NaN wins, the last NaN; else the first."""
+    at, c, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
+    best = tl.full([PIXELS, CHANNELS], float("-inf"), ACC)
+    tap = tl.full([PIXELS, CHANNELS], -1, tl.int32)
+    for t in tl.range(0, DOWN[SIZE] * ACROSS[SIZE], loop_unroll_factor=UNROLL):
+        h, w, inside = read(at[1], at[2], t, image, size, DOWN, ACROSS)
+        inside = inside[:, None] & exists
+        value = tl.load(x + offsets((at[0], h, w), c, x_strides), mask=inside, other=0.0).to(ACC)
+        wins = inside & ((value > best) | (value != value) | (tap < 0))
+        best = tl.where(wins, value, best)
+        tap = tl.where(wins, t, tap)
+    to = offsets(at, c, y_strides)
+    tl.store(y + to, best.to(y.dtype.element_ty), mask=exists)
+    if winner is not None:
+        tl.store(winner + to, tap.to(winner.dtype.element_ty), mask=exists)
+    if indices is not None:
+        tap = tl.maximum(tap, 0)  # a window of nothing but padding has no winner
+        h, w, _ = read(at[1][:, None], at[2][:, None], tap, image, size, DOWN, ACROSS)
+        tl.store(indices + to, h.to(tl.int64) * image[1] + w, mask=exists)
+
+
+@triton.jit
+def max_grad_kernel(
+    grad, winner, dx, grad_strides, winner_strides, dx_strides, results, size, channels,
+    DOWN: tl.constexpr, ACROSS: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """dx[h,w] = Σ over covering windows of grad, where this pixel won."""
+    at, c, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
+    acc = tl.zeros([PIXELS, CHANNELS], ACC)
+    for i in range(DOWN[COVERS]):
+        p, r, down = covering(at[1], i, size[1], results[0], DOWN)
+        for j in range(ACROSS[COVERS]):
+            q, s, across = covering(at[2], j, size[2], results[1], ACROSS)
+            mask = (down & across)[:, None] & exists
+            won = tl.load(winner + offsets((at[0], p, q), c, winner_strides), mask=mask, other=0)
+            g = tl.load(grad + offsets((at[0], p, q), c, grad_strides), mask=mask, other=0.0).to(ACC)
+            acc += tl.where(mask & (won == (r * ACROSS[SIZE] + s)[:, None]), g, 0.0)
+    tl.store(dx + offsets(at, c, dx_strides), acc.to(dx.dtype.element_ty), mask=exists)
+
+
+@triton.jit
+def at_winner_kernel(
+    x, winner, y, x_strides, winner_strides, y_strides, image, size, channels,
+    DOWN: tl.constexpr, ACROSS: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """y = x where the winner of each window stands."""
+    at, c, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
+    tap = tl.load(winner + offsets(at, c, winner_strides), mask=exists, other=0).to(tl.int32)
+    h, w, inside = read(at[1][:, None], at[2][:, None], tap, image, size, DOWN, ACROSS)
+    value = tl.load(x + offsets_each(at[0], h, w, c, x_strides), mask=inside & exists, other=0.0)
+    tl.store(y + offsets(at, c, y_strides), value, mask=exists)
+
+
+def winner_dtype(taps: int) -> torch.dtype:
+    """The smallest integer that holds a tap's number: one byte up to 255 taps."""
+    return torch.uint8 if taps <= 255 else torch.int16 if taps < 2**15 else torch.int32
+
+
+def max_pool2d_fake(input, output_size, window, winner, indices):
+    check_tensors(input=input)
+    pooling.check_images(input.shape, (0,) if window else (0, 1))
+    pooling.check_pooled(input.shape, output_size, window)
+    shape = (*input.shape[:2], *output_size)
+    down, across = pooling.pool_axes(window, input.shape[2:], output_size)
+    last, none = channels_last(input), (0,)
+    kind = winner_dtype(down.size * across.size)
+    return (
+        new(shape, input, last),
+        new(shape, input, last, kind) if winner else input.new_empty(none, dtype=torch.uint8),
+        new(shape, input, last, torch.int64) if indices else input.new_empty(none, dtype=torch.int64),
+    )
+
+
+def max_pool2d_launch(results, input, output_size, window, winner, indices):
+    y, taps, places = results
+    to = (y, taps if winner else None, places if indices else None)
+    stream(
+        max_kernel, y, input, *to, nhwc(input), nhwc(y), tuple(input.shape[2:]),
+        **unrolled(axes(window, input, y)),
+    )  # fmt: skip
+
+
+def max_pool2d_aten(input, output_size, window, winner, indices):
+    if window:
+        ceil = hangs_over(window, input.shape[2:], output_size)
+        y, index = F.max_pool2d(input, *pairs(window), ceil, return_indices=True)
+    else:
+        y, index = F.adaptive_max_pool2d(input, output_size, return_indices=True)
+    if not winner:
+        return y, None, index if indices else None
+    down, across = pooling.pool_axes(window, input.shape[2:], output_size)
+    top, left = first(window, input.shape[2:], output_size, input.device)
+    width = input.shape[3]
+    tap = (index // width - top) // down.dilation * across.size + (index % width - left) // across.dilation
+    return y, tap, index if indices else None
+
+
+def max_grad_fake(grad, winner, input_size, window, channels_last):
+    check_tensors(grad=grad)
+    pooling.check_pooled(input_size, grad.shape[2:], window)
+    convolution.same_shape("winner", winner.shape, grad.shape)
+    return new(input_size, grad, channels_last)
+
+
+def max_grad_launch(dx, grad, winner, input_size, window, channels_last):
+    if grad.numel() == 0:
+        dx.zero_()
+        return
+    stream(
+        max_grad_kernel, dx, grad, winner, dx, nhwc(grad), nhwc(winner), nhwc(dx), tuple(grad.shape[2:]),
+        **axes(window, dx, grad),
+    )  # fmt: skip
+
+
+def _winner_index(winner, image, window):
+    """Places h·W + w, int64, of the winning taps in images (H, W)."""
+    down, across = pooling.pool_axes(window, image, winner.shape[2:])
+    top, left = first(window, image, winner.shape[2:], winner.device)
+    tap = winner.long()
+    return (top + tap // across.size * down.dilation) * image[1] + left + tap % across.size * across.dilation
+
+
+def max_grad_aten(grad, winner, input_size, window, channels_last):
+    index = _winner_index(winner, input_size[2:], window).flatten(2)
+    dx = torch.zeros(input_size, device=grad.device, dtype=grad.dtype).flatten(2)
+    return dx.scatter_add_(2, index, grad.flatten(2)).view(input_size)
+
+
+def at_winner_fake(input, winner, window):
+    check_tensors(input=input)
+    pooling.check_pooled(input.shape, winner.shape[2:], window)
+    convolution.same_shape("winner", winner.shape[:2], input.shape[:2])
+    return new(winner.shape, input, channels_last(winner))
+
+
+def at_winner_launch(y, input, winner, window):
+    stream(
+        at_winner_kernel, y, input, winner, y, nhwc(input), nhwc(winner), nhwc(y), tuple(input.shape[2:]),
+        **axes(window, input, y),
+    )  # fmt: skip
+
+
+def at_winner_aten(input, winner, window):
+    index = _winner_index(winner, input.shape[2:], window)
+    return input.flatten(2).gather(2, index.flatten(2)).view(winner.shape)
+
+
+MAX_POOL2D = Op(
+    name="max_pool2d",
+    schema=f"(Tensor input, {SCHEMA}, bool winner, bool indices) -> (Tensor, Tensor, Tensor)",
+    fake=max_pool2d_fake,
+    launcher=max_pool2d_launch,
+    aten=max_pool2d_aten,
+    flops=lambda *args: taps(args),
+    bytes=lambda *args: nbytes(args[0], *max_pool2d_fake(*args)),
+    folds=(Fold({"input": 0}, (0, 0, 0)),),
+)
+
+MAX_POOL2D_INPUT_GRAD = Op(
+    name="max_pool2d_input_grad",
+    schema="(Tensor grad, Tensor winner, SymInt[4] input_size, int[] window, bool channels_last) -> Tensor",
+    fake=max_grad_fake,
+    launcher=max_grad_launch,
+    aten=max_grad_aten,
+    flops=lambda grad, *args: grad.numel(),
+    bytes=lambda *args: nbytes(*args[:2], max_grad_fake(*args)),
+    folds=(Fold({"grad": 0, "winner": 0, "input_size": 0}, (0,)),),
+)
+
+MAX_POOL2D_AT_WINNER = Op(
+    name="max_pool2d_at_winner",
+    schema="(Tensor input, Tensor winner, int[] window) -> Tensor",
+    fake=at_winner_fake,
+    launcher=at_winner_launch,
+    aten=at_winner_aten,
+    flops=lambda input, winner, window: winner.numel(),
+    bytes=lambda *args: nbytes(args[1]) + 2 * nbytes(at_winner_fake(*args)),
+    folds=(Fold({"input": 0, "winner": 0}, (0,)),),
+)

@@ -1,0 +1,168 @@
+"""The tiles that there are: block sizes, what a tile is picked for, and the shapes that the picks choose from. Data."""
+
+from typing import NamedTuple
+
+import torch
+
+Box = tuple[int, int, int]  # batch, rows, columns
+
+
+class Tile(NamedTuple):
+    """A kernel's block sizes.
+
+    m, n, k:    rows and columns of results, and terms of the reduction in a step
+    warps, stages: of a program, and of its pipeline
+    packed:     True if taps and channels of a window are one flat reduction (few channels)
+    parts:      the reduction is cut into so many, which a second kernel sums in order
+    box:        its pixels are a box that the tensor memory accelerator (TMA) fetches; None: they are gathered
+    programs:   how many run at once, each for several tiles; 0: one program a tile
+    registers:  the most that a thread may take; 0: as many as the compiler thinks best
+    groups:     products side by side
+    """
+
+    m: int
+    n: int
+    k: int
+    warps: int = 4
+    stages: int = 2
+    packed: bool = False
+    parts: int = 1
+    box: Box | None = None
+    programs: int = 0
+    registers: int = 0
+    groups: int = 1
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Launch options for Triton's compiler."""
+        options = {"num_warps": self.warps, "num_stages": self.stages}
+        return options | {"maxnreg": self.registers} if self.registers else options
+
+
+class Strip(NamedTuple):
+    """Block of a kernel that streams: `pixels` x `channels` elements."""
+
+    pixels: int
+    channels: int
+    warps: int = 4
+
+
+class Product(NamedTuple):
+    """What the tile of a convolution or of its input gradient depends on.
+
+    images:     (n, p, q) of a phase of the result
+    columns, channels, taps: outputs, and a reduction of taps x channels, in each of `groups`
+    tma:        True if the operands can be fetched by TMA
+    whole:      False if a step's channels (and, with phases, a tile's columns) must not reach over their end
+    extra_registers: what a thread holds besides its sums, a word of EXTRA_REGISTERS
+    per_pixel_weights: True if each pixel has weights of its own: the images are one pixel's, its place a group
+    """
+
+    images: Box
+    columns: int
+    channels: int
+    taps: int
+    phases: int = 1
+    groups: int = 1
+    tma: bool = False
+    whole: bool = False
+    extra_registers: str = ""
+    per_pixel_weights: bool = False
+
+
+class WeightGrad(NamedTuple):
+    """What the tile of a weight gradient depends on: outputs x (taps x channels) results in each of `groups`, each a
+    sum over all pixels of `images` (n, p, q). The other fields are those of Product."""
+
+    images: Box
+    outputs: int
+    channels: int
+    taps: int
+    groups: int = 1
+    tma: bool = False
+    per_pixel_weights: bool = False
+    extra_registers: str = ""
+
+
+class Grouped(NamedTuple):
+    """What the tile of a product in many narrow groups depends on: rows x columns results in each of `groups`, each a
+    sum of `terms`. extra_registers: True if a thread holds more than its sums; parts: True if the sums may be cut."""
+
+    groups: int
+    rows: int
+    columns: int
+    terms: int
+    extra_registers: bool = False
+    parts: bool = False
+
+
+NARROW = 32  # channels or outputs of a group, at most, for a tile that takes several groups
+UNROLLED = 7  # rows of a window, at most, that a direct kernel takes at once
+
+# Arithmetic of a product: bytes per operand element. "float" is full float32.
+BYTES = {"half": 2, "tf32": 4, "float": 4, "double": 8}
+ARITHMETIC = tuple(BYTES)
+
+
+def arithmetic(dtype: torch.dtype, precision: str) -> str:
+    """Return the word of ARITHMETIC for a dtype and its dots' precision, "tf32" or "ieee".
+
+    Errors: NotImplementedError for a dtype that no kernel takes."""
+    words = {torch.float16: "half", torch.bfloat16: "half", torch.float64: "double"}
+    words[torch.float32] = "tf32" if precision == "tf32" else "float"
+    if dtype not in words:
+        raise NotImplementedError(f"the kernels have no tiles for {dtype}; they take {', '.join(map(str, words))}")
+    return words[dtype]
+
+
+# (m, n, warps) of the tiles, by how the operands are fetched:
+#     gathered, gathered packed            by pointers; packed: few channels
+#     per pixel, per pixel packed          gathered, and each pixel has weights of its own: m, in a weight gradient
+#                                          k, is images
+#     tma                                  boxes of a product; n is the first direction of the matrix instructions, 64
+#                                          for each four warps
+#     tma weight gradient                  boxes of a weight gradient
+_SMALL = ((64, 64, 8), (32, 32, 4))
+_PER_PIXEL = {
+    "half": ((128, 64, 4), (64, 64, 4), (32, 64, 4), (16, 64, 2)),
+    "tf32": ((64, 64, 4), (32, 64, 4), (16, 64, 4)),
+    "float": ((64, 64, 8), (32, 32, 4), (16, 32, 4)),
+    "double": ((32, 32, 4), (16, 32, 4)),
+}
+SHAPES: dict[str, dict[str, tuple[tuple[int, int, int], ...]]] = {
+    "gathered": {
+        "half": ((128, 128, 8), (128, 64, 8), (64, 128, 4), (64, 64, 4), (64, 32, 4)),
+        "tf32": ((128, 128, 8), (128, 64, 8), (64, 128, 8), *_SMALL),
+        "float": _SMALL,
+        "double": _SMALL,
+    },
+    "gathered packed": {
+        "half": ((128, 64, 8), (64, 64, 8), (64, 32, 4)),
+        "tf32": _SMALL,
+        "float": _SMALL,
+        "double": _SMALL,
+    },
+    "per pixel": _PER_PIXEL,
+    "per pixel packed": _PER_PIXEL,
+    "tma": {
+        "half": ((256, 128, 8), (128, 256, 8), (128, 128, 8), (256, 64, 4), (128, 64, 4), (64, 128, 8), (64, 64, 4)),
+        "tf32": ((256, 128, 8), (128, 128, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4)),
+    },
+    "tma weight gradient": dict.fromkeys(
+        ("half", "tf32"), ((128, 128, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4))
+    ),
+}  # fmt: skip
+
+# What a thread may hold besides its sums, and the most sums it then has: (gathered, by TMA); see Chip.sums, too.
+#     epilogue                what an epilogue loads, stores or computes
+#     number, two numbers     what is pooled, for each sum
+#     code, 1 B               nothing: a gradient is read through a pooling's code of so many bytes for each element,
+#                             which takes shared memory
+EXTRA_REGISTERS = {"": (1 << 10, 1 << 10), "epilogue": (1 << 10, 64), "number": (32, 64), "two numbers": (16, 32)}
+CODE = {f"code, {size} B": size for size in (1, 2, 4)}
+EXTRA_REGISTERS |= dict.fromkeys(CODE, EXTRA_REGISTERS[""])
+
+STRIPS = ((1024, 1), (256, 4), (32, 32), (16, 64), (8, 128))  # (pixels, channels)
+INTERPRETED_STRIPS = (Strip(64, 8), Strip(256, 64), Strip(4096, 16), Strip(16384, 1))
+INTERPRETED_ELEMENTS = 1 << 19  # of a tile: the interpreter's cost is per program, so tiles are few and large
+PACK_UP_TO = 32  # channels: a tap a step would leave half of a step empty
