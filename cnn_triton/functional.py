@@ -19,12 +19,12 @@ from . import autograd
 from .autograd.function import transforming
 from .dispatch import operators, runs_kernels
 from .kernels.base.precision import accumulator, autocasts
-from .kernels.core.op import channels_last, check_optional, check_tensors
+from .kernels.core.tensors import channels_last, check_optional, check_tensors
 from .kernels.matrix import activations
 from .kernels.matrix.epilogue import activated, check_fit, completed
 from .kernels.matrix.locally_connected2d import LOCALLY_CONNECTED2D
 from .kernels.pool.unpool2d import check_indices
-from .kernels.window import convolution, pooling
+from .kernels.window import arguments, convolution, pooling
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -214,7 +214,7 @@ def _conv(
     window = convolution.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode, dims)
     images = _image("input", _row(input, dims), dims)
     beside = None if residual is None else _image("residual", residual, dims)
-    groups = convolution.integer("groups", groups)
+    groups = arguments.integer("groups", groups)
     if dims == 1:  # the operator would speak of images
         convolution.conv_shape(images.shape, kernel.shape, None if bias is None else bias.shape, window, groups)
     how = (*window[1:4], groups, padding_mode, spelled)
@@ -308,7 +308,7 @@ def _conv_pool(
     pool_size: _Ints,
     scale: torch.Tensor | None,
 ) -> torch.Tensor:
-    pool = convolution.pair("pool_size", pool_size, 1)
+    pool = arguments.pair("pool_size", pool_size, 1)
     if _on_aten(input, weight, bias, scale):
         window = (stride, padding, dilation, groups, padding_mode)
         return aten(_conv(2, F.conv2d, input, weight, bias, *window, "relu", scale, None), pool)
@@ -317,7 +317,7 @@ def _conv_pool(
     check_optional(bias=bias, scale=scale)
     kernel, images = _image("weight", weight, 2, batched=True), _image("input", input, 2)
     sizes = convolution.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode)
-    groups = convolution.integer("groups", groups)
+    groups = arguments.integer("groups", groups)
     how = (*sizes[1:4], groups, padding_mode, pool, aten is F.avg_pool2d)
     return _like(autograd.conv2d_pool(images, kernel, bias, scale, *how)[0], input, 2)
 
@@ -375,19 +375,19 @@ def conv2d_batch_norm(
         _image("input", input, 2, batched=True)
         scale, shift = norm_scale(bias, running_mean, running_var, norm_weight, norm_bias, eps)
         return _conv(2, F.conv2d, input, weight, shift, *window, activation, scale, residual)
-    eps, momentum = convolution.real("eps", eps), convolution.real("momentum", momentum)
+    eps, momentum = arguments.real("eps", eps), arguments.real("momentum", momentum)
     norm_weight, norm_bias = _precise(input, norm_weight, norm_bias)
     input, weight, bias, residual, slope = _low(input, weight, bias, residual, slope)
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, norm_weight=norm_weight, norm_bias=norm_bias, residual=residual)
     kernel, images = _image("weight", weight, 2, batched=True), _image("input", input, 2, batched=True)
     sizes = convolution.conv_window((kernel.shape[2], kernel.shape[3]), stride, padding, dilation, padding_mode)
-    how = (*sizes[1:4], convolution.integer("groups", groups), padding_mode)
+    how = (*sizes[1:4], arguments.integer("groups", groups), padding_mode)
     x, mean, var = autograd.conv2d_moments(images, kernel, bias, *how)
     count = x.shape[0] * x.shape[2] * x.shape[3]
     for name, vector in (("running_mean", running_mean), ("running_var", running_var)):
         if vector is not None:
-            convolution.same_shape(name, vector.shape, mean.shape)
+            arguments.same_shape(name, vector.shape, mean.shape)
     if count == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
     slope = _columns(slope, kernel.shape[0])
@@ -413,12 +413,12 @@ def norm_scale(
 
     scale = norm_weight / √(var + eps)        shift = norm_bias + (bias − mean)·scale
     """
-    wide = accumulator(mean.dtype)
-    scale = torch.rsqrt(var.to(wide) + eps)
+    dtype = accumulator(mean.dtype)
+    scale = torch.rsqrt(var.to(dtype) + eps)
     if norm_weight is not None:
         scale = scale * norm_weight
-    mean = mean.to(wide) if bias is None else mean.to(wide) - bias
-    shift = -mean * scale if norm_bias is None else torch.addcmul(norm_bias.to(wide), mean, scale, value=-1)
+    mean = mean.to(dtype) if bias is None else mean.to(dtype) - bias
+    shift = -mean * scale if norm_bias is None else torch.addcmul(norm_bias.to(dtype), mean, scale, value=-1)
     return scale, shift
 
 
@@ -461,7 +461,7 @@ def locally_connected2d(
     window = convolution.conv_window((weight.shape[3], weight.shape[4]), stride, padding, dilation)
     images = _image("input", input, 2)
     beside = None if residual is None else _image("residual", residual, 2)
-    groups = convolution.integer("groups", groups)
+    groups = arguments.integer("groups", groups)
     args = (images, weight, bias, scale, beside, _columns(slope, weight.shape[2]), *window[1:4], groups, spelled)
     if _on_aten(input, weight, bias, residual, scale, slope):
         last = channels_last(LOCALLY_CONNECTED2D.fake(*args))  # which checks them
@@ -549,7 +549,7 @@ def _conv_transpose(
     input, weight, bias, residual, slope, scale = _lowered(input, weight, bias, residual, slope, scale)
     check_tensors(input=input, weight=weight)
     check_optional(bias=bias, scale=scale, residual=residual)
-    groups = convolution.integer("groups", groups)
+    groups = arguments.integer("groups", groups)
     images, kernel = _image("input", _row(input, dims), dims), _image("weight", weight, dims, batched=True)
     window = convolution.transposed_window(
         (kernel.shape[2], kernel.shape[3]), stride, padding, output_padding, dilation, dims
@@ -782,8 +782,8 @@ def _avg_pool(
     pooling.check_images(images.shape, dims=dims)
     size = pooling.pool_output(window, images.shape[2:], ceil_mode, dims)
     if divisor_override is not None:
-        divisor_override = convolution.integer("divisor_override", divisor_override)
-    args = (images, size, window, convolution.flag("count_include_pad", count_include_pad), divisor_override)
+        divisor_override = arguments.integer("divisor_override", divisor_override)
+    args = (images, size, window, arguments.flag("count_include_pad", count_include_pad), divisor_override)
     return _like(autograd.avg_pool2d(*args), input, dims)
 
 
@@ -915,7 +915,7 @@ def _dense(
         bias = bias.reshape(1).expand(weight.shape[0])
     rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
     if residual is not None:
-        convolution.same_shape("residual", residual.shape, (*input.shape[:-1], weight.shape[0]))
+        arguments.same_shape("residual", residual.shape, (*input.shape[:-1], weight.shape[0]))
         residual = residual.reshape(rows.shape[0], weight.shape[0])
     slope = _columns(slope, weight.shape[0])
     result: torch.Tensor = autograd.linear(rows, weight, bias, scale, residual, slope, 1, spelled)

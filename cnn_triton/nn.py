@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from . import functional
 from .kernels.matrix import activations
-from .kernels.window import convolution
+from .kernels.window import arguments, convolution
 from .modules import counted, hooked, statistics
 
 __all__ = [
@@ -94,7 +94,7 @@ class _ConvReLUPool2d(Conv2d):
 
     def __init__(self, *args: Any, pool_size: int | tuple[int, int] = 2, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        convolution.pair("pool_size", pool_size, 1)
+        arguments.pair("pool_size", pool_size, 1)
         self.pool_size = pool_size
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -236,7 +236,7 @@ class LocallyConnected2d(torch.nn.Module):
     ) -> None:
         super().__init__()
         for name, number in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
-            convolution.integer(name, number)
+            arguments.integer(name, number)
         if groups < 1 or in_channels < 0 or out_channels < 0 or in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"in_channels and out_channels must be multiples of groups, 0 or more, but got {in_channels}, "
@@ -246,8 +246,8 @@ class LocallyConnected2d(torch.nn.Module):
             raise ValueError(f"bias must be True, False, 'pixel' or 'channel', but got {bias!r}")
         activations.spell(activation)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.input_size = convolution.pair("input_size", input_size, 1)
-        self.kernel_size = convolution.pair("kernel_size", kernel_size, 1)
+        self.input_size = arguments.pair("input_size", input_size, 1)
+        self.kernel_size = arguments.pair("kernel_size", kernel_size, 1)
         self.stride, self.padding, self.dilation = stride, padding, dilation
         self.activation = activation
         window = convolution.conv_window(self.kernel_size, stride, padding, dilation)

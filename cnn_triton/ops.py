@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from .kernels.base.lang import INTERPRETING
-from .kernels.core.op import Fold, Op
+from .kernels.core.op import Op, VmapRule
 from .kernels.registry import OPS
 
 _library = torch.library.Library("cnn_triton", "DEF")
@@ -44,18 +44,18 @@ def batched(
     """A batch of calls, of an operator or of what differs from it in its other arguments, as one call; and the batch's
     dimension in each result. `dims`: that of each argument by these names, None for those that all calls share."""
     differ = {name for name, dim in zip(names, dims, strict=True) if isinstance(dim, int)}
-    fold = next(fold for fold in op.folds if differ <= fold.args.keys())
-    results = call(*(_folded(fold, batch, *each) for each in zip(names, dims, args, strict=True)))
+    rule = next(rule for rule in op.vmap if differ <= rule.args.keys())
+    results = call(*(_batched(rule, batch, *each) for each in zip(names, dims, args, strict=True)))
     if isinstance(results, torch.Tensor):
-        return _unfolded(results, fold.results[0], batch), fold.results[0]
-    return tuple(map(_unfolded, results, fold.results, [batch] * len(results))), fold.results
+        return _unbatched(results, rule.results[0], batch), rule.results[0]
+    return tuple(map(_unbatched, results, rule.results, [batch] * len(results))), rule.results
 
 
-def _folded(fold: Fold, batch: int, name: str, dim: Any, value: Any) -> Any:
+def _batched(rule: VmapRule, batch: int, name: str, dim: Any, value: Any) -> Any:
     """An argument for the whole batch."""
-    if name not in fold.args or value is None:
+    if name not in rule.args or value is None:
         return value
-    axis = fold.args[name]
+    axis = rule.args[name]
     if isinstance(value, torch.Tensor):
         each = value.expand(batch, *value.shape).movedim(0, axis) if dim is None else value.movedim(dim, axis)
         return each.flatten(axis, axis + 1)
@@ -64,7 +64,7 @@ def _folded(fold: Fold, batch: int, name: str, dim: Any, value: Any) -> Any:
     return [size * batch if i == axis else size for i, size in enumerate(value)]
 
 
-def _unfolded(result: torch.Tensor, axis: int, batch: int) -> torch.Tensor:
+def _unbatched(result: torch.Tensor, axis: int, batch: int) -> torch.Tensor:
     return result.unflatten(axis, (batch, result.shape[axis] // batch))
 
 

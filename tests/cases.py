@@ -7,11 +7,11 @@ import torch
 from cnn_triton.kernels.base.precision import accumulator
 from cnn_triton.kernels.core.op import Op
 from cnn_triton.kernels.matrix import (
+    activation_grad,
     activations,
     batch_norm,
     conv2d,
     conv_pool,
-    epilogue,
     linear,
     locally_connected2d,
     pool_code,
@@ -160,8 +160,8 @@ NUMBERS = {
 }
 ACTIVATIONS = tuple(
     f"{word} {numbers}".strip()
-    for word in activations.ACTIVATIONS
-    for numbers in (NUMBERS[word] if word in activations.DEFAULTS else ("",))
+    for word, row in activations.ACTIVATIONS.items()
+    for numbers in NUMBERS.get(word, (" ".join(map(str, row.numbers.usual)),))
 )
 
 POOLS = {
@@ -281,8 +281,8 @@ def _followed(layer: Conv) -> dict[Op, Any]:
     return {
         (conv2d.CONV2D, ", all"): _forward(layer, "leaky_relu 0.125", "bias", "scale", "residual"),
         (conv2d.CONV2D, ", PReLU"): _forward(layer, "none", "bias", "slope"),
-        (conv2d.CONV2D_SAVING, ""): _forward(layer, "gelu", "bias", "residual"),
-        (conv2d.CONV2D_SAVING, ", PReLU"): _forward(layer, "none", "scale", "residual", "slope"),
+        (conv2d.CONV2D_WITH_PREACTIVATION, ""): _forward(layer, "gelu", "bias", "residual"),
+        (conv2d.CONV2D_WITH_PREACTIVATION, ", PReLU"): _forward(layer, "none", "scale", "residual", "slope"),
         (batch_norm.CONV2D_MOMENTS, ""): moments,
     }
 
@@ -359,8 +359,8 @@ def _local(layer: Conv) -> dict[Op, Any]:
         (operators.LOCALLY_CONNECTED2D, ""): forward("none"),
         (operators.LOCALLY_CONNECTED2D, ", bias, ReLU"): forward("relu", "bias", places=(p, q)),
         (operators.LOCALLY_CONNECTED2D, ", all"): forward("leaky_relu 0.125", "bias", "scale", "residual"),
-        (operators.LOCALLY_CONNECTED2D_SAVING, ""): forward("gelu", "bias", "residual", places=(p, q)),
-        (operators.LOCALLY_CONNECTED2D_SAVING, ", PReLU"): forward("none", "bias", "slope", places=(p, q)),
+        (operators.LOCALLY_CONNECTED2D_WITH_PREACTIVATION, ""): forward("gelu", "bias", "residual", places=(p, q)),
+        (operators.LOCALLY_CONNECTED2D_WITH_PREACTIVATION, ", PReLU"): forward("none", "bias", "slope", places=(p, q)),
         (operators.LOCALLY_CONNECTED2D_INPUT_GRAD, ""): input_grad,
         (operators.LOCALLY_CONNECTED2D_WEIGHT_GRAD, ""): weight_grad,
     }
@@ -385,8 +385,8 @@ def _transposed(layer: Transposed) -> dict[Op, Any]:
     return {
         (conv2d.CONV_TRANSPOSE2D, ""): forward("none", "bias"),
         (conv2d.CONV_TRANSPOSE2D, ", all"): forward("relu", "bias", "scale", "residual"),
-        (conv2d.CONV_TRANSPOSE2D_SAVING, ""): forward("silu", "scale"),
-        (conv2d.CONV_TRANSPOSE2D_SAVING, ", PReLU"): forward("none", "bias", "slope"),
+        (conv2d.CONV_TRANSPOSE2D_WITH_PREACTIVATION, ""): forward("silu", "scale"),
+        (conv2d.CONV_TRANSPOSE2D_WITH_PREACTIVATION, ", PReLU"): forward("none", "bias", "slope"),
     }
 
 
@@ -459,8 +459,8 @@ def _linear(layer: tuple[int, int, int, int]) -> dict[Op, Any]:
         (linear.LINEAR, ""): forward("none"),
         (linear.LINEAR, ", bias, ReLU"): forward("relu", "bias"),
         (linear.LINEAR, ", all"): forward("sigmoid", "bias", "scale", "residual"),
-        (linear.LINEAR_SAVING, ""): forward("gelu_tanh", "bias"),
-        (linear.LINEAR_SAVING, ", PReLU"): forward("none", "residual", "slope"),
+        (linear.LINEAR_WITH_PREACTIVATION, ""): forward("gelu_tanh", "bias"),
+        (linear.LINEAR_WITH_PREACTIVATION, ", PReLU"): forward("none", "residual", "slope"),
         (linear.LINEAR_INPUT_GRAD, ""): lambda d, f: (draw((rows, k), d, f), draw(weight, d, f), groups),
         (linear.LINEAR_WEIGHT_GRAD, ""): lambda d, f: (draw((rows, k), d, f), draw((rows, c), d, f), groups),
     }
@@ -492,7 +492,7 @@ def _epilogue(shape: tuple[int, int, int, int]) -> dict[Op, Any]:
 
         return make
 
-    cases = {(epilogue.ACTIVATION_GRAD, f", {name}"): activation(name) for name in ACTIVATIONS if name != "none"}
+    cases = {(activation_grad.ACTIVATION_GRAD, f", {name}"): activation(name) for name in ACTIVATIONS if name != "none"}
     for name, affine in (("relu", True), ("none", False), ("gelu", True)):
         cases[batch_norm.BATCH_NORM, f", {name}"] = norm(name, affine)
         cases[batch_norm.BATCH_NORM, f", {name}, added"] = norm(name, affine, added=True)
@@ -500,7 +500,7 @@ def _epilogue(shape: tuple[int, int, int, int]) -> dict[Op, Any]:
     cases[batch_norm.BATCH_NORM, ", PReLU"] = norm("none", True, added=True, slope=True)
     images = lambda dtype, form: [draw(shape, dtype, form) for _ in range(2)]  # noqa: E731
     cases[prelu.PRELU_GRAD, ""] = lambda dtype, form: (*images(dtype, form), draw(shape[1:2], dtype, form))
-    return cases | {(epilogue.BIAS_GRAD, ""): lambda dtype, form: (draw(shape, dtype, form),)}
+    return cases | {(activation_grad.BIAS_GRAD, ""): lambda dtype, form: (draw(shape, dtype, form),)}
 
 
 GRADS = {"small": (2, 3, 5, 7), "33 channels": (3, 33, 9, 4), "rows": (65, 20, 1, 1), "long": (1, 4, 70, 71)}

@@ -14,10 +14,10 @@ import triton
 from cases import ACTIVATIONS
 from cnn_triton.kernels.compiler import aot
 from cnn_triton.kernels.matrix import (
+    activation_grad,
     batch_norm,
     conv2d,
     conv_pool,
-    epilogue,
     linear,
     locally_connected2d,
     pool_code,
@@ -59,7 +59,10 @@ def call(what, dtype, channels):
         window = ((stride,) * 2, (size // 2,) * 4, (1, 1), groups, "zeros")
         return {
             "conv2d": lambda: (conv2d.CONV2D, (x, w, b, None, None, None, *window, "relu")),
-            "conv2d_saving": lambda: (conv2d.CONV2D_SAVING, (x, w, b, b, y, None, *window, "gelu")),
+            "conv2d_with_preactivation": lambda: (
+                conv2d.CONV2D_WITH_PREACTIVATION,
+                (x, w, b, b, y, None, *window, "gelu"),
+            ),
             "conv2d_moments": lambda: (batch_norm.CONV2D_MOMENTS, (x, w, None, *window)),
             "conv2d_input_grad": lambda: (conv2d.CONV2D_INPUT_GRAD, (y, w, x.shape, *window, True)),
             "conv2d_weight_grad": lambda: (conv2d.CONV2D_WEIGHT_GRAD, (y, x, w.shape, *window, True)),
@@ -82,8 +85,8 @@ def call(what, dtype, channels):
         "conv2d": lambda: (conv2d.CONV2D, (x, w, b, None, None, None, *_WINDOW, "relu")),
         "conv2d without bias": lambda: (conv2d.CONV2D, (x, w, None, None, None, None, *_WINDOW, "relu")),
         "conv2d PReLU": lambda: (conv2d.CONV2D, (x, w, b, None, None, b, *_WINDOW, "none")),
-        "conv2d_saving": lambda: (conv2d.CONV2D_SAVING, (x, w, b, b, y, None, *_WINDOW, "gelu")),
-        "conv2d_saving PReLU": lambda: (conv2d.CONV2D_SAVING, (x, w, b, b, y, b, *_WINDOW, "none")),
+        "conv2d_with_preactivation": lambda: (conv2d.CONV2D_WITH_PREACTIVATION, (x, w, b, b, y, None, *_WINDOW, "gelu")),
+        "conv2d_with_preactivation PReLU": lambda: (conv2d.CONV2D_WITH_PREACTIVATION, (x, w, b, b, y, b, *_WINDOW, "none")),
         "prelu_grad": lambda: (prelu.PRELU_GRAD, (y, y, b)),
         "conv2d_moments": lambda: (batch_norm.CONV2D_MOMENTS, (x, w, b, *_WINDOW)),
         "conv2d_pool": lambda: (conv_pool.CONV2D_POOL, (x, w, b, b, *_WINDOW, *halves)),
@@ -103,8 +106,8 @@ def call(what, dtype, channels):
         "batch_norm_grad one image": lambda: (batch_norm.BATCH_NORM_GRAD, (y[:1], y[:1], *vectors, 1e-5, "gelu")),
         "batch_norm_grad": lambda: (batch_norm.BATCH_NORM_GRAD, (y, y, *vectors, 1e-5, "relu")),
         "conv_transpose2d": lambda: (conv2d.CONV_TRANSPOSE2D, (x, back, b, b, y, None, *transposed, "relu")),
-        "conv_transpose2d_saving": lambda: (
-            conv2d.CONV_TRANSPOSE2D_SAVING, (x, back, b, b, y, None, *transposed, "silu")
+        "conv_transpose2d_with_preactivation": lambda: (
+            conv2d.CONV_TRANSPOSE2D_WITH_PREACTIVATION, (x, back, b, b, y, None, *transposed, "silu")
         ),
         "conv2d_input_grad": lambda: (conv2d.CONV2D_INPUT_GRAD, (x, back, y.shape, *_WINDOW, True)),
         "conv2d_weight_grad": lambda: (conv2d.CONV2D_WEIGHT_GRAD, (y, x, w.shape, *_WINDOW, True)),
@@ -114,8 +117,8 @@ def call(what, dtype, channels):
         "locally_connected2d": lambda: (
             local.LOCALLY_CONNECTED2D, (here, placed, each, None, None, None, *_WINDOW[:-1], "relu")
         ),
-        "locally_connected2d_saving": lambda: (
-            local.LOCALLY_CONNECTED2D_SAVING, (here, placed, b, b, there, None, *_WINDOW[:-1], "gelu")
+        "locally_connected2d_with_preactivation": lambda: (
+            local.LOCALLY_CONNECTED2D_WITH_PREACTIVATION, (here, placed, b, b, there, None, *_WINDOW[:-1], "gelu")
         ),
         "locally_connected2d_input_grad": lambda: (
             local.LOCALLY_CONNECTED2D_INPUT_GRAD, (here, back_placed, there.shape, *_WINDOW[:-1], True)
@@ -124,7 +127,7 @@ def call(what, dtype, channels):
             local.LOCALLY_CONNECTED2D_WEIGHT_GRAD, (there, here, placed.shape, *_WINDOW[:-1])
         ),
         "linear": lambda: (linear.LINEAR, (rows, matrix, wide, None, None, None, 1, "relu")),
-        "linear_saving": lambda: (linear.LINEAR_SAVING, (rows, matrix, wide, wide, columns, None, 1, "gelu_tanh")),
+        "linear_with_preactivation": lambda: (linear.LINEAR_WITH_PREACTIVATION, (rows, matrix, wide, wide, columns, None, 1, "gelu_tanh")),
         "linear without bias": lambda: (linear.LINEAR, (rows, matrix, None, None, None, None, 1, "relu")),
         "linear_input_grad": lambda: (linear.LINEAR_INPUT_GRAD, (rows, matrix.view(channels, 1024), 1)),
         "linear_weight_grad": lambda: (linear.LINEAR_WEIGHT_GRAD, (columns, rows, 1)),
@@ -140,8 +143,8 @@ def call(what, dtype, channels):
         "avg_pool2d_input_grad adaptive": lambda: (average_grad, (share, x.shape, (), *counted, True)),
         "max_unpool2d": lambda: (unpool2d.MAX_UNPOOL2D, (small, index, (56, 56))),
         "max_unpool2d_input_grad": lambda: (unpool2d.MAX_UNPOOL2D_INPUT_GRAD, (x, index)),
-        "bias_grad": lambda: (epilogue.BIAS_GRAD, (y,)),
-        "activation_grad": lambda: (epilogue.ACTIVATION_GRAD, (y, y, "relu")),
+        "bias_grad": lambda: (activation_grad.BIAS_GRAD, (y,)),
+        "activation_grad": lambda: (activation_grad.ACTIVATION_GRAD, (y, y, "relu")),
         **{
             f"{of} depthwise {size} by {stride}{rest}": lambda of=of, size=size, stride=stride, how=how: grouped(
                 size, stride, of, **how
@@ -154,11 +157,11 @@ def call(what, dtype, channels):
             f"{of} of groups of {wide} by {stride}": lambda of=of, wide=wide, stride=stride: grouped(
                 3, stride, of, 32 * wide, 32
             )
-            for of in ("conv2d", "conv2d_saving", "conv2d_moments", "conv2d_input_grad", "conv2d_weight_grad")
+            for of in ("conv2d", "conv2d_with_preactivation", "conv2d_moments", "conv2d_input_grad", "conv2d_weight_grad")
             for wide, stride in ((4, 1), (8, 2), (16, 1), (32, 1))
         },
         **{f"conv2d {a}": lambda a=a: (conv2d.CONV2D, (x, w, b, None, None, None, *_WINDOW, a)) for a in ACTIVATIONS},
-        **{f"activation_grad {a}": lambda a=a: (epilogue.ACTIVATION_GRAD, (y, y, a)) for a in ACTIVATIONS},
+        **{f"activation_grad {a}": lambda a=a: (activation_grad.ACTIVATION_GRAD, (y, y, a)) for a in ACTIVATIONS},
     }[what]()  # fmt: skip
 
 

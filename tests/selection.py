@@ -36,7 +36,6 @@ TOUCHED = {
     "kernels/window/convolution.py": ("test_geometry", *_BY_OPERATOR, "test_errors", "test_tiles"),
     "kernels/matrix/tma.py": ("test_tiles", *_BY_OPERATOR),
     "kernels/matrix/*.py": ("test_ops", "test_tiles", *_BY_OPERATOR[1:], "test_errors"),
-    "kernels/core/device.py": ("test_ops", "test_tiles", *_BY_OPERATOR[1:]),
     "kernels/*.py": (*_BY_OPERATOR, "test_errors"),
     "cnn_triton/autograd/*.py": ("test_ecosystem", "test_gradients", "test_semantics"),
     "cnn_triton/ops.py": ("test_ops", "test_ecosystem"),
@@ -89,7 +88,7 @@ def imported(name):
         for parts in found:
             place = "/".join(parts).replace("cnn_triton/kernels", "kernels")
             for path in (f"{place}.py", f"{place}/__init__.py"):
-                if parts[0] == "cnn_triton" and path not in ENTRANCES and (ROOT / path).exists():
+                if parts[0] == "cnn_triton" and path not in {*ENTRANCES, name} and (ROOT / path).exists():
                     yield path
 
 

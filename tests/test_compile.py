@@ -19,11 +19,11 @@ from cnn_triton.kernels.tiles import model, pick
 
 HALVES = ("float16", "bfloat16")
 MATRIX = ("conv2d", "conv2d_input_grad", "conv2d_weight_grad")
-KERNELS = ("conv_kernel", "conv_box_kernel", "weight_grad_kernel", "weight_grad_box_kernel")
-KERNELS += ("conv_pool_kernel", "conv_pool_box_kernel", "placed_kernel", "placed_weight_grad_kernel")
+KERNELS = ("conv_kernel", "conv_tma_kernel", "weight_grad_kernel", "weight_grad_tma_kernel")
+KERNELS += ("conv_pool_kernel", "conv_pool_tma_kernel", "per_pixel_kernel", "per_pixel_weight_grad_kernel")
 # What else is compiled with the tiles that may be picked with this beside the sums.
 BESIDE = {
-    "conv2d_saving": "epilogue",
+    "conv2d_with_preactivation": "epilogue",
     "conv2d_moments": "epilogue",
     "conv2d_pool": "number",
     "conv2d_pool average": "two numbers",
@@ -33,7 +33,7 @@ BESIDE = {
 # With the tiles of products in which each pixel has weights of its own.
 PLACED = {
     "locally_connected2d": "",
-    "locally_connected2d_saving": "epilogue",
+    "locally_connected2d_with_preactivation": "epilogue",
     "locally_connected2d_input_grad": "",
     "locally_connected2d_weight_grad": "",
 }
@@ -146,7 +146,7 @@ OPERATORS = as_picked(op.name for op in OPS)
 # Without a bias, with a padding mode, with adaptive windows: other code.
 VARIANTS = ["conv2d without bias", "linear without bias", *(f"{name} reflect" for name in MATRIX)]
 VARIANTS += [f"{op.name} adaptive" for op in OPS if op.name.startswith(("max_pool", "avg_pool"))]
-VARIANTS += ["batch_norm added", *(f"{name} PReLU" for name in ("conv2d", "conv2d_saving", "batch_norm"))]
+VARIANTS += ["batch_norm added", *(f"{name} PReLU" for name in ("conv2d", "conv2d_with_preactivation", "batch_norm"))]
 VARIANTS += ["batch_norm_grad one image", "conv2d_pool average", "conv2d_pool_grad average", "conv2d_pool_grad written"]
 VARIANTS += [f"{what} {name}" for what in ("conv2d", "activation_grad") for name in ACTIVATIONS if name != "none"]
 WINDOWS = ("3 by 1", "3 by 2", "5 by 1", "7 by 1", "9 by 1", "3 by 1 of 72", "7 by 1 of 72", "5 by 1 times 4")
@@ -157,7 +157,7 @@ DEPTHWISE += as_picked(["conv2d_moments depthwise 3 by 1"])
 GROUPS = as_picked(
     f"{what} of groups of {wide}"
     for wide in ("4 by 1", "8 by 2", "16 by 1", "32 by 1")
-    for what in (*MATRIX, "conv2d_saving", "conv2d_moments")
+    for what in (*MATRIX, "conv2d_with_preactivation", "conv2d_moments")
 )
 FULL = [
     {"what": what, "dtype": dtype, "dot": "ieee", "tile": None, "channels": 256}
@@ -239,7 +239,7 @@ def test_epilogues_are_wide():
     """Where boxes are fetched too, results are stored, and what is added is loaded, 16 bytes at a time, or as boxes:
     in as few sectors as there can be. All but vectors over the columns, of two bytes for each of four registers."""
     each = {"dtype": "bfloat16", "dot": "ieee", "tile": None}
-    names = ("conv2d_pool", "conv2d_pool average", "conv2d_saving", "conv2d_weight_grad")
+    names = ("conv2d_pool", "conv2d_pool average", "conv2d_with_preactivation", "conv2d_weight_grad")
     calls = [{"what": name, "channels": 256, **each} for name in names]
     calls.append({"what": "conv2d_weight_grad", "channels": 72, **each})  # Triton knows by itself of multiples of 16
     for call, codes in zip(calls, compiled("sm_90", calls), strict=True):

@@ -58,9 +58,9 @@ class Each(NamedTuple):
     @property
     def operator(self):
         """The operator that runs where derivatives are asked for."""
-        saving = activations.of(activations.spell(self.options.get("activation"))).saves == "input"
-        saving = saving or "slope" in self.names
-        return operator_of(self.name) + "_saving" * saving
+        keeps = activations.of(activations.spell(self.options.get("activation"))).saves == "input"
+        keeps = keeps or "slope" in self.names
+        return operator_of(self.name) + "_with_preactivation" * keeps
 
     @property
     def roles(self):

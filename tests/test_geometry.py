@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cnn_triton import functional
-from cnn_triton.kernels.window import convolution, pooling
+from cnn_triton.kernels.window import convolution, layout, pooling
 
 
 @pytest.mark.parametrize("dilation", [1, (1, 2), 3])
@@ -21,7 +21,7 @@ def test_same(size, dilation, device):
 
 def test_row_stride():
     """The stride of pixels that lie in one row, evenly; None if they don't."""
-    stride = convolution.row_stride
+    stride = layout.row_stride
     assert stride((2, 3, 4), (12, 4, 1)) == 1
     assert stride((2, 3, 4), (120, 40, 10)) == 10
     assert stride((2, 1, 4), (40, 999, 10)) == 10, "a direction of one pixel may have any stride"

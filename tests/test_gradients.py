@@ -142,7 +142,7 @@ def of_activations():
             return functional.conv2d(x, w, b, *rest, activation=spelled, scale=s, residual=r)
 
         shapes, rest = (layer.input, weight, (layer.k,), (layer.k,), output), (1, layer.padding, 1, 1)
-        label = f"{'conv2d_saving' if rule.saves == 'input' else 'conv2d'} 3x3, {name}"
+        label = f"{'conv2d_with_preactivation' if rule.saves == 'input' else 'conv2d'} 3x3, {name}"
         masked = by_rule(name) if rule.saves == "output" else None
         after = functools.partial(activations.reference, name)
         kinked = masked is None and rule.rule.curve is None
@@ -177,15 +177,15 @@ def of_prelu():
     normal, beside = batch_norm_of(layer), (layer.input, weight, columns, columns)
     for each, a in (("", columns), (", one slope", (1,))):
         shapes = (a, *beside, output)
-        yield f"conv2d_saving groups, PReLU{each}", pair(conv, conv2d_of(layer), shapes)
+        yield f"conv2d_with_preactivation groups, PReLU{each}", pair(conv, conv2d_of(layer), shapes)
         added = lambda x, w, s, t, r, *rest: normal(x, w, s, t, *rest) + r  # noqa: E731
         yield f"conv2d_batch_norm groups, PReLU{each}, added", pair(norm, added, shapes)
     alone = lambda a, x, w, s, t, *rest: norm(a, x, w, s, t, None, *rest)  # noqa: E731
     yield "conv2d_batch_norm groups, PReLU", pair(alone, normal, (columns, *beside))
     of, (m, c, k, _) = TRANSPOSED["groups"], LINEARS["odd"]
     shapes = ((of.c,), of.input, (of.input[1], of.c // of.groups, *of.size), (of.c,))
-    yield "conv_transpose2d_saving groups, PReLU", pair(transposed, F.conv_transpose2d, shapes, of[3:])
-    yield "linear_saving odd, PReLU", pair(linear, F.linear, ((k,), (m, c), (k, c), (k,)), ())
+    yield "conv_transpose2d_with_preactivation groups, PReLU", pair(transposed, F.conv_transpose2d, shapes, of[3:])
+    yield "linear_with_preactivation odd, PReLU", pair(linear, F.linear, ((k,), (m, c), (k, c), (k,)), ())
     of = LOCALS["two groups"]
     window = convolution.conv_window(of.size, of.stride, of.padding, of.dilation)
     p, q = convolution.conv_output(window, of.input[2:])
@@ -197,7 +197,7 @@ def of_prelu():
     plain = lambda x, w, b, stride, _, *rest: unfolded(F.pad(x, sides), w, b, stride, 0, *rest)  # noqa: E731
     shapes = ((of.k,), of.input, (p, q, of.k, *of.size, of.input[1] // of.groups), (p, q, of.k))
     how = (of.stride, of.padding, of.dilation, of.groups)
-    yield "locally_connected2d_saving two groups, PReLU", pair(local, plain, shapes, how)
+    yield "locally_connected2d_with_preactivation two groups, PReLU", pair(local, plain, shapes, how)
 
 
 def of_locals():
@@ -226,7 +226,10 @@ def of_locals():
                 plain(x, w, None, *rest) * s[:, None, None] + b[:, None, None] + r
             )
             shapes = (layer.input, weight, (k,), (k,), (layer.input[0], k, p, q))
-            yield f"locally_connected2d_saving {label}", Pair(scaled, whole, shapes, rest, F.silu, None, True)
+            yield (
+                f"locally_connected2d_with_preactivation {label}",
+                Pair(scaled, whole, shapes, rest, F.silu, None, True),
+            )
 
 
 FUNCTIONS = {**dict(of_convolutions()), **dict(of_activations()), **dict(of_prelu()), **dict(of_locals())}
@@ -235,7 +238,9 @@ for label, layer in TRANSPOSED.items():
     FUNCTIONS[f"conv_transpose2d {label}"] = Pair(functional.conv_transpose2d, F.conv_transpose2d, shapes, layer[3:])
     ours = lambda x, w, s, *rest: functional.conv_transpose2d(x, w, None, *rest, activation="silu", scale=s)  # noqa: E731
     theirs = lambda x, w, s, *rest: F.conv_transpose2d(x, w, None, *rest) * s[:, None, None]  # noqa: E731
-    FUNCTIONS[f"conv_transpose2d_saving {label}"] = Pair(ours, theirs, shapes, layer[3:], F.silu, smooth=True)
+    FUNCTIONS[f"conv_transpose2d_with_preactivation {label}"] = Pair(
+        ours, theirs, shapes, layer[3:], F.silu, smooth=True
+    )
 for label, layer in POOLS.items():
     shape, *rest, ceil, include, divisor = layer
     FUNCTIONS[f"max_pool2d {label}"] = Pair(functional.max_pool2d, F.max_pool2d, (shape,), (*rest, ceil))
@@ -253,7 +258,9 @@ for label, (m, c, k, groups) in LINEARS.items():
     FUNCTIONS[f"linear_relu {label}"] = Pair(functional.linear_relu, F.linear, shapes, (), torch.relu, relu_masked)
     ours = lambda x, w, b, s, r: functional.linear(x, w, b, activation="gelu", scale=s, residual=r)  # noqa: E731
     theirs = lambda x, w, b, s, r: F.linear(x, w) * s + b + r  # noqa: E731
-    FUNCTIONS[f"linear_saving {label}"] = Pair(ours, theirs, (*shapes, (k,), (m, k)), (), F.gelu, smooth=True)
+    FUNCTIONS[f"linear_with_preactivation {label}"] = Pair(
+        ours, theirs, (*shapes, (k,), (m, k)), (), F.gelu, smooth=True
+    )
 
 
 def differentiate(function, tensors, rest, grad):

@@ -90,7 +90,7 @@ def test_every_function(chip, dtype):
         assert flops > 0, what
         assert moved > 0, what
         for kernel, spills, grid, waves, has_tile in codes:
-            assert has_tile == any(word in kernel for word in ("conv_", "weight_grad", "placed")), (what, kernel)
+            assert has_tile == any(word in kernel for word in ("conv_", "weight_grad", "per_pixel")), (what, kernel)
             assert grid > 0, (what, kernel)
             assert "unknown" not in waves, (what, kernel)
             if dtype in ("bfloat16", "float16"):
@@ -251,9 +251,9 @@ def test_two_products_in_an_operator(tmp_path):
         }
 
     before, after = tiles_of(found), tiles_of(other)
-    assert set(before) == {"conv_box_kernel", "weight_grad_box_kernel"}
-    assert set(after) == {"conv_kernel", "weight_grad_box_kernel"}
-    assert after["weight_grad_box_kernel"] == before["weight_grad_box_kernel"]
+    assert set(before) == {"conv_tma_kernel", "weight_grad_tma_kernel"}
+    assert set(after) == {"conv_kernel", "weight_grad_tma_kernel"}
+    assert after["weight_grad_tma_kernel"] == before["weight_grad_tma_kernel"]
     assert after["conv_kernel"].startswith("128x128x64")
     assert "sum_kernel" in out
 

@@ -49,7 +49,7 @@ def test_clean(chip):
 
 def test_unclean():
     """What makes a kernel unclean, on the chips that have instructions of their own and on others."""
-    box = ROW | {"kernel": "conv_box_kernel", "instruction": "HGMMA.64x64"}
+    box = ROW | {"kernel": "conv_tma_kernel", "instruction": "HGMMA.64x64"}
     assert not unclean("sm_90", "bf16", box)
     assert unclean("sm_90", "bf16", box | {"instruction": "HMMA.16816"})
     assert not unclean("sm_90", "bf16", box | {"instruction": "HMMA.16816", "kernel": "conv_kernel"})

@@ -106,7 +106,7 @@ def test_converted(name, train, dtype, device):
     before = cnn_triton.launches()
     assert_near(model, model, theirs, x, train, report.captures)
     ran = {op: count - before.get(op, 0) for op, count in cnn_triton.launches().items()}
-    products = sum(ran.get(op, 0) for op in ("conv2d", "conv2d_saving", "conv2d_moments", "conv2d_pool"))
+    products = sum(ran.get(op, 0) for op in ("conv2d", "conv2d_with_preactivation", "conv2d_moments", "conv2d_pool"))
     assert products >= sum(isinstance(module, tn.Conv2d) for module in model.modules())
     assert report.captures.graphs == 1
     assert_as_said(name, train, report.captures)

@@ -47,12 +47,13 @@ def test_imports_go_one_way():
     assert reached("cnn_triton/cli/main.py") >= set(TOOLS)
 
 
-@pytest.mark.parametrize("name", ["kernels/window/convolution.py", "kernels/window/pooling.py"])
-def test_geometry_is_plain_python(name):
+@pytest.mark.parametrize("name", [name for name in files() if name.startswith("kernels/window/")])
+def test_windows_are_plain_python(name):
     tree = ast.parse((ROOT / name).read_text())
     modules = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
-    modules += [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
-    assert {m.split(".")[0] for m in modules} <= {*sys.stdlib_module_names, "convolution"}
+    modules += [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and not n.level]
+    assert {m.split(".")[0] for m in modules} <= {*sys.stdlib_module_names}
+    assert all(other.startswith("kernels/window/") for other in imported(name))
 
 
 def test_torch_library_is_used_in_one_place():

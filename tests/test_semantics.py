@@ -1,6 +1,7 @@
 """torch.nn.functional's semantics to the letter: NaN, ties, empty batches, memory formats, second gradients."""
 
 import functools
+import sys
 import threading
 
 import pytest
@@ -11,6 +12,8 @@ import cnn_triton
 from cases import ACTIVATIONS
 from checks import assert_accurate, kernels_only, operator_of
 from cnn_triton import functional, nn
+from cnn_triton.kernels.base.lang import tl
+from cnn_triton.kernels.core.tensors import index_type
 from cnn_triton.kernels.matrix import activations
 from cnn_triton.kernels.pool import max_pool2d
 
@@ -479,14 +482,9 @@ def test_threads(device):
 
 def test_wide_offsets(monkeypatch, device):
     """Offsets of 64 bits, which tensors beyond 2^31 elements get, give the same results."""
-    from cnn_triton.kernels.core import op
-    from cnn_triton.kernels.matrix import conv2d, direct, epilogue, grouped, locally_connected2d, padding
-    from cnn_triton.kernels.pool import unpool2d, windows
-
-    wide = op.tl.int64
-    new = (direct, grouped, locally_connected2d)
-    for module in (conv2d, *new, epilogue, padding, windows, unpool2d):
-        monkeypatch.setattr(module, "index_type", lambda *tensors: wide)
+    for name, module in [*sys.modules.items()]:
+        if name.startswith("cnn_triton.kernels.") and hasattr(module, "index_type"):
+            monkeypatch.setattr(module, "index_type", lambda *tensors: tl.int64)
     for name in PAIRS:
         (ours, our_grads), (theirs, their_grads) = both(name, draw(name, device))
         assert_accurate(ours, theirs, theirs)
@@ -530,11 +528,9 @@ def test_rows_far_apart(label, device):
 
 def test_wide_offsets_where_needed():
     """64 bits for a tensor beyond 2^31 elements."""
-    from cnn_triton.kernels.core import op
-
     small = torch.empty(2, 2, 2, 2, device="meta")
-    assert op.index_type(small) == op.tl.int32
-    assert op.index_type(small, torch.empty(2, 2**29, 2, 2, device="meta")) == op.tl.int64
+    assert index_type(small) == tl.int32
+    assert index_type(small, torch.empty(2, 2**29, 2, 2, device="meta")) == tl.int64
 
 
 class Named(torch.Tensor):

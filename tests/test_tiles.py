@@ -19,10 +19,11 @@ from bench.layers import BATCH, LAYERS
 from cases import draw
 from checks import assert_accurate, assert_code, kernels_only
 from cnn_triton.kernels.base.lang import INTERPRETING, tl, triton
-from cnn_triton.kernels.base.precision import TF32_EPS, conv_dot, float32_precision, matmul_dot
+from cnn_triton.kernels.base.precision import TF32_EPS, conv_precision, float32_precision, matmul_precision
 from cnn_triton.kernels.core import chips, replay
-from cnn_triton.kernels.core.device import program_tile
-from cnn_triton.kernels.matrix import batch_norm, conv2d, conv_pool, epilogue, locally_connected2d, pool_code
+from cnn_triton.kernels.matrix import activation_grad, batch_norm, conv2d, conv_pool, locally_connected2d, pool_code
+from cnn_triton.kernels.matrix.loop import program_tile
+from cnn_triton.kernels.matrix.problem import can_fetch, packed
 from cnn_triton.kernels.pool import avg_pool2d, max_pool2d, unpool2d
 from cnn_triton.kernels.tiles import model, pick, shapes
 from cnn_triton.kernels.window import convolution
@@ -172,7 +173,7 @@ def test_epilogue_tile(tile, run):
     channels = 7 if tile.packed else 2 * tile.k if tile.box else tile.k + 1
     columns = tile.n + (8 if tile.box else 1)
     x, w, y = (n, channels, p, 2 * q), (columns, channels, 3, 3), (n, columns, p, q)
-    run(conv2d.CONV2D_SAVING, tile, (x, w, w[:1], w[:1], y), None, *window(2), "silu")
+    run(conv2d.CONV2D_WITH_PREACTIVATION, tile, (x, w, w[:1], w[:1], y), None, *window(2), "silu")
     run(batch_norm.CONV2D_MOMENTS, tile, (x, w, w[:1]), *window(2))
 
 
@@ -224,7 +225,9 @@ def test_placed_tile(tile, run):
     channels, columns = 7 if tile.packed else tile.k + 1, tile.n + 1
     x, w, y = (tile.m + 1, channels, 2, 4), (2, 2, columns, 3, 3, channels), (tile.m + 1, columns, 2, 2)
     each, vector, window = (2, 2, columns), (columns,), window_placed(2)
-    run(locally_connected2d.LOCALLY_CONNECTED2D_SAVING, tile, (x, w, each, vector, y), None, *window, "silu")
+    run(
+        locally_connected2d.LOCALLY_CONNECTED2D_WITH_PREACTIVATION, tile, (x, w, each, vector, y), None, *window, "silu"
+    )
     back = (tile.m + 1, channels, 2, 2), (2, 2, channels, 3, 3, columns)
     run(locally_connected2d.LOCALLY_CONNECTED2D_INPUT_GRAD, tile, back, (tile.m + 1, columns, 2, 4), *window, True)
 
@@ -270,7 +273,7 @@ def test_grouped_tile(grouped, monkeypatch, run):
         tile = Block(kind, False, m, n, k, True, None, 1)
         run(conv2d.CONV2D_WEIGHT_GRAD, tile, (y, x), w, *how, True)
         if parts == 1:
-            run(conv2d.CONV2D_SAVING, tile, (x, w, w[:1], w[:1], y), None, *how, "silu")
+            run(conv2d.CONV2D_WITH_PREACTIVATION, tile, (x, w, w[:1], w[:1], y), None, *how, "silu")
             run(conv2d.CONV2D_INPUT_GRAD, tile, (y, w), x, *how, True)
 
 
@@ -326,7 +329,7 @@ def test_strip(strip, monkeypatch, device):
             (avg_pool2d.AVG_POOL2D_INPUT_GRAD, y, x.shape, window, True, None, True),
             (unpool2d.MAX_UNPOOL2D, y, indices, x.shape[2:]),
             (unpool2d.MAX_UNPOOL2D_INPUT_GRAD, x, indices),
-            (epilogue.ACTIVATION_GRAD, x, x, "relu"),
+            (activation_grad.ACTIVATION_GRAD, x, x, "relu"),
             (conv2d.CONV2D_INPUT_GRAD, x, weight, x.shape, *reflect, True),
             (conv2d.CONV2D, x, depthwise, scale, None, None, None, *same, "relu"),
             (conv2d.CONV2D_INPUT_GRAD, x, depthwise, x.shape, *same, True),
@@ -356,8 +359,8 @@ def test_chunks_of_pixels(monkeypatch, device):
     monkeypatch.setattr(pick, "strip", lambda *problem: shapes.Strip(16, 4))
     x = draw((1, 3, 7, 10), torch.float32, "contiguous").to(device)
     with kernels_only("bias_grad"):
-        ours = epilogue.BIAS_GRAD.launch(x)
-    assert_accurate(ours, epilogue.BIAS_GRAD.reference(x), epilogue.BIAS_GRAD.reference(x.double()))
+        ours = activation_grad.BIAS_GRAD.launch(x)
+    assert_accurate(ours, activation_grad.BIAS_GRAD.reference(x), activation_grad.BIAS_GRAD.reference(x.double()))
 
 
 def test_wide_groups_in_parts(run):
@@ -396,7 +399,7 @@ def test_boxes_are_aligned(device):
     def boxed(channels, dtype=torch.bfloat16, offset=0, last=True):
         memory = torch.empty(2 * 4 * 4 * channels + offset, dtype=dtype, device=device)[offset:]
         x = memory.view(2, 4, 4, channels).permute(0, 3, 1, 2) if last else memory.view(2, channels, 4, 4)
-        return conv2d.images_of(x).boxed(x, (1, 1))
+        return can_fetch(packed(x), (1, 1))
 
     assert boxed(8)
     assert boxed(4, torch.float32)
@@ -451,9 +454,9 @@ def test_switches():
     with float32_precision("ieee"):
         for one, other in (("tf32", "ieee"), ("ieee", "tf32")):
             conv.fp32_precision, matmul.fp32_precision = one, other
-            assert (conv_dot(torch.float32), matmul_dot(torch.float32)) == (one, other)
+            assert (conv_precision(torch.float32), matmul_precision(torch.float32)) == (one, other)
             for dtype in (torch.float64, torch.float16, torch.bfloat16):
-                assert (conv_dot(dtype), matmul_dot(dtype)) == ("ieee", "ieee")
+                assert (conv_precision(dtype), matmul_precision(dtype)) == ("ieee", "ieee")
 
 
 def test_picks_suit_the_problem():

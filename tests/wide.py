@@ -4,7 +4,7 @@ import mpmath
 import numpy as np
 import torch
 
-from cnn_triton.kernels.matrix import batch_norm, conv2d, epilogue, linear, locally_connected2d
+from cnn_triton.kernels.matrix import activation_grad, batch_norm, conv2d, linear, locally_connected2d
 
 PI = np.longdouble("3.14159265358979323846264")
 
@@ -154,11 +154,16 @@ def _norm_grad(grad, *args):
     return _double(dz, np.stack((total, product)))
 
 
-PRODUCTS = (conv2d.CONV2D, conv2d.CONV2D_SAVING, conv2d.CONV_TRANSPOSE2D, conv2d.CONV_TRANSPOSE2D_SAVING)
-PRODUCTS += (linear.LINEAR, linear.LINEAR_SAVING)
-PRODUCTS += (locally_connected2d.LOCALLY_CONNECTED2D, locally_connected2d.LOCALLY_CONNECTED2D_SAVING)
+PRODUCTS = (
+    conv2d.CONV2D,
+    conv2d.CONV2D_WITH_PREACTIVATION,
+    conv2d.CONV_TRANSPOSE2D,
+    conv2d.CONV_TRANSPOSE2D_WITH_PREACTIVATION,
+)
+PRODUCTS += (linear.LINEAR, linear.LINEAR_WITH_PREACTIVATION)
+PRODUCTS += (locally_connected2d.LOCALLY_CONNECTED2D, locally_connected2d.LOCALLY_CONNECTED2D_WITH_PREACTIVATION)
 WIDE = {op: _product(op) for op in PRODUCTS} | {
-    epilogue.ACTIVATION_GRAD: _activation_grad,
+    activation_grad.ACTIVATION_GRAD: _activation_grad,
     batch_norm.CONV2D_MOMENTS: _moments,
     batch_norm.BATCH_NORM: _norm,
     batch_norm.BATCH_NORM_GRAD: _norm_grad,

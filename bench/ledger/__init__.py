@@ -228,7 +228,7 @@ def unclean(chip: str, arithmetic: str, row: Row) -> str:
         return "" if int(row["load_bytes"]) >= 16 else f"loads of {row['load_bytes']} bytes"
     best = INSTRUCTIONS.get(chip, "HMMA")
     if not int(row["loop_matrix"]) or not row["instruction"].startswith(
-        best if "box" in row["kernel"] else (best, "HMMA")
+        best if "tma" in row["kernel"] else (best, "HMMA")
     ):
         return f"no matrix instructions in its loop but {row['instruction'] or 'none'}"
     return ""

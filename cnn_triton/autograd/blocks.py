@@ -1,22 +1,16 @@
 """Convolutions with a pool or a batch normalisation behind them."""
 
+from typing import Any
+
 import torch
 
-from ..kernels.core.op import channels_last
+from ..kernels.core.tensors import channels_last
 from ..kernels.matrix import activations, pool_code
 from ..kernels.matrix import batch_norm as norm
 from ..kernels.matrix import conv_pool as pools
-from ..ops import operator
-from .function import Formula, Function, along, apply, total
-from .products import ActivationGrad, BiasGrad, Conv2d, PreluGrad, prelu_tangent
-
-_conv2d_pool, _conv2d_pool_grad = operator(pools.CONV2D_POOL), operator(pools.CONV2D_POOL_GRAD)
-_relu_pool2d_input_grad, _relu_pool2d_at_open = map(
-    operator, (pool_code.RELU_POOL2D_INPUT_GRAD, pool_code.RELU_POOL2D_AT_OPEN)
-)
-_conv2d_moments, _batch_norm, _batch_norm_grad = map(
-    operator, (norm.CONV2D_MOMENTS, norm.BATCH_NORM, norm.BATCH_NORM_GRAD)
-)
+from .epilogue import ActivationGrad, BiasGrad, PreluGrad, prelu_tangent
+from .function import Args, Formula, Function, along, apply, total
+from .products import Conv2d
 
 
 class Conv2dPool(Function):
@@ -25,26 +19,21 @@ class Conv2dPool(Function):
     OP = pools.CONV2D_POOL
 
     @classmethod
-    def tangent(cls, inputs, outputs, tangents):
+    def tangent(cls, inputs: Args, outputs: Args, tangents: Args) -> Any:
         input, weight, bias, scale, *window, pool, average = inputs
         shape = pools.full_size(input, weight, *window)
         step = Conv2d.step(shape, (input, weight, bias, scale, None), window, (*tangents[:4], None))
         return apply(ReluPool2dAtOpen, step, outputs[1], pool, average), None
 
     @staticmethod
-    def forward(input, weight, bias, scale, stride, padding, dilation, groups, padding_mode, pool, average):
-        window = (stride, padding, dilation, groups, padding_mode)
-        return _conv2d_pool(input, weight, bias, scale, *window, pool, average)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
         input, weight, _, scale, *ctx.window, ctx.pool, ctx.average = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(input, weight, scale, output[1])
 
     @staticmethod
-    def backward(ctx, grad, _code):
+    def backward(ctx: Any, grad: Any, _code: Any) -> Any:
         if grad is None:
             return (None,) * 11
         input, weight, scale, code = ctx.saved_tensors
@@ -64,37 +53,29 @@ class Conv2dPoolGrad(Function):
     OP = pools.CONV2D_POOL_GRAD
 
     @classmethod
-    def tangent(cls, inputs, outputs, tangents):
-        grad, code, input, weight, *how, of_input, of_weight, written, wide = inputs
+    def tangent(cls, inputs: Args, outputs: Args, tangents: Args) -> Any:
+        grad, code, input, weight, *how, of_input, of_weight, materialized, accumulate_dtype = inputs
         dg, _, dx, dw = tangents[:4]
         parts = [None] * 3
         if dg is not None:
             parts = apply(cls, dg, *inputs[1:])
         # dx is linear in the weight, dw in the input: the gradient kernels with those replaced
         if dw is not None and of_input:
-            crossed = apply(cls, grad, code, input, dw, *how, True, False, written, wide)[0]
+            crossed = apply(cls, grad, code, input, dw, *how, True, False, materialized, accumulate_dtype)[0]
             parts = [total(parts[0], crossed), *parts[1:]]
         if dx is not None and of_weight:
-            crossed = apply(cls, grad, code, dx, weight, *how, False, True, written, wide)[1]
+            crossed = apply(cls, grad, code, dx, weight, *how, False, True, materialized, accumulate_dtype)[1]
             parts = [parts[0], total(parts[1], crossed), parts[2]]
         return tuple(torch.zeros_like(out) if part is None else part for part, out in zip(parts, outputs, strict=True))
 
     @staticmethod
-    def forward(
-        grad, code, input, weight, stride, padding, dilation, groups, padding_mode, pool, average, of_input, of_weight,
-        written, wide,
-    ):  # fmt: skip
-        how = (stride, padding, dilation, groups, padding_mode, pool, average)
-        return _conv2d_pool_grad(grad, code, input, weight, *how, of_input, of_weight, written, wide)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
         grad, code, input, weight, *ctx.window, ctx.pool, ctx.average, ctx.of_input, ctx.of_weight, _, _ = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grad, code, input, weight)
 
     @staticmethod
-    def backward(ctx, gx, gw, gb):
+    def backward(ctx: Any, gx: Any, gw: Any, gb: Any) -> Any:
         grad, code, input, weight = ctx.saved_tensors
         gx, gw = gx if ctx.of_input else None, gw.to(weight.dtype) if ctx.of_weight and gw is not None else None
         if gx is None and gw is None and gb is None:
@@ -114,18 +95,14 @@ class ReluPool2dInputGrad(Function):
     OP = pool_code.RELU_POOL2D_INPUT_GRAD
 
     @staticmethod
-    def forward(grad, code, input_size, pool, average, channels_last):
-        return _relu_pool2d_input_grad(grad, code, input_size, pool, average, channels_last)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
         grad, code, ctx.size, *ctx.pool, _ = inputs
         ctx.dtype = grad.dtype
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(code)
 
     @staticmethod
-    def backward(ctx, grad, grad_bias):
+    def backward(ctx: Any, grad: Any, grad_bias: Any) -> Any:
         if grad is None and grad_bias is None:
             return (None,) * 6
         (code,) = ctx.saved_tensors
@@ -139,17 +116,13 @@ class ReluPool2dAtOpen(Function):
     OP = pool_code.RELU_POOL2D_AT_OPEN
 
     @staticmethod
-    def forward(input, code, pool, average):
-        return _relu_pool2d_at_open(input, code, pool, average)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
         input, code, *ctx.pool = inputs
         ctx.shape, ctx.last = input.shape, channels_last(input)
         ctx.save_for_backward(code)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Any) -> Any:
         (code,) = ctx.saved_tensors
         return apply(ReluPool2dInputGrad, grad, code, ctx.shape, *ctx.pool, ctx.last)[0], None, None, None
 
@@ -161,7 +134,7 @@ class Conv2dMoments(Function):
     OP = norm.CONV2D_MOMENTS
 
     @classmethod
-    def tangent(cls, inputs, outputs, tangents):
+    def tangent(cls, inputs: Args, outputs: Args, tangents: Args) -> Any:
         input, weight, bias, *window = inputs
         step = Conv2d.step(
             outputs[0].shape, (input, weight, bias, None, None), window, (*tangents[:3], None, None)
@@ -169,18 +142,14 @@ class Conv2dMoments(Function):
         return step, None, None
 
     @staticmethod
-    def forward(input, weight, bias, stride, padding, dilation, groups, padding_mode):
-        return _conv2d_moments(input, weight, bias, stride, padding, dilation, groups, padding_mode)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
         input, weight, _, *ctx.window = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(input, weight)
 
     @staticmethod
-    def backward(ctx, grad, _mean, _var):
+    def backward(ctx: Any, grad: Any, _mean: Any, _var: Any) -> Any:
         if grad is None:
             return (None,) * 8
         input, weight = ctx.saved_tensors
@@ -199,7 +168,7 @@ class BatchNorm(Function):
     OP = norm.BATCH_NORM
 
     @classmethod
-    def tangent(cls, inputs, outputs, tangents):
+    def tangent(cls, inputs: Args, outputs: Args, tangents: Args) -> Any:
         input, _, _, weight, bias, residual, slope, eps, activation = inputs
         dz, _, _, dw, db, dr, of_slope = tangents[:7]
         normal = lambda *given: norm.norm_reference(*given, None, eps, "none")  # noqa: E731
@@ -211,11 +180,7 @@ class BatchNorm(Function):
         return act.reference_grad(step, outputs[0] if act.saves == "output" else x)
 
     @staticmethod
-    def forward(input, mean, var, weight, bias, residual, slope, eps, activation):
-        return _batch_norm(input, mean, var, weight, bias, residual, slope, eps, activation)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
         *saved, residual, slope, ctx.eps, ctx.activation = inputs
         ctx.apart = (residual is not None and ctx.activation != "none") or slope is not None
         ctx.again = slope is not None or activations.of(ctx.activation).saves == "input"
@@ -223,7 +188,7 @@ class BatchNorm(Function):
         ctx.save_for_backward(*saved, slope, kept)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Any) -> Any:
         *saved, slope, kept = ctx.saved_tensors
         weight, bias, activation, of_slope = *saved[3:], ctx.activation, None
         if ctx.apart:
@@ -245,7 +210,3 @@ class BatchNormGrad(Formula):
 
     OP = norm.BATCH_NORM_GRAD
     formula = staticmethod(norm.norm_grad_aten)
-
-    @staticmethod
-    def forward(grad, input, mean, var, weight, bias, eps, activation):
-        return _batch_norm_grad(grad, input, mean, var, weight, bias, eps, activation)

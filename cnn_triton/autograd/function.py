@@ -3,8 +3,7 @@ again, and rules for derivatives along tangents and for batches follow from each
 """
 
 import functools
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,28 +11,44 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 from ..kernels.core.op import Op
-from ..ops import batched
+from ..ops import batched, operator
 
-__all__ = ["Formula", "Function", "along", "apply", "asked", "differentiable", "total", "transforming"]
+Args = Sequence[Any]
+
+__all__ = [
+    "Args",
+    "Formula",
+    "Function",
+    "along",
+    "apply",
+    "differentiable",
+    "names_of",
+    "needs_grad",
+    "total",
+    "transforming",
+]
 
 
 class Function(torch.autograd.Function):
-    """A Function that calls the operator `OP`, by the operator's names of arguments. Its result is linear in the first
-    argument, and in each of the first `PARTS` with the others kept; what else it depends on, `tangent` says."""
+    """A Function that calls the operator `OP`, by the operator's names of arguments; `forward` is the operator itself.
+    Its result is linear in the first argument, and in each of the first `PARTS` with the others kept; what else it
+    depends on, `tangent` says."""
 
     OP: Op
     PARTS = 1
 
     def __init_subclass__(cls) -> None:
-        """Keeps TorchDynamo out of a backward pass that runs within what it follows."""
+        """Makes the operator the forward pass, and keeps TorchDynamo out of a backward pass within what it follows."""
+        if "OP" in vars(cls):
+            cls.forward = staticmethod(operator(cls.OP))
         method = vars(cls).get("backward")  # a class method or a static one
         if method is not None:
             cls.backward = type(method)(torch.compiler.disable(method.__func__))
 
     @classmethod
-    def tangent(cls, inputs, outputs, tangents):
-        """The derivative along `tangents`, one for each of the inputs, or None: Σ of the function with one argument
-        replaced by its tangent."""
+    def tangent(cls, inputs: Args, outputs: Args, tangents: Args) -> Any:
+        """Return the derivative along `tangents`, one for each of the inputs, or None: Σ of the function with one
+        argument replaced by its tangent."""
         steps = [(i, tangent) for i, tangent in enumerate(tangents[: cls.PARTS]) if tangent is not None]
         terms = [apply(cls, *inputs[:i], tangent, *inputs[i + 1 :]) for i, tangent in steps]
         return terms[0] if len(terms) == 1 else total(*terms)
@@ -101,14 +116,20 @@ def apply(function: type[Function], *args: Any) -> Any:
 
 
 def transforming() -> bool:
-    """Is a transform of torch.func on, or forward-mode differentiation?"""
+    """True within a transform of torch.func, or forward-mode differentiation."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+@functools.cache
+def names_of(function: type[Function]) -> list[str]:
+    """Return the names of a function's arguments, its operator's."""
+    return [argument.name for argument in operator(function.OP)._schema.arguments]
 
 
 @functools.cache
 def _transformable(function):
     """The function with rules for derivatives along tangents and for batches."""
-    names = list(inspect.signature(function.forward).parameters)
+    names = names_of(function)
 
     class Transformable(function):
         @staticmethod
@@ -142,19 +163,19 @@ def total(*terms):
     return functools.reduce(torch.add, terms) if terms else None
 
 
-def asked(args: tuple[Any, ...]) -> bool:
-    """Does anything ask for derivatives, or transform the call?"""
+def needs_grad(args: tuple[Any, ...]) -> bool:
+    """True if anything asks for derivatives, or transforms the call."""
     leaves = torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
     return leaves or transforming()
 
 
-def differentiable(function: type[Function], forward: Callable[..., Any] | None = None) -> Callable[..., Any]:
-    """The function as the layers call it: `forward` alone, its own unless given, where nothing asks for derivatives.
+def differentiable(function: type[Function]) -> Callable[..., Any]:
+    """Return the function as the layers call it: the operator alone where nothing asks for derivatives.
     torch.compile keeps the call whole and differentiates what it does, which goes for torch.func's transforms too; of
     a Function it would trace forward and backward, and transforms of those not, or as if they were constant."""
-    plain = forward or function.forward
+    run = operator(function.OP)
 
-    def call(*args):
-        return apply(function, *args) if asked(args) else plain(*args)
+    def call(*args: Any) -> Any:
+        return apply(function, *args) if needs_grad(args) else run(*args)
 
-    return torch.compiler.allow_in_graph(call)
+    return torch.compiler.allow_in_graph(call)  # type: ignore[no-any-return]

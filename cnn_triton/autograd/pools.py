@@ -3,22 +3,16 @@ winners read.
 """
 
 import math
+from typing import Any
 
 import torch
 
 from ..kernels.base.precision import accumulator
-from ..kernels.core.op import channels_last
+from ..kernels.core.tensors import channels_last
 from ..kernels.pool.avg_pool2d import AVG_POOL2D, AVG_POOL2D_INPUT_GRAD
 from ..kernels.pool.max_pool2d import MAX_POOL2D, MAX_POOL2D_AT_WINNER, MAX_POOL2D_INPUT_GRAD
 from ..kernels.pool.unpool2d import MAX_UNPOOL2D, MAX_UNPOOL2D_INPUT_GRAD
-from ..ops import operator
-from .function import Function, apply
-
-_max_pool2d, _max_pool2d_input_grad, _max_pool2d_at_winner = map(
-    operator, (MAX_POOL2D, MAX_POOL2D_INPUT_GRAD, MAX_POOL2D_AT_WINNER)
-)
-_max_unpool2d, _max_unpool2d_input_grad = map(operator, (MAX_UNPOOL2D, MAX_UNPOOL2D_INPUT_GRAD))
-_avg_pool2d, _avg_pool2d_input_grad = map(operator, (AVG_POOL2D, AVG_POOL2D_INPUT_GRAD))
+from .function import Args, Function, apply
 
 
 class MaxPool2d(Function):
@@ -27,16 +21,12 @@ class MaxPool2d(Function):
     OP = MAX_POOL2D
 
     @classmethod
-    def tangent(cls, inputs, outputs, tangents):
+    def tangent(cls, inputs: Args, outputs: Args, tangents: Args) -> Any:
         return apply(MaxPool2dAtWinner, tangents[0], outputs[1], inputs[2]), None, None
 
     @staticmethod
-    def forward(input, output_size, window, indices):
-        return _max_pool2d(input, output_size, window, True, indices)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        input, _, ctx.window, _ = inputs
+    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
+        input, _, ctx.window, _, _ = inputs
         _, winner, indices = output
         ctx.mark_non_differentiable(winner, indices)
         ctx.set_materialize_grads(False)  # or PyTorch fills zeros for the winners' and the indices' gradients
@@ -44,11 +34,11 @@ class MaxPool2d(Function):
         ctx.save_for_backward(winner)
 
     @staticmethod
-    def backward(ctx, grad, _winner, _indices):
+    def backward(ctx: Any, grad: Any, _winner: Any, _indices: Any) -> Any:
         if grad is None:
-            return (None,) * 4
+            return (None,) * 5
         (winner,) = ctx.saved_tensors
-        return apply(MaxPool2dInputGrad, grad, winner, ctx.shape, ctx.window, ctx.last), None, None, None
+        return apply(MaxPool2dInputGrad, grad, winner, ctx.shape, ctx.window, ctx.last), *(None,) * 4
 
 
 class MaxPool2dInputGrad(Function):
@@ -57,16 +47,12 @@ class MaxPool2dInputGrad(Function):
     OP = MAX_POOL2D_INPUT_GRAD
 
     @staticmethod
-    def forward(grad, winner, input_size, window, last):
-        return _max_pool2d_input_grad(grad, winner, input_size, window, last)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
         _, winner, _, ctx.window, _ = inputs
         ctx.save_for_backward(winner)
 
     @staticmethod
-    def backward(ctx, grad_input):
+    def backward(ctx: Any, grad_input: Any) -> Any:
         (winner,) = ctx.saved_tensors
         return apply(MaxPool2dAtWinner, grad_input, winner, ctx.window), None, None, None, None
 
@@ -77,17 +63,13 @@ class MaxPool2dAtWinner(Function):
     OP = MAX_POOL2D_AT_WINNER
 
     @staticmethod
-    def forward(input, winner, window):
-        return _max_pool2d_at_winner(input, winner, window)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
         input, winner, ctx.window = inputs
         ctx.shape, ctx.last = input.shape, channels_last(input)
         ctx.save_for_backward(winner)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Any) -> Any:
         (winner,) = ctx.saved_tensors
         return apply(MaxPool2dInputGrad, grad, winner, ctx.shape, ctx.window, ctx.last), None, None
 
@@ -98,15 +80,11 @@ class MaxUnpool2d(Function):
     OP = MAX_UNPOOL2D
 
     @staticmethod
-    def forward(input, indices, output_size):
-        return _max_unpool2d(input, indices, output_size)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Any) -> Any:
         (indices,) = ctx.saved_tensors
         return apply(MaxUnpool2dInputGrad, grad, indices), None, None
 
@@ -117,17 +95,13 @@ class MaxUnpool2dInputGrad(Function):
     OP = MAX_UNPOOL2D_INPUT_GRAD
 
     @staticmethod
-    def forward(grad, indices):
-        return _max_unpool2d_input_grad(grad, indices)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
         grad, indices = inputs
         ctx.shape = grad.shape
         ctx.save_for_backward(indices)
 
     @staticmethod
-    def backward(ctx, grad_input):
+    def backward(ctx: Any, grad_input: Any) -> Any:
         (indices,) = ctx.saved_tensors
         # Several values may have read one place: a sum by place, which PyTorch does in a fixed order on a GPU.
         n, c, h, w = ctx.shape
@@ -144,16 +118,12 @@ class AvgPool2d(Function):
     OP = AVG_POOL2D
 
     @staticmethod
-    def forward(input, output_size, window, count_include_pad, divisor_override):
-        return _avg_pool2d(input, output_size, window, count_include_pad, divisor_override)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
         input, _, *ctx.window = inputs
         ctx.shape, ctx.last = input.shape, channels_last(input)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Any) -> Any:
         return apply(AvgPool2dInputGrad, grad, ctx.shape, *ctx.window, ctx.last), *(None,) * 4
 
 
@@ -163,14 +133,10 @@ class AvgPool2dInputGrad(Function):
     OP = AVG_POOL2D_INPUT_GRAD
 
     @staticmethod
-    def forward(grad, input_size, window, count_include_pad, divisor_override, last):
-        return _avg_pool2d_input_grad(grad, input_size, window, count_include_pad, divisor_override, last)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
         grad, _, *ctx.window, _ = inputs
         ctx.size = grad.shape[2:]
 
     @staticmethod
-    def backward(ctx, grad_input):
+    def backward(ctx: Any, grad_input: Any) -> Any:
         return apply(AvgPool2d, grad_input, ctx.size, *ctx.window), *(None,) * 5

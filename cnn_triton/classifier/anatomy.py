@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..kernels.window.convolution import Window, conv_output, conv_window, pair
+from ..kernels.window.arguments import pair
+from ..kernels.window.convolution import Window, conv_output, conv_window
 from ..nn import Conv2d, ConvReLU2d, LocallyConnected2d, MaxPool2d
 from .models import FullReLU2d
 

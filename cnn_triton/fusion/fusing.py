@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 from .. import functional
 from ..kernels.base.precision import PRECISION
 from ..kernels.matrix import activations
-from ..kernels.window import convolution
+from ..kernels.window import arguments
 
 __all__ = ["Fused", "changed", "fuse", "modules_of", "plain"]
 
@@ -58,32 +58,26 @@ def _pool(word: str, *given: Any, **named: Any) -> tuple[Any, ...]:
     return word, dict(zip(_POOLS[word], given, strict=False)) | named
 
 
-# Functions, and methods of that name, that may follow a product in its kernel: their words, of their other arguments.
+def _slope(weight: Any) -> tuple[Any, ...]:
+    """The words of a PReLU."""
+    return "prelu", weight
+
+
+# Functions that may follow a product in its kernel besides the activations': their words, of their other arguments.
 _WORDS: dict[Any, Callable[..., tuple[Any, ...]]] = {
-    **dict.fromkeys((F.relu, torch.relu, torch.relu_), lambda inplace=False: ("relu",)),
-    F.relu6: lambda inplace=False: ("relu6",),
-    F.leaky_relu: lambda negative_slope=0.01, inplace=False: ("leaky_relu", negative_slope),
-    F.hardtanh: lambda min_val=-1.0, max_val=1.0, inplace=False: ("hardtanh", min_val, max_val),
-    F.gelu: lambda approximate="none": ("gelu" if approximate == "none" else f"gelu_{approximate}",),
-    F.silu: lambda inplace=False: ("silu",),
-    F.hardswish: lambda inplace=False: ("hardswish",),
-    F.hardsigmoid: lambda inplace=False: ("hardsigmoid",),
-    F.mish: lambda inplace=False: ("mish",),
-    **dict.fromkeys((F.elu, F.elu_), lambda alpha=1.0, inplace=False: ("elu", alpha)),
-    **dict.fromkeys((F.selu, torch.selu, torch.selu_), lambda inplace=False: ("selu",)),
-    F.softplus: lambda beta=1.0, threshold=20.0: ("softplus", beta, threshold),
-    F.softsign: lambda: ("softsign",),
-    F.prelu: lambda weight: ("prelu", weight),
-    F.logsigmoid: lambda: ("log_sigmoid",),
-    **dict.fromkeys((F.sigmoid, torch.sigmoid, torch.sigmoid_), lambda: ("sigmoid",)),
-    **dict.fromkeys((F.tanh, torch.tanh, torch.tanh_), lambda: ("tanh",)),
-    **dict.fromkeys(
-        (torch.clamp, torch.clamp_),
-        lambda min=None, max=None: ("clamp", -math.inf if min is None else min, math.inf if max is None else max),
-    ),
+    F.prelu: _slope,
     **dict.fromkeys((F.max_pool2d, functional.max_pool2d), functools.partial(_pool, "max_pool2d")),
     **dict.fromkeys((F.avg_pool2d, functional.avg_pool2d), functools.partial(_pool, "avg_pool2d")),
 }
+
+
+def _words_of(function: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...] | None:
+    """What a call does that may follow a product, in words and numbers, by its other arguments; None if nothing.
+    Errors: TypeError for arguments that it doesn't have."""
+    rule = _WORDS.get(function)
+    return rule(*args, **kwargs) if rule else activations.meant(function, *args, **kwargs)
+
+
 _ADDS = {operator.add, torch.add, torch.Tensor.add}
 _ADDS_IN_PLACE = {operator.iadd, torch.Tensor.add_}
 _UPDATED = (
@@ -105,8 +99,8 @@ def function_of(node: Node) -> Any:
     return getattr(torch.Tensor, node.target, None) if isinstance(node.target, str) else node.target
 
 
-def _word_of(node: Node) -> Any:
-    """The key of _WORDS that a node's call has, if any."""
+def _function_form(node: Node) -> Any:
+    """What a node calls; of a method torch's function of that name, if there is one."""
     if node.op == "call_method":
         return getattr(torch, str(node.target), None)
     return node.target if node.op == "call_function" else None
@@ -246,10 +240,8 @@ def _in_place(node: Node) -> bool:
     """Does it change its first argument? By the argument of that name, wherever it stands."""
     if "inplace" in node.kwargs:
         return bool(node.kwargs["inplace"])
-    word = _WORDS.get(node.target) if node.op == "call_function" else None
     try:
-        names = inspect.signature(word or function_of(node))
-        given = names.bind(*(node.args[1:] if word else node.args), **node.kwargs).arguments
+        given = inspect.signature(function_of(node)).bind(*node.args, **node.kwargs).arguments
     except (TypeError, ValueError):  # a built-in function, which has no such argument
         return False
     return bool(given.get("inplace", False))
@@ -460,12 +452,13 @@ def _step(node: Node, value: Node) -> _Step | None:
         return _Step("norm", "batch_norm", _tell_norm) if node.args[:1] == (value,) else None
     if node.op in ("call_function", "call_method") and function_of(node) in _ADDS | _ADDS_IN_PLACE:
         return _Step("residual", "add", _tell_residual) if _other(node, value) is not None else None
-    rule = _WORDS.get(_word_of(node))
-    if rule is None or node.args[:1] != (value,):
+    if node.args[:1] != (value,):
         return None
     try:
-        words = rule(*node.args[1:], **node.kwargs)
+        words = _words_of(_function_form(node), *node.args[1:], **node.kwargs)
     except TypeError:
+        return None
+    if words is None:
         return None
     what, tell = ("pool", _tell_pool) if words[0].endswith("pool2d") else ("activation", _tell_activation)
     return _Step(what, words[0], functools.partial(tell, words))
@@ -559,8 +552,8 @@ def _tell_pool(words: tuple[Any, ...], chain: _Chain, longer: _Chain) -> None:
 def _unfit(kernel_size: Any, stride: Any = None, **others: Any) -> str:
     """Why a pool of these windows can't be in a convolution's kernel; nothing if it can."""
     try:
-        size = convolution.pair("kernel_size", kernel_size, 1)
-        step = size if stride in (None, (), []) else convolution.pair("stride", stride, 1)
+        size = arguments.pair("kernel_size", kernel_size, 1)
+        step = size if stride in (None, (), []) else arguments.pair("stride", stride, 1)
     except (TypeError, RuntimeError) as error:
         return str(error)
     if step != size:

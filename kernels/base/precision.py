@@ -30,24 +30,29 @@ TF32_EPS = 2.0**-10
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype sums are kept in: float32, or float64 for float64."""
+    """Return the dtype that sums are kept in: float32, or float64 for float64."""
     return PRECISION[dtype].accumulator
 
 
-def conv_dot(dtype: torch.dtype) -> str:
-    """'tf32' or 'ieee' for a convolution's dots: PyTorch's convolution switch
+def smallest_integer(largest: int) -> torch.dtype:
+    """Return the smallest integer dtype of a pooling's taps, up to this number."""
+    return torch.uint8 if largest <= 255 else torch.int16 if largest < 2**15 else torch.int32
+
+
+def conv_precision(dtype: torch.dtype) -> str:
+    """Return 'tf32' or 'ieee' for a convolution's dots: PyTorch's convolution switch
     (torch.backends.cudnn.conv.fp32_precision; TF32 unless set otherwise)."""
-    return _dot(dtype, torch.backends.cudnn.conv.fp32_precision)
+    return _precision(dtype, torch.backends.cudnn.conv.fp32_precision)
 
 
-def matmul_dot(dtype: torch.dtype) -> str:
-    """'tf32' or 'ieee' for a linear layer's dots: PyTorch's matrix-product switch
+def matmul_precision(dtype: torch.dtype) -> str:
+    """Return 'tf32' or 'ieee' for a linear layer's dots: PyTorch's matrix-product switch
     (torch.backends.cuda.matmul.fp32_precision; full float32 unless set otherwise)."""
-    return _dot(dtype, torch.backends.cuda.matmul.fp32_precision)
+    return _precision(dtype, torch.backends.cuda.matmul.fp32_precision)
 
 
 def switches() -> tuple[str, str]:
-    """Of convolutions, and of matrix products."""
+    """Return PyTorch's settings for float32 convolutions and matrix products."""
     return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
 
 
@@ -65,12 +70,12 @@ def float32_precision(name: str) -> Iterator[None]:
             switch.fp32_precision = value
 
 
-def _dot(dtype: torch.dtype, setting: str) -> str:
+def _precision(dtype: torch.dtype, setting: str) -> str:
     # Unset ("none") means full precision; PyTorch resolves the settings' inheritance itself.
     return "tf32" if dtype == torch.float32 and setting == "tf32" else "ieee"
 
 
 def autocasts(tensor: torch.Tensor) -> bool:
-    """Is autocast on where this tensor is?"""
+    """True if autocast is on for the tensor's device."""
     kind = tensor.device.type
     return kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)

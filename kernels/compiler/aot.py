@@ -229,9 +229,13 @@ def compile_op(op: Op, args: tuple[Any, ...], chip: str, compile: bool = True) -
 
 
 def _shown(options: dict[str, Any]) -> str:
-    """A launch's numbers and words, and its tile's box; not what is the same in all."""
-    shown = (k for k, v in options.items() if (isinstance(v, int | str) or k == "BOX") and k not in ALWAYS)
-    return " ".join(f"{k}={options[k]}" for k in shown)
+    """Return a launch's numbers and words, those in its records too, and its tile's box; not what is the same in
+    all."""
+    each = {}
+    for name, value in options.items():
+        each |= value._asdict() if hasattr(value, "_fields") else {name: value}
+    shown = (k for k, v in each.items() if (isinstance(v, int | str) or k == "box" and v) and k not in ALWAYS)
+    return " ".join(f"{k}={each[k]}" for k in shown)
 
 
 class _Compiled(NamedTuple):

@@ -38,14 +38,11 @@ def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
-def _in_own_context(run: Callable[..., Any], *args: Any, **constants: Any) -> Any:
-    """Calls it where our allocator is Triton's; the caller's stays as it is."""
-
-    def call() -> Any:
-        triton.set_allocator(_scratch)
-        return run(*args, **constants)
-
-    return contextvars.copy_context().run(call)
+def context() -> contextvars.Context:
+    """Return a context in which our allocator is Triton's; the caller's stays as it is."""
+    context = contextvars.copy_context()
+    context.run(triton.set_allocator, _scratch)
+    return context
 
 
 def on(device: torch.device) -> Any:
@@ -62,10 +59,10 @@ def apart() -> Any:
     return tape.paused() if tape else _HERE
 
 
-def start(kernel: Any, device: torch.device, programs: int, args: tuple[Any, ...], constants: dict[str, Any]) -> None:
-    """Launches so many programs of the kernel, and notes it on the tape, if there is one."""
-    with on(device), apart():
-        compiled = _in_own_context(kernel[(programs,)], *args, **constants)
+def note(
+    kernel: Any, device: torch.device, programs: int, args: tuple[Any, ...], constants: dict[str, Any], compiled: Any
+) -> None:
+    """Note a launch of so many programs of the kernel on the tape, if there is one."""
     tape = _tape.get()
     if tape:
         tape.launched(kernel, device, programs, args, constants, compiled)
@@ -239,7 +236,7 @@ class Tape(TorchDispatchMode):
             def step(tensors: list[torch.Tensor]) -> None:
                 with on(device):
                     if scratch or INTERPRETING:
-                        _in_own_context(run, *fill(tensors), **constants)
+                        context().run(run, *fill(tensors), **constants)
                     else:
                         run(*fill(tensors))
 
@@ -330,7 +327,7 @@ def keep(plans: dict[Any, Any], key: Any, what: "Plan | str") -> None:
 
 
 def can_be_taped(args: tuple[Any, ...]) -> bool:
-    """Can the tape see what is done here, and tell the arguments apart?"""
+    """True if the tape can see what is done here, and tell the arguments apart."""
     if torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.Python):
         return False
     memories = [_memory(value) for value in args if isinstance(value, torch.Tensor)]

@@ -8,14 +8,14 @@ goes through them one after the other and keeps the largest, or the sum, in regi
 
     for each tile of the result:                                  pooled pixels x columns
         for each tap t of the pooling:
-            x = epilogue(the convolution at tap t)                device.main_loop
+            x = epilogue(the convolution at tap t)                loop.main_loop
             (y, code) = (y, code) with x                          relu_pool.pool_step
         store y and code
 
 dx, the gradient of what was pooled, is dy where the code says so. The convolution's gradients can read it so, from dy
-and the code, or as it is `written` out, in one pass that also sums the bias' gradient. A window of one tap reads each
-element once, and is bound by memory: written out, it would be several times the traffic. A larger window reads each
-once for every tap: to work it out each time takes more instructions than the product itself, so it is written.
+and the code, or `materialized`, in one pass that also sums the bias' gradient. A window of one tap reads each
+element once, and is bound by memory: materialized, it would be several times the traffic. A larger window reads each
+once for every tap: to work it out each time takes more instructions than the product itself, so it is materialized.
 """
 
 import math
@@ -23,24 +23,31 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..base.precision import accumulator, conv_dot
+from ..base.precision import accumulator, conv_precision
 from ..core import chips
-from ..core.op import Fold, Op, channels_last, check_tensors, index_type, launch, nbytes, new, tl_type, unit
-from ..tiles import model, pick, shapes
-from ..window import convolution
+from ..core.op import Op, VmapRule, launch
+from ..core.tensors import alignment, channels_last, check_tensors, index_type, nbytes, new, tl_type
+from ..tiles import pick, shapes
+from ..tiles.model import precision_on
+from ..window.arguments import same_shape
+from ..window.convolution import Walks, Window, conv_shape
+from ..window.layout import cdiv
 from ..window.pooling import check_images
 from . import conv2d
-from .conv2d import conv2d_aten, fetches, images_of, matrix, window_of
-from .epilogue import Epilogue, bias_grad_fake, check_epilogue
+from .activation_grad import bias_grad_fake
+from .conv2d import conv2d_aten
+from .epilogue import Epilogue, check_epilogue
 from .gather import conv_pool_kernel
+from .meta import Meta, Weight
 from .pool_code import KEY, Pooled, aligned, input_grad_aten, new_code, spread
-from .tma import conv_pool_box_kernel
+from .problem import Problem, can_fetch_product, matrix, packed, weight_strides
+from .tma import conv_pool_tma_kernel
 
 
 def full_size(input, weight, stride, padding, dilation, groups, padding_mode):
     """The size of what is pooled."""
-    window = window_of(weight.shape, stride, padding, dilation, padding_mode)
-    return convolution.conv_shape(input.shape, weight.shape, None, window, groups)
+    window = Window.of(weight.shape[2:], stride, padding, dilation, padding_mode)
+    return conv_shape(input.shape, weight.shape, None, window, groups)
 
 
 def conv2d_pool_fake(input, weight, bias, scale, stride, padding, dilation, groups, padding_mode, pool, average):
@@ -63,37 +70,34 @@ def conv2d_pool_launch(
     y, code = results
     if y.numel() == 0:
         return
-    window = window_of(weight.shape, stride, padding, dilation, padding_mode)
-    walks = [walk._replace(stride=walk.stride * k) for walk, k in zip(window.walks(False), pool, strict=True)]
-    weight = matrix(weight)
-    outputs, channels = weight.shape[0] // groups, weight.shape[1]
-    of_x, of_y, terms = images_of(input), images_of(y), window.taps * channels
-    boxed = fetches(input, weight, of_x, window, groups, (walks[0].stride, walks[1].stride))
-    chip = chips.chip_name()
-    dot = model.precision_on(chip, conv_dot(input.dtype))
+    window = Window.of(weight.shape[2:], stride, padding, dilation, padding_mode)
+    # A tap of the pooling is a convolution by itself, whose stride is this one's times the window's side.
+    taps = (walk._replace(stride=walk.stride * k) for walk, k in zip(window.walks(False), pool, strict=True))
+    walks, chip = Walks(*taps), chips.chip_name()
+    precision = precision_on(chip, conv_precision(input.dtype))
     pooled = Pooled.of(code, pool, average, input.dtype)
-    problem = shapes.Product(
-        of_y.size, outputs, channels, window.taps * math.prod(pool), 1, groups, boxed, whole=True,
-        extra_registers="number" if pooled.pool[2] == KEY.value else "two numbers",
+    problem = Problem(input, weight, y, window, groups, False, precision, Epilogue(bias, scale, activation="none"))
+    x, results, matrix_of = packed(input), packed(y), matrix(weight)
+    wanted = shapes.Product(
+        tuple(results.size), problem.columns, problem.channels, window.taps * math.prod(pool), 1, groups,
+        can_fetch_product(problem, x, walks.strides), whole=True,
+        extra_registers="number" if pooled.pool.how == KEY.value else "two numbers",
     )  # fmt: skip
-    tile = pick.product(problem, shapes.arithmetic(input.dtype, dot), chip)
-    same = {
-        "DOWN": walks[0].constants(), "ACROSS": walks[1].constants(), "SHIFT": window.stride, "POOL": pooled.pool,
-        "PRECISION": dot, "INDEX": index_type(input, weight, code), "N": tile.n, "K": tile.k, **tile.options,
-    }  # fmt: skip
-    given = (input, weight, y, pooled.code, Epilogue(bias, scale).terms(y, None))
+    tile = pick.product(wanted, shapes.arithmetic(input.dtype, precision), chip)
+    meta = Meta.of(
+        walks, window.size, precision, tile, pool=pooled.pool, shift=window.stride,
+        index=index_type(input, weight, code),
+    )  # fmt: skip
+    how = {"ACTIVATION": problem.epilogue.on_device, **tile.options}
+    last = (results, pooled.code, problem.epilogue.operands(y), problem.channels, problem.columns)
     if tile.box:
-        launch(
-            conv_pool_box_kernel, tile.programs, *given, of_x.strides[:3], of_y.strides, of_x.size, of_y.size,
-            channels, outputs, WINDOW=window.size, BOX=tile.box, UNIT=unit(outputs, y), **same,
-        )  # fmt: skip
+        meta = meta._replace(aligned=alignment(problem.columns, y))
+        launch(conv_pool_tma_kernel, tile.programs, x, matrix_of, *last, META=meta, **how)
     else:
-        programs = convolution.cdiv(math.prod(of_y.size), tile.m) * convolution.cdiv(outputs, tile.n) * groups
-        launch(
-            conv_pool_kernel, programs, *given, of_x.strides, (1, channels, terms, outputs * terms), of_y.strides,
-            of_x.size[1:], of_y.size, channels, outputs, S=window.size[1], ACC=tl_type(accumulator(y.dtype)),
-            M=tile.m, PACKED=tile.packed, PADDING=padding_mode, **same,
-        )  # fmt: skip
+        meta = meta._replace(accumulator=tl_type(accumulator(y.dtype)), padding_mode=padding_mode)
+        programs = cdiv(math.prod(results.size), tile.m) * cdiv(problem.columns, tile.n) * groups
+        weights = Weight(matrix_of, weight_strides(problem))
+        launch(conv_pool_kernel, programs, x, weights, *last, META=meta, **how)
 
 
 def conv2d_pool_aten(input, weight, bias, scale, stride, padding, dilation, groups, padding_mode, pool, average):
@@ -113,15 +117,13 @@ def conv2d_pool_aten(input, weight, bias, scale, stride, padding, dilation, grou
 
 def grad_fake(
     grad, code, input, weight, stride, padding, dilation, groups, padding_mode, pool, average, of_input, of_weight,
-    written, wide=False,
+    materialized, accumulate_dtype=False,
 ):  # fmt: skip
     check_tensors(grad=grad, input=input, weight=weight)
     shape = full_size(input, weight, stride, padding, dilation, groups, padding_mode)
-    convolution.same_shape(
-        "grad", grad.shape, (*shape[:2], *(size // k for size, k in zip(shape[2:], pool, strict=True)))
-    )
-    convolution.same_shape("code", code.shape[1:], grad.shape)
-    kind = accumulator(weight.dtype) if wide else weight.dtype
+    same_shape("grad", grad.shape, (*shape[:2], *(size // k for size, k in zip(shape[2:], pool, strict=True))))
+    same_shape("code", code.shape[1:], grad.shape)
+    kind = accumulator(weight.dtype) if accumulate_dtype else weight.dtype
     dx = new((input.shape[0] * of_input, *input.shape[1:]), input, channels_last(input))
     dw = new((weight.shape[0] * of_weight, *weight.shape[1:]), weight, channels_last(weight), kind)
     return dx, dw, bias_grad_fake(grad)
@@ -129,14 +131,14 @@ def grad_fake(
 
 def grad_launch(
     results, grad, code, input, weight, stride, padding, dilation, groups, padding_mode, pool, average, of_input,
-    of_weight, written, wide=False,
+    of_weight, materialized, accumulate_dtype=False,
 ):  # fmt: skip
     dx, dw, bias = results
     how = (stride, padding, dilation, groups, padding_mode)
     full = None
-    if written is None:
-        written = window_of(weight.shape, *how[:3], padding_mode).taps > 1
-    if written or input.dtype == torch.float64:  # whose products Triton can't compile with what comes of bytes
+    if materialized is None:
+        materialized = math.prod(weight.shape[2:]) > 1
+    if materialized or input.dtype == torch.float64:  # whose products Triton can't compile with what comes of bytes
         full = new(full_size(input, weight, *how), grad, channels_last(grad))
     spread(bias, full, grad, code, pool, average)
     pooled = None
@@ -148,12 +150,12 @@ def grad_launch(
     if of_input:
         conv2d.input_grad_launch(dx, grad, weight, input.shape, *how, channels_last(input), pooled)
     if of_weight:
-        conv2d.weight_grad_launch(dw, grad, input, weight.shape, *how, channels_last(weight), wide, pooled)
+        conv2d.weight_grad_launch(dw, grad, input, weight.shape, *how, channels_last(weight), accumulate_dtype, pooled)
 
 
 def grad_aten(
     grad, code, input, weight, stride, padding, dilation, groups, padding_mode, pool, average, of_input, of_weight,
-    written, wide=False,
+    materialized, accumulate_dtype=False,
 ):  # fmt: skip
     how = (stride, padding, dilation, groups, padding_mode)
     full, bias = input_grad_aten(grad, code, full_size(input, weight, *how), pool, average, False)
@@ -177,9 +179,9 @@ CONV2D_POOL = Op(
     aten=conv2d_pool_aten,
     flops=lambda input, weight, bias, scale, *args: _flops(input, weight, *args[:5]),
     bytes=lambda *args: nbytes(*args[:4], *conv2d_pool_fake(*args)),
-    folds=(
-        Fold({"input": 0}, (0, 1)),
-        Fold({"input": 1, "weight": 0, "bias": 0, "scale": 0, "groups": 0}, (1, 2)),
+    vmap=(
+        VmapRule({"input": 0}, (0, 1)),
+        VmapRule({"input": 1, "weight": 0, "bias": 0, "scale": 0, "groups": 0}, (1, 2)),
     ),
     product=True,
 )
@@ -187,12 +189,12 @@ CONV2D_POOL = Op(
 CONV2D_POOL_GRAD = Op(
     name="conv2d_pool_grad",
     schema=f"(Tensor grad, Tensor code, Tensor input, Tensor weight, {conv2d.WINDOW}, {_POOL}, bool of_input, "
-    "bool of_weight, bool? written, bool wide=False) -> (Tensor, Tensor, Tensor)",
+    "bool of_weight, bool? materialized, bool accumulate_dtype=False) -> (Tensor, Tensor, Tensor)",
     fake=grad_fake,
     launcher=grad_launch,
     aten=grad_aten,
     flops=lambda grad, code, input, weight, *args: _flops(input, weight, *args[:5]) * (args[7] + args[8]),
     bytes=lambda *args: nbytes(*args[:4], *grad_fake(*args)),
-    folds=(Fold({"grad": 1, "code": 2, "input": 1, "weight": 0, "groups": 0}, (1, 0, 0)),),
+    vmap=(VmapRule({"grad": 1, "code": 2, "input": 1, "weight": 0, "groups": 0}, (1, 0, 0)),),
     product=True,
 )

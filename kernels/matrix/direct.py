@@ -1,7 +1,7 @@
-"""conv2d's products without matrix instructions: depthwise convolution, in which each group has one input channel.
+"""Products without matrix instructions: depthwise convolution, in which each group has one input channel.
 
     forward:          y[k] = epilogue( Σ_{r,s} x̂[c] · w[k,r,s] )          c = k / E, at each pixel
-    input gradient:   dx[c] = Σ over c's E outputs k, Σ_{r,s} of ĝ[k] · w[k,r,s]     along another walk (geometry.Walk)
+    input gradient:   dx[c] = Σ over c's E outputs k, Σ_{r,s} of ĝ[k] · w[k,r,s]     along another Walk
     weight gradient:  dw[k,r,s] = Σ over pixels of g[k] · x̂[c]
 
 Each value serves a window of results, so the time is that of memory as long as it is loaded often from nowhere but the
@@ -20,112 +20,161 @@ The weight gradient is the same with sums for taps instead of rows. Windows too 
 strided input gradients, which share little, are taken tap by tap.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..base.lang import device_function, tl, triton
 from ..base.precision import accumulator
 from ..core import chips
-from ..core.device import HOP, REACH, STEP, STRIDE, known, offsets, phase_of, pixel, shown, sum_rows
-from ..core.op import index_type, launch, new, nhwc, tl_type, unit
-from ..tiles import model, pick, shapes
-from ..window import convolution
-from ..window.convolution import cdiv
-from .epilogue import Epilogue, finish, sum_pixels
+from ..core.images import Images, Pixel, assume_aligned, offsets, pixel
+from ..core.op import launch
+from ..core.tensors import alignment, index_type, tl_type
+from ..streaming.sums import sum_pixels, sum_rows
+from ..tiles import pick
+from ..tiles.model import register_options
+from ..tiles.shapes import UNROLLED
+from ..window.arguments import Pair
+from ..window.convolution import Walk, Walks
+from ..window.layout import cdiv
+from .epilogue import finish
+from .loop import phase_of, source_index
+from .meta import Results, Weight, WeightStrides
+from .problem import Path, Problem, WeightProblem, new_moments
+
+
+class DirectMeta(NamedTuple):
+    """What a direct kernel is compiled for. A kernel first names what it takes of it.
+
+    down, across, window, padding_mode, transposed, aligned, accumulator, index: as in meta.Meta
+    outputs:        of a group
+    rows:           of a strip
+    taps:           rows and columns of the window that are taken at once; rows above 1 need all of its rows
+    pixels, channels: of a strip's row
+    """
+
+    down: Walk
+    across: Walk
+    window: Pair
+    padding_mode: str
+    outputs: int
+    aligned: int
+    rows: int
+    taps: Pair
+    index: Any
+    transposed: bool = False
+    accumulator: Any = None
+    pixels: int = 0
+    channels: int = 0
 
 
 @triton.constexpr_function
-def served(h, rows, taps, stride, reach):
-    """Does a tap of one of the rows read the h-th row after the strip's first?"""
-    return any(t * stride + r * reach == h for t in range(rows) for r in range(taps))
+def served(h, rows, taps, stride, input_step):
+    """True if a tap of one of the rows reads the h-th row after the strip's first."""
+    return any(t * stride + r * input_step == h for t in range(rows) for r in range(taps))
 
 
 @triton.constexpr_function
-def first_read(taps, reach):
-    """The first row that a strip's rows read, its own first being 0."""
-    return min(0, (taps - 1) * reach)
+def first_read(taps, input_step):
+    """Return the first row that a strip's rows read, its own first being 0."""
+    return min(0, (taps - 1) * input_step)
 
 
 @triton.constexpr_function
-def end_read(rows, taps, stride, reach):
-    """The last row that they read, + 1."""
-    return (rows - 1) * stride + max(0, (taps - 1) * reach) + 1
+def end_read(rows, taps, stride, input_step):
+    """Return the last row that they read, + 1."""
+    return (rows - 1) * stride + max(0, (taps - 1) * input_step) + 1
 
 
 @device_function
-def read(x, strides, size, n, h, w, c, exists, PADDING: tl.constexpr):
-    """What stands at pixels (n, h, w) [PIXELS] in channels c; outside of the images what the padding shows there."""
-    h, w = shown(h, size[0], PADDING), shown(w, size[1], PADDING)
-    inside = (h >= 0) & (w >= 0) & (h < size[0]) & (w < size[1])
-    return tl.load(x + offsets((n, h, w), c, strides), mask=inside[:, None] & exists, other=0.0)
+def read(x, strides, n, h, w, c, mask, PADDING: tl.constexpr):
+    """Return what stands at pixels (n, h, w) [PIXELS] in channels c; outside of the images what the padding shows
+    there."""
+    h, w = source_index(h, x.size.h, PADDING), source_index(w, x.size.w, PADDING)
+    inside = (h >= 0) & (w >= 0) & (h < x.size.h) & (w < x.size.w)
+    return tl.load(x.data + offsets(Pixel(n, h, w), c, strides), mask=inside[:, None] & mask, other=0.0)
 
 
 @triton.jit
-def direct_kernel(
-    x, w, y, epilogue, x_strides, w_strides, y_strides, x_size, y_size, columns,
-    DOWN: tl.constexpr, ACROSS: tl.constexpr, OUTPUTS: tl.constexpr, TRANSPOSED: tl.constexpr,
-    ACTIVATION: tl.constexpr, NUMBERS: tl.constexpr, PADDING: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr,
-    UNIT: tl.constexpr, ROWS: tl.constexpr, TAPS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    """y[pixel, column] = epilogue(Σ_tap x̂ · w), for a strip of one phase: PIXELS, each with ROWS under it, x CHANNELS.
-    TAPS of the window's rows are taken at once; ROWS above 1 need all."""
-    PHASES: tl.constexpr = DOWN[STEP] * ACROSS[STEP]
-    x_strides, y_strides, columns = known(x_strides, UNIT), known(y_strides, UNIT), columns // UNIT * UNIT
-    w_strides = (w_strides[0], w_strides[1] // UNIT * UNIT, w_strides[2] // UNIT * UNIT)
+def direct_kernel(x, w, y, epilogue, columns, ACTIVATION: tl.constexpr, META: tl.constexpr):
+    """y[pixel, column] = epilogue(Σ_tap x̂ · w), for a strip of one phase: PIXELS, ROWS high, x CHANNELS."""
+    DOWN: tl.constexpr = META.down
+    ACROSS: tl.constexpr = META.across
+    DOWN_STRIDE: tl.constexpr = DOWN.stride
+    DOWN_STEP: tl.constexpr = DOWN.input_step
+    PHASES: tl.constexpr = DOWN.step * ACROSS.step
+    OUTPUTS: tl.constexpr = META.outputs
+    TRANSPOSED: tl.constexpr = META.transposed
+    PADDING: tl.constexpr = META.padding_mode
+    ACC: tl.constexpr = META.accumulator
+    INDEX: tl.constexpr = META.index
+    ALIGNED: tl.constexpr = META.aligned
+    ROWS: tl.constexpr = META.rows
+    TAPS: tl.constexpr = META.taps[0]
+    PIXELS: tl.constexpr = META.pixels
+    CHANNELS: tl.constexpr = META.channels
+    x_strides, y_strides = assume_aligned(x.strides, ALIGNED), assume_aligned(y.strides, ALIGNED)
+    w_row, w_column = w.strides.tap[0] // ALIGNED * ALIGNED, w.strides.tap[1] // ALIGNED * ALIGNED
+    columns = columns // ALIGNED * ALIGNED
     blocks = tl.cdiv(columns, CHANNELS)
     phase, tile = tl.program_id(0) // blocks % PHASES, tl.program_id(0) // blocks // PHASES
-    first_r, count_r, above, some_r = phase_of(phase // ACROSS[STEP], DOWN)
-    first_s, count_s, left, some_s = phase_of(phase % ACROSS[STEP], ACROSS)
-    high, wide = tl.cdiv(tl.cdiv(y_size[1], DOWN[STEP]), ROWS), tl.cdiv(y_size[2], ACROSS[STEP])
-    n, i, j = pixel(tl.cast(tile, INDEX) * PIXELS + tl.arange(0, PIXELS), high, wide)  # [PIXELS]
+    down, across = phase_of(phase // ACROSS.step, DOWN), phase_of(phase % ACROSS.step, ACROSS)
+    height, width = tl.cdiv(tl.cdiv(y.size.h, DOWN.step), ROWS), tl.cdiv(y.size.w, ACROSS.step)
+    at = pixel(tl.cast(tile, INDEX) * PIXELS + tl.arange(0, PIXELS), height, width)  # [PIXELS]
     k = (tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)).to(INDEX)  # [CHANNELS]
-    has = k < columns
-    exists = (n < y_size[0])[:, None] & has[None, :]
-    i *= ROWS
+    k_mask = k < columns
+    mask = (at.n < y.size.n)[:, None] & k_mask[None, :]
+    i = at.h * ROWS
 
-    FIRST: tl.constexpr = first_read(TAPS, DOWN[REACH])
-    END: tl.constexpr = end_read(ROWS, TAPS, DOWN[STRIDE], DOWN[REACH])
+    FIRST: tl.constexpr = first_read(TAPS, DOWN_STEP)
+    END: tl.constexpr = end_read(ROWS, TAPS, DOWN_STRIDE, DOWN_STEP)
     sums = ()
     for _ in tl.static_range(ROWS):
         sums = sums + (tl.zeros([PIXELS, CHANNELS], ACC),)
-    for s in range(count_s * some_s):
-        column = j * ACROSS[STRIDE] + left + s * ACROSS[REACH]
-        for r in range(0, count_r * some_r, TAPS):
-            row = i * DOWN[STRIDE] + above + r * DOWN[REACH]
+    for s in range(across.count * across.nonempty):
+        column = at.w * ACROSS.stride + across.offset + s * ACROSS.input_step
+        for r in range(0, down.count * down.nonempty, TAPS):
+            row = i * DOWN_STRIDE + down.offset + r * DOWN_STEP
             for e in tl.static_range(OUTPUTS if TRANSPOSED else 1):
                 c = k * OUTPUTS + e if TRANSPOSED else k // OUTPUTS
                 weights = ()
                 for t in tl.static_range(TAPS):
-                    tap = (first_r + (r + t) * DOWN[HOP]) * w_strides[1] + (first_s + s * ACROSS[HOP]) * w_strides[2]
-                    weight = tl.load(w + (c if TRANSPOSED else k) * w_strides[0] + tap, mask=has, other=0.0)
+                    tap = (down.first + (r + t) * DOWN.weight_step) * w_row
+                    tap += (across.first + s * ACROSS.weight_step) * w_column
+                    weight = tl.load(w.data + (c if TRANSPOSED else k) * w.strides.column + tap, mask=k_mask, other=0.0)
                     weights = weights + (weight.to(ACC)[None, :],)
                 for h in tl.static_range(FIRST, END):
-                    if served(h, ROWS, TAPS, DOWN[STRIDE], DOWN[REACH]):
-                        v = read(x, x_strides, x_size, n, row + h, column, c, exists, PADDING).to(ACC)
-                        sums = add(sums, v, weights, h, DOWN[STRIDE], DOWN[REACH], ROWS, TAPS)
+                    if served(h, ROWS, TAPS, DOWN_STRIDE, DOWN_STEP):
+                        v = read(x, x_strides, at.n, row + h, column, c, mask, PADDING).to(ACC)
+                        sums = add(sums, v, weights, h, DOWN_STRIDE, DOWN_STEP, ROWS, TAPS)
 
-    q = phase % ACROSS[STEP] + j * ACROSS[STEP]
+    q = phase % ACROSS.step + at.w * ACROSS.step
     for t in tl.static_range(ROWS):
-        p = phase // ACROSS[STEP] + (i + t) * DOWN[STEP]
-        there = (n < y_size[0]) & (p < y_size[1]) & (q < y_size[2])
-        acc = finish(
-            sums[t], epilogue, tile * ROWS + t, k, has, (n, p, q), there, y_strides, ACTIVATION, NUMBERS, INDEX
-        )  # fmt: skip
-        to = y + offsets((n, p, q), k, y_strides)
-        tl.store(to, acc.to(y.dtype.element_ty), mask=there[:, None] & has[None, :])
+        p = phase // ACROSS.step + (i + t) * DOWN.step
+        exist = (at.n < y.size.n) & (p < y.size.h) & (q < y.size.w)
+        results = Results(tile * ROWS + t, Pixel(at.n, p, q), exist, k, k_mask)
+        acc = finish(sums[t], epilogue, results, y_strides, ACTIVATION, INDEX)
+        to = y.data + offsets(results.at, k, y_strides)
+        tl.store(to, acc.to(y.data.dtype.element_ty), mask=exist[:, None] & k_mask[None, :])
 
 
 @device_function
 def add(
-    sums, v, weights, H: tl.constexpr, STRIDE: tl.constexpr, REACH: tl.constexpr, ROWS: tl.constexpr, TAPS: tl.constexpr
+    sums,
+    v,
+    weights,
+    H: tl.constexpr,
+    STRIDE: tl.constexpr,
+    INPUT_STEP: tl.constexpr,
+    ROWS: tl.constexpr,
+    TAPS: tl.constexpr,
 ):
-    """The rows' sums and what v, the H-th row that they read, adds to each."""
+    """Return the rows' sums and what v, the H-th row that they read, adds to each."""
     every = ()
     for t in tl.static_range(ROWS):
         total = sums[t]
         for r in tl.static_range(TAPS):
-            if t * STRIDE + r * REACH == H:
+            if t * STRIDE + r * INPUT_STEP == H:
                 total += v * weights[r]
         every = every + (total,)
     return every
@@ -133,120 +182,150 @@ def add(
 
 @triton.jit
 def direct_weight_grad_kernel(
-    grad, x, grad_strides, x_strides, x_size, dw_strides, dw_size, parts, size, columns, chunk,
-    DOWN: tl.constexpr, ACROSS: tl.constexpr, R: tl.constexpr, S: tl.constexpr, OUTPUTS: tl.constexpr,
-    PADDING: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr, TAPS: tl.constexpr, ACROSS_TAPS: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    grad, x, dw_strides, dw_size, parts, columns, chunk, META: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """parts[program, k, tap] = Σ over the program's strips of grad · x̂, for CHANNELS and TAPS x ACROSS_TAPS taps."""
-    BLOCKS: tl.constexpr = (R // TAPS) * (S // ACROSS_TAPS)
-    grad_strides, x_strides, columns = known(grad_strides, UNIT), known(x_strides, UNIT), columns // UNIT * UNIT
+    """parts[program, k, tap] = Σ over the program's strips of grad · x̂, for CHANNELS and a block of taps. grad: its size
+    is that of strips, ROWS high."""
+    DOWN: tl.constexpr = META.down
+    ACROSS: tl.constexpr = META.across
+    DOWN_STRIDE: tl.constexpr = DOWN.stride
+    DOWN_STEP: tl.constexpr = DOWN.input_step
+    PADDING: tl.constexpr = META.padding_mode
+    ALIGNED: tl.constexpr = META.aligned
+    ROWS: tl.constexpr = META.rows
+    TAPS: tl.constexpr = META.taps[0]
+    ACROSS_TAPS: tl.constexpr = META.taps[1]
+    BLOCKS_ACROSS: tl.constexpr = META.window[1] // ACROSS_TAPS
+    BLOCKS: tl.constexpr = (META.window[0] // TAPS) * BLOCKS_ACROSS
+    INDEX: tl.constexpr = META.index
+    ACC: tl.constexpr = BLOCK.accumulator
+    PIXELS: tl.constexpr = BLOCK.pixels
+    CHANNELS: tl.constexpr = BLOCK.channels
+    grad_strides, x_strides = assume_aligned(grad.strides, ALIGNED), assume_aligned(x.strides, ALIGNED)
+    columns = columns // ALIGNED * ALIGNED
     block, rest = tl.program_id(0) % BLOCKS, tl.program_id(0) // BLOCKS
     blocks = tl.cdiv(columns, CHANNELS)
     part = rest // blocks
     k = (rest % blocks * CHANNELS + tl.arange(0, CHANNELS)).to(INDEX)  # [CHANNELS]
-    has = k < columns
-    first_r, first_s = block // (S // ACROSS_TAPS) * TAPS, block % (S // ACROSS_TAPS) * ACROSS_TAPS
-    _, _, above, _ = phase_of(0, DOWN)
-    _, _, left, _ = phase_of(0, ACROSS)
+    k_mask = k < columns
+    first_r, first_s = block // BLOCKS_ACROSS * TAPS, block % BLOCKS_ACROSS * ACROSS_TAPS
+    down, across = phase_of(0, DOWN), phase_of(0, ACROSS)
 
-    FIRST: tl.constexpr = first_read(TAPS, DOWN[REACH])
-    END: tl.constexpr = end_read(ROWS, TAPS, DOWN[STRIDE], DOWN[REACH])
+    FIRST: tl.constexpr = first_read(TAPS, DOWN_STEP)
+    END: tl.constexpr = end_read(ROWS, TAPS, DOWN_STRIDE, DOWN_STEP)
     sums = ()
     for _ in tl.static_range(TAPS * ACROSS_TAPS):
         sums = sums + (tl.zeros([PIXELS, CHANNELS], ACC),)
     for step in range(part * chunk, (part + 1) * chunk):
-        n, i, j = pixel(tl.cast(step, INDEX) * PIXELS + tl.arange(0, PIXELS), size[1], size[2])
-        exists = (n < size[0])[:, None] & has[None, :]
-        i *= ROWS
+        at = pixel(tl.cast(step, INDEX) * PIXELS + tl.arange(0, PIXELS), grad.size.h, grad.size.w)
+        mask = (at.n < grad.size.n)[:, None] & k_mask[None, :]
+        i = at.h * ROWS
         grads = ()
         for t in tl.static_range(ROWS):
-            g = tl.load(grad + offsets((n, i + t, j), k, grad_strides), mask=exists, other=0.0)
-            grads = grads + (g.to(ACC),)
-        row = i * DOWN[STRIDE] + above + first_r * DOWN[REACH]
+            to = grad.data + offsets(Pixel(at.n, i + t, at.w), k, grad_strides)
+            grads = grads + (tl.load(to, mask=mask, other=0.0).to(ACC),)
+        row = i * DOWN_STRIDE + down.offset + first_r * DOWN_STEP
         for s in tl.static_range(ACROSS_TAPS):
-            column = j * ACROSS[STRIDE] + left + (first_s + s) * ACROSS[REACH]
+            column = at.w * ACROSS.stride + across.offset + (first_s + s) * ACROSS.input_step
             for h in tl.static_range(FIRST, END):
-                if served(h, ROWS, TAPS, DOWN[STRIDE], DOWN[REACH]):
-                    v = read(x, x_strides, x_size, n, row + h, column, k // OUTPUTS, exists, PADDING).to(ACC)
-                    sums = add_taps(sums, v, grads, h, s, DOWN[STRIDE], DOWN[REACH], ROWS, TAPS)
+                if served(h, ROWS, TAPS, DOWN_STRIDE, DOWN_STEP):
+                    v = read(x, x_strides, at.n, row + h, column, k // META.outputs, mask, PADDING).to(ACC)
+                    sums = add_taps(sums, v, grads, h, s, DOWN_STRIDE, DOWN_STEP, ROWS, TAPS)
 
     parts += part.to(INDEX) * dw_size
     for s in tl.static_range(ACROSS_TAPS):
         for r in tl.static_range(TAPS):
-            to = parts + k * dw_strides[0] + (first_r + r) * dw_strides[1] + (first_s + s) * dw_strides[2]
-            tl.store(to, sum_rows(sums[s * TAPS + r]).to(parts.dtype.element_ty), mask=has)
+            to = parts + k * dw_strides.column + (first_r + r) * dw_strides.tap[0]
+            to += (first_s + s) * dw_strides.tap[1]
+            tl.store(to, sum_rows(sums[s * TAPS + r]).to(parts.dtype.element_ty), mask=k_mask)
 
 
 @device_function
 def add_taps(
-    sums, v, grads, H: tl.constexpr, S: tl.constexpr, STRIDE: tl.constexpr, REACH: tl.constexpr,
+    sums, v, grads, H: tl.constexpr, S: tl.constexpr, STRIDE: tl.constexpr, INPUT_STEP: tl.constexpr,
     ROWS: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
-    """The taps' sums and what v, the H-th row that the strip reads in column S, adds to each."""
+    """Return the taps' sums and what v, the H-th row that the strip reads in column S, adds to each."""
     every = ()
     for i in tl.static_range(len(sums)):
         total = sums[i]
         for t in tl.static_range(ROWS):
-            if i // TAPS == S and t * STRIDE + i % TAPS * REACH == H:
+            if i // TAPS == S and t * STRIDE + i % TAPS * INPUT_STEP == H:
                 total += v * grads[t]
         every = every + (total,)
     return every
 
 
-def is_direct(weight_size: Any, groups: int) -> bool:
-    """Is a convolution with such a weight computed here: one channel a group, and at most four outputs?"""
-    return weight_size[1] == 1 and weight_size[0] <= 4 * groups
+def serves(problem: Problem | WeightProblem) -> bool:
+    """True if a group has one channel and at most four outputs."""
+    outputs, channels = problem.weight_size[:2]
+    return problem.unpool is None and channels == 1 and outputs <= 4 * problem.groups
 
 
 def taps_first(weight: torch.Tensor) -> torch.Tensor:
-    """The weight with adjacent outputs in memory, a tap after the other; copied unless it has them."""
+    """Return the weight with adjacent outputs in memory, a tap after the other; copied unless it has them."""
     return weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
 
 
-def direct_product(
-    x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, window: convolution.Window, groups: int, transposed: bool,
-    epilogue: Epilogue, moments: bool,
-) -> torch.Tensor | None:  # fmt: skip
-    """conv2d.product, where `is_direct`."""
-    weight = taps_first(weight)
-    walks = window.walks(transposed)
-    (batch, columns, *image), chip = y.shape, chips.chip_name()
-    steps = (walks[0].step, walks[1].step)
-    high, wide = (cdiv(size, step) for size, step in zip(image, steps, strict=True))
-    several = transposed and weight.shape[0] > groups  # a weight for each output: too many to hold for several rows
-    whole = steps == (1, 1) and window.size[0] <= shapes.UNROLLED and not several
-    rows = pick.rows(high, moments) if whole else 1
-    pixels = batch * cdiv(high, rows) * wide
-    strip = pick.strip(pixels, columns, x.stride(1) == y.stride(1) == 1, chip, True)
+def _strides(weight: torch.Tensor) -> WeightStrides:
+    """A weight's strides; those of its taps by rows and columns."""
+    column, _, down, across = weight.stride()
+    return WeightStrides(0, (down, across), column, 0)
+
+
+def forward(problem: Problem) -> torch.Tensor | None:
+    """Launch a product; see Path."""
+    it, weight, chip = problem, taps_first(problem.weight), chips.chip_name()
+    walks, y = it.window.walks(it.transposed), Images.of(it.y)
+    columns = it.y.shape[1]
+    height, width = cdiv(y.size.h, walks.down.step), cdiv(y.size.w, walks.across.step)
+    several = it.transposed and weight.shape[0] > it.groups  # a weight for each output: too many for several rows
+    whole = walks.steps == (1, 1) and it.window.size[0] <= UNROLLED and not several
+    rows = pick.rows(height, it.moments) if whole else 1
+    pixels = y.size.n * cdiv(height, rows) * width
+    strip = pick.strip(pixels, columns, it.x.stride(1) == it.y.stride(1) == 1, chip, True)
     strips = cdiv(pixels, strip.pixels)
-    parts = new((strips * rows, 3, columns), y, dtype=accumulator(y.dtype)) if moments else None
-    k, _, r, s = weight.stride()
+    moments = new_moments(it, strips * rows)
+    meta = _meta(
+        walks, problem, weight, rows, (it.window.size[0] if whole else 1, 1), transposed=it.transposed,
+        aligned=alignment(columns, it.x, it.y), index=index_type(it.x, weight, it.y),
+        accumulator=tl_type(accumulator(it.y.dtype)), pixels=strip.pixels, channels=strip.channels,
+    )  # fmt: skip
     launch(
-        direct_kernel, strips * cdiv(columns, strip.channels) * steps[0] * steps[1], x, weight, y,
-        epilogue.terms(y, parts), nhwc(x), (k, r, s), nhwc(y), tuple(x.shape[2:]), (batch, *image), columns,
-        DOWN=walks[0].constants(), ACROSS=walks[1].constants(), OUTPUTS=weight.shape[0] // groups,
-        TRANSPOSED=transposed, **epilogue.constants, PADDING=window.padding_mode, ACC=tl_type(accumulator(y.dtype)),
-        INDEX=index_type(x, weight, y), UNIT=unit(columns, x, y), ROWS=rows, TAPS=window.size[0] if whole else 1,
-        PIXELS=strip.pixels, CHANNELS=strip.channels, num_warps=strip.warps, **model.register_options(chip),
+        direct_kernel, strips * cdiv(columns, strip.channels) * walks.down.step * walks.across.step,
+        Images.of(it.x), Weight(weight, _strides(weight)), y, it.epilogue.operands(it.y, moments), columns,
+        ACTIVATION=it.epilogue.on_device, META=meta, num_warps=strip.warps, **register_options(chip),
     )  # fmt: skip
-    return parts
+    return moments
 
 
-def direct_weight_product(
-    grad: torch.Tensor, x: torch.Tensor, dw: torch.Tensor, window: convolution.Window, groups: int
-) -> None:
-    """conv2d.weight_product, where `is_direct`; dw contiguous but for the order of its dimensions."""
-    walks = window.walks(False)
-    (r, s), most = window.size, shapes.UNROLLED
-    taps = (r, s) if r * s <= 9 else (r, 1) if r <= most else (1, 1)
+def weight_grad(problem: WeightProblem) -> None:
+    """Launch a weight gradient, contiguous but for the order of its dimensions; see Path."""
+    it, (r, s) = problem, problem.window.size
+    taps = (r, s) if r * s <= 9 else (r, 1) if r <= UNROLLED else (1, 1)
     # Whole rows: the 0 of one that isn't there would be NaN beside an infinity. Two: the sums take most registers.
-    rows = pick.rows(grad.shape[2], True, 2) if taps[0] == r else 1
-    k, _, down, across = dw.stride()
-    sum_pixels(
-        direct_weight_grad_kernel, dw, grad, grad, x, nhwc(grad), nhwc(x), tuple(x.shape[2:]), (k, down, across),
-        dw.numel(), rows=rows, blocks=(r // taps[0]) * (s // taps[1]), DOWN=walks[0].constants(),
-        ACROSS=walks[1].constants(), R=r, S=s, OUTPUTS=dw.shape[0] // groups, PADDING=window.padding_mode,
-        UNIT=unit(grad.shape[1], grad, x), ROWS=rows,
-        TAPS=taps[0], ACROSS_TAPS=taps[1], INDEX=index_type(grad, x), **model.register_options(chips.chip_name()),
+    rows = pick.rows(it.grad.shape[2], True, 2) if taps[0] == r else 1
+    columns = it.grad.shape[1]
+    meta = _meta(
+        it.window.walks(False), it, it.dw, rows, taps, aligned=alignment(columns, it.grad, it.x),
+        index=index_type(it.grad, it.x),
     )  # fmt: skip
+    grad = Images.of(it.grad)
+    strips = grad._replace(size=grad.size._replace(h=grad.size.h // rows))
+    sum_pixels(
+        direct_weight_grad_kernel, it.dw, it.grad, strips, Images.of(it.x), _strides(it.dw),
+        it.dw.numel(), index=meta.index, rows=rows, blocks=(r // taps[0]) * (s // taps[1]), META=meta,
+        **register_options(chips.chip_name()),
+    )  # fmt: skip
+
+
+def _meta(
+    walks: Walks, problem: Problem | WeightProblem, weight: torch.Tensor, rows: int, taps: Pair, **others: Any
+) -> DirectMeta:
+    window, outputs = problem.window, weight.shape[0] // problem.groups
+    return DirectMeta(
+        *walks, window.size, window.padding_mode, outputs, rows=rows, taps=taps, **others
+    )  # fmt: skip
+
+
+PATH = Path(serves, forward, weight_grad)

@@ -5,7 +5,7 @@
 
     for each tile of G groups, M pixels, N columns:               one program
         acc[g] = 0 for each of its groups
-        for each step of the reduction:                           device.main_loop, of three-dimensional tiles
+        for each step of the reduction:                           loop.main_loop, of three-dimensional tiles
             acc[g] += A(step)[g] · B(step)[g]
         store epilogue(acc), groups side by side
 
@@ -13,242 +13,282 @@ What a group of a few channels lacks to fill a line of memory, its neighbours in
 are one flat reduction, so that no step is padded with channels that there are not. Their number is compiled for.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..base.lang import device_function, tl, triton
 from ..base.precision import accumulator
 from ..core import chips
-from ..core.device import (
-    HOP,
-    REACH,
-    STEP,
-    STRIDE,
-    as_tf32,
-    main_loop,
-    offset_inside,
-    offsets,
-    phase_of,
-    pixel,
-    program_tile,
-    shown,
-)
-from ..core.op import index_type, launch, new, nhwc, tl_type
+from ..core.images import Images, Pixel, offsets, pixel
+from ..core.op import launch
+from ..core.tensors import index_type, tl_type
+from ..streaming.sums import sum_parts
 from ..tiles import pick, shapes
-from ..window import convolution
-from ..window.convolution import cdiv
-from .epilogue import Epilogue, finish, sum_parts
+from ..tiles.model import precision_on
+from ..window.convolution import Phase
+from ..window.layout import cdiv
+from .epilogue import finish
+from .loop import as_tf32, main_loop, offset_inside, phase_of, program_tile, source_index
+from .meta import Meta, Results, Terms, Weight
+from .problem import Path, Problem, WeightProblem, matrix, new_moments, new_parts, weight_strides
+
+
+class Groups(NamedTuple):
+    """A tile's groups g [G], and which of them exist."""
+
+    g: Any
+    mask: Any
+
+
+class WindowOperand(NamedTuple):
+    """X̂ of fixed pixels in a tile's groups: what the taps of a phase read from pixels `at` on."""
+
+    x: Images
+    at: Pixel
+    mask: Any
+    groups: Groups
+    down: Phase
+    across: Phase
+
+
+class WeightOperand(NamedTuple):
+    """Ŵ of fixed columns of a tile's groups: the weights of a phase's taps."""
+
+    w: Weight
+    groups: Groups
+    column: Any
+    mask: Any
+    down: Phase
+    across: Phase
+
+
+class GradOperand(NamedTuple):
+    """Gᵀ of fixed columns of a tile's groups, which have `outputs` each."""
+
+    grad: Images
+    groups: Groups
+    column: Any
+    mask: Any
+    outputs: Any
+
+
+class PixelsOperand(NamedTuple):
+    """X̂ of fixed terms of a tile's groups, which read (h, w) away from the results' pixels."""
+
+    x: Images
+    size: Any
+    h: Any
+    w: Any
+    terms: Terms
+    groups: Groups
 
 
 @device_function
-def term_of(step, taps, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
-    """Tap (r, s) and channel c of a step's terms [BLOCK], and which of them there are."""
+def term_of(step, down, across, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return a step's terms [BLOCK] along the taps of a phase."""
     term = step * BLOCK + tl.arange(0, BLOCK)
     tap = term // CHANNELS
-    return tap // taps[1], tap % taps[1], term % CHANNELS, tap < taps[0] * taps[1]
+    return Terms(tap // across.count, tap % across.count, term % CHANNELS, tap < down.count * across.count)
 
 
 @device_function
-def reads(x, strides, size, at, exists, h, w, c, has, g, has_g, CHANNELS: tl.constexpr, PADDING: tl.constexpr):
-    """What lies (h, w) away from pixels at = (n, p, q) in channels c of groups g. [G, pixels, terms]"""
-    h = shown(at[1][:, None] + h[None, :], size[0], PADDING)  # [pixels, terms]
-    w = shown(at[2][:, None] + w[None, :], size[1], PADDING)
-    inside = (h >= 0) & (w >= 0) & (h < size[0]) & (w < size[1]) & exists[:, None] & has[None, :]
-    image = at[0][:, None] * strides[0] + offset_inside(h, w, strides, inside) + c[None, :] * strides[3]
-    to = (g * CHANNELS * strides[3])[:, None, None] + image[None, :, :]
-    return tl.load(x + to, mask=has_g[:, None, None] & inside[None, :, :], other=0.0)
+def reads(x, at, pixel_mask, h, w, terms, groups, META: tl.constexpr):
+    """Return what lies (h, w) away from pixels `at` in the terms' channels of groups. [G, pixels, terms]"""
+    PADDING: tl.constexpr = META.padding_mode
+    h = source_index(at.h[:, None] + h[None, :], x.size.h, PADDING)  # [pixels, terms]
+    w = source_index(at.w[:, None] + w[None, :], x.size.w, PADDING)
+    inside = (h >= 0) & (w >= 0) & (h < x.size.h) & (w < x.size.w) & pixel_mask[:, None] & terms.mask[None, :]
+    image = at.n[:, None] * x.strides.n + offset_inside(h, w, x.strides, inside) + terms.c[None, :] * x.strides.c
+    to = (groups.g * META.channels * x.strides.c)[:, None, None] + image[None, :, :]
+    return tl.load(x.data + to, mask=groups.mask[:, None, None] & inside[None, :, :], other=0.0)
 
 
 @device_function
 def group_terms(operand, step, META: tl.constexpr):
     """A of the forward: what this step's terms read, for fixed pixels. [G, M, K]"""
-    x, strides, size, at, exists, g, has_g, taps = operand
-    DOWN: tl.constexpr = META[1]
-    ACROSS: tl.constexpr = META[2]
-    K: tl.constexpr = META[3]
-    CHANNELS: tl.constexpr = META[4]
-    PADDING: tl.constexpr = META[7]
-    r, s, c, has = term_of(step, taps, CHANNELS, K)
-    h, w = r * DOWN[REACH], s * ACROSS[REACH]
-    return reads(x, strides, size, at, exists, h, w, c, has, g, has_g, CHANNELS, PADDING)
+    K: tl.constexpr = META.k
+    CHANNELS: tl.constexpr = META.channels
+    terms = term_of(step, operand.down, operand.across, CHANNELS, K)
+    h, w = terms.r * META.down.input_step, terms.s * META.across.input_step
+    return reads(operand.x, operand.at, operand.mask, h, w, terms, operand.groups, META)
 
 
 @device_function
 def group_weights(operand, step, META: tl.constexpr):
     """B of the forward: this step's terms of the weight, for fixed columns. [G, K, N]"""
-    w, strides, g, has_g, column, exists, first, taps = operand
-    PRECISION: tl.constexpr = META[0]
-    DOWN: tl.constexpr = META[1]
-    ACROSS: tl.constexpr = META[2]
-    K: tl.constexpr = META[3]
-    CHANNELS: tl.constexpr = META[4]
-    S: tl.constexpr = META[5]
-    TRANSPOSED: tl.constexpr = META[6]
-    r, s, c, has = term_of(step, taps, CHANNELS, K)
-    tap = (first[0] + r * DOWN[HOP]) * S + first[1] + s * ACROSS[HOP]
-    term = (tap * strides[1] + c * strides[0]).to(column.dtype)
-    to = (g * strides[3])[:, None, None] + term[None, :, None] + (column * strides[2])[None, None, :]
-    mask = has_g[:, None, None] & has[None, :, None] & exists[None, None, :]
-    tile = tl.load(w + to, mask=mask, other=0.0)
-    return as_tf32(tile, PRECISION) if TRANSPOSED else tile
+    K: tl.constexpr = META.k
+    CHANNELS: tl.constexpr = META.channels
+    PRECISION: tl.constexpr = META.precision
+    strides, groups = operand.w.strides, operand.groups
+    terms = term_of(step, operand.down, operand.across, CHANNELS, K)
+    row = operand.down.first + terms.r * META.down.weight_step
+    tap = row * META.window[1] + operand.across.first + terms.s * META.across.weight_step
+    term = (tap * strides.tap + terms.c * strides.channel).to(operand.column.dtype)
+    to = (groups.g * strides.group)[:, None, None] + term[None, :, None]
+    to += (operand.column * strides.column)[None, None, :]
+    mask = groups.mask[:, None, None] & terms.mask[None, :, None] & operand.mask[None, None, :]
+    tile = tl.load(operand.w.data + to, mask=mask, other=0.0)
+    return as_tf32(tile, PRECISION) if META.transposed else tile
 
 
 @triton.jit
-def grouped_kernel(
-    x, w, y, epilogue, x_strides, w_strides, y_strides, x_size, y_size, channels, columns, groups,
-    DOWN: tl.constexpr, ACROSS: tl.constexpr, S: tl.constexpr, CHANNELS: tl.constexpr, TRANSPOSED: tl.constexpr,
-    ACTIVATION: tl.constexpr, NUMBERS: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
-    G: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr,
-):  # fmt: skip
+def grouped_kernel(x, w, y, epilogue, channels, columns, groups, ACTIVATION: tl.constexpr, META: tl.constexpr):
     """y[pixel, column] = epilogue(Σ_term x̂ · w), for a tile of M pixels of a phase x N columns of each of G groups."""
-    height, width = tl.cdiv(y_size[1], DOWN[STEP]), tl.cdiv(y_size[2], ACROSS[STEP])
-    rows, across, blocks = tl.cdiv(y_size[0] * height * width, M), tl.cdiv(columns, N), tl.cdiv(groups, G)
-    phase = tl.program_id(0) // (rows * across * blocks)
-    row, column = program_tile(tl.program_id(0) % (rows * across * blocks), rows, across * blocks)
-    a, b = phase // ACROSS[STEP], phase % ACROSS[STEP]
-    first_r, count_r, h, some_r = phase_of(a, DOWN)
-    first_s, count_s, v, some_s = phase_of(b, ACROSS)
+    DOWN: tl.constexpr = META.down
+    ACROSS: tl.constexpr = META.across
+    INDEX: tl.constexpr = META.index
+    ACC: tl.constexpr = META.accumulator
+    G: tl.constexpr = META.groups
+    M: tl.constexpr = META.m
+    N: tl.constexpr = META.n
+    K: tl.constexpr = META.k
+    height, width = tl.cdiv(y.size.h, DOWN.step), tl.cdiv(y.size.w, ACROSS.step)
+    row_tiles, column_tiles, blocks = tl.cdiv(y.size.n * height * width, M), tl.cdiv(columns, N), tl.cdiv(groups, G)
+    phase = tl.program_id(0) // (row_tiles * column_tiles * blocks)
+    program = tl.program_id(0) % (row_tiles * column_tiles * blocks)
+    row, column = program_tile(program, row_tiles, column_tiles * blocks)
+    a, b = phase // ACROSS.step, phase % ACROSS.step
+    down, across = phase_of(a, DOWN), phase_of(b, ACROSS)
 
-    n, i, j = pixel(row.to(INDEX) * M + tl.arange(0, M), height, width)  # [M]
-    p, q = a + i * DOWN[STEP], b + j * ACROSS[STEP]
-    exists = (n < y_size[0]) & (p < y_size[1]) & (q < y_size[2])
-    g = (column // across * G + tl.arange(0, G)).to(INDEX)  # [G]
-    k = (column % across * N + tl.arange(0, N)).to(INDEX)  # [N]
-    has_g, has = g < groups, k < columns
+    at = pixel(row.to(INDEX) * M + tl.arange(0, M), height, width)  # [M]
+    p, q = a + at.h * DOWN.step, b + at.w * ACROSS.step
+    pixel_mask = (at.n < y.size.n) & (p < y.size.h) & (q < y.size.w)
+    g = (column // column_tiles * G + tl.arange(0, G)).to(INDEX)  # [G]
+    k = (column % column_tiles * N + tl.arange(0, N)).to(INDEX)  # [N]
+    some, k_mask = Groups(g, g < groups), k < columns
 
-    META: tl.constexpr = (PRECISION, DOWN, ACROSS, K, CHANNELS, S, TRANSPOSED, PADDING)
-    taps = (count_r, count_s)
-    at = (n, i * DOWN[STRIDE] + h, j * ACROSS[STRIDE] + v)
-    A = (x, x_strides, x_size, at, exists, g, has_g, taps)
-    B = (w, w_strides, g, has_g, k, has, (first_r, first_s), taps)
-    steps = tl.cdiv(count_r * count_s * channels, K) * some_r * some_s  # not a constant, or LLVM would unroll the loop
+    reads = Pixel(at.n, at.h * DOWN.stride + down.offset, at.w * ACROSS.stride + across.offset)
+    A = WindowOperand(x, reads, pixel_mask, some, down, across)
+    B = WeightOperand(w, some, k, k_mask, down, across)
+    # Channels are not the constant here, or LLVM would unroll the loop.
+    steps = tl.cdiv(down.count * across.count * channels, K) * down.nonempty * across.nonempty
     acc = main_loop(tl.zeros([G, M, N], ACC), group_terms, A, group_weights, B, 0, steps, META)
 
     acc = acc.permute(1, 0, 2).reshape(M, G * N)
     k = (g[:, None] * columns + k[None, :]).reshape(G * N)
-    has = (has_g[:, None] & has[None, :]).reshape(G * N)
-    acc = finish(acc, epilogue, row, k, has, (n, p, q), exists, y_strides, ACTIVATION, NUMBERS, INDEX)
-    tl.store(y + offsets((n, p, q), k, y_strides), acc.to(y.dtype.element_ty), mask=exists[:, None] & has[None, :])
+    k_mask = (some.mask[:, None] & k_mask[None, :]).reshape(G * N)
+    results = Results(row, Pixel(at.n, p, q), pixel_mask, k, k_mask)
+    acc = finish(acc, epilogue, results, y.strides, ACTIVATION, INDEX)
+    to = y.data + offsets(results.at, k, y.strides)
+    tl.store(to, acc.to(y.data.dtype.element_ty), mask=pixel_mask[:, None] & k_mask[None, :])
 
 
 @device_function
 def group_grads(operand, step, META: tl.constexpr):
     """A of the weight gradient: the output's gradient, transposed, for this step's pixels. [G, M, K]"""
-    grad, strides, size, g, has_g, k, has, outputs = operand
-    PRECISION: tl.constexpr = META[0]
-    K: tl.constexpr = META[1]
-    n, p, q = pixel((step * K + tl.arange(0, K)).to(k.dtype), size[1], size[2])
-    rows = n * strides[0] + p * strides[1] + q * strides[2]
-    columns = (g * outputs)[:, None] + k[None, :]
-    mask = (has_g[:, None] & has[None, :])[:, :, None] & (n < size[0])[None, None, :]
-    tile = tl.load(grad + (columns * strides[3])[:, :, None] + rows[None, None, :], mask=mask, other=0.0)
-    return as_tf32(tile, PRECISION)
+    K: tl.constexpr = META.k
+    PRECISION: tl.constexpr = META.precision
+    grad, groups, k = operand.grad, operand.groups, operand.column
+    at = pixel((step * K + tl.arange(0, K)).to(k.dtype), grad.size.h, grad.size.w)
+    rows = at.n * grad.strides.n + at.h * grad.strides.h + at.w * grad.strides.w
+    columns = (groups.g * operand.outputs)[:, None] + k[None, :]
+    mask = (groups.mask[:, None] & operand.mask[None, :])[:, :, None] & (at.n < grad.size.n)[None, None, :]
+    to = grad.data + (columns * grad.strides.c)[:, :, None] + rows[None, None, :]
+    return as_tf32(tl.load(to, mask=mask, other=0.0), PRECISION)
 
 
 @device_function
 def group_pixels(operand, step, META: tl.constexpr):
     """B of the weight gradient: what fixed terms read, for this step's pixels. [G, K, N]"""
-    x, strides, x_size, size, h, w, c, has, g, has_g = operand
-    PRECISION: tl.constexpr = META[0]
-    K: tl.constexpr = META[1]
-    DOWN: tl.constexpr = META[2]
-    ACROSS: tl.constexpr = META[3]
-    CHANNELS: tl.constexpr = META[4]
-    PADDING: tl.constexpr = META[5]
-    n, p, q = pixel((step * K + tl.arange(0, K)).to(c.dtype), size[1], size[2])
-    at, exists = (n, p * DOWN[STRIDE], q * ACROSS[STRIDE]), n < size[0]
-    return as_tf32(reads(x, strides, x_size, at, exists, h, w, c, has, g, has_g, CHANNELS, PADDING), PRECISION)
+    K: tl.constexpr = META.k
+    PRECISION: tl.constexpr = META.precision
+    terms, size = operand.terms, operand.size
+    at = pixel((step * K + tl.arange(0, K)).to(terms.c.dtype), size.h, size.w)
+    from_pixels = Pixel(at.n, at.h * META.down.stride, at.w * META.across.stride)
+    tile = reads(operand.x, from_pixels, at.n < size.n, operand.h, operand.w, terms, operand.groups, META)
+    return as_tf32(tile, PRECISION)
 
 
-@triton.jit(do_not_specialize=["groups", "split"])
-def grouped_weight_grad_kernel(
-    grad, x, dw, grad_strides, x_strides, size, x_size, outputs, groups, split,
-    DOWN: tl.constexpr, ACROSS: tl.constexpr, CHANNELS: tl.constexpr,
-    PRECISION: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
-    G: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PADDING: tl.constexpr,
-):  # fmt: skip
+@triton.jit(do_not_specialize=["groups", "parts"])
+def grouped_weight_grad_kernel(grad, x, dw, outputs, groups, parts, META: tl.constexpr):
     """dw[part, k, term] = Σ over a part's pixels of grad · x̂, for a tile of M outputs x N terms of each of G groups."""
-    _, count_r, first_h, _ = phase_of(0, DOWN)
-    _, count_s, first_w, _ = phase_of(0, ACROSS)
-    terms = count_r * count_s * CHANNELS
-    rows, across, blocks = tl.cdiv(outputs, M), tl.cdiv(terms, N), tl.cdiv(groups, G)
-    part = tl.program_id(0) // (rows * across * blocks)
-    block = tl.program_id(0) // (rows * across) % blocks
-    row, column = program_tile(tl.program_id(0) % (rows * across), rows, across)
+    DOWN: tl.constexpr = META.down
+    ACROSS: tl.constexpr = META.across
+    CHANNELS: tl.constexpr = META.channels
+    INDEX: tl.constexpr = META.index
+    ACC: tl.constexpr = META.accumulator
+    G: tl.constexpr = META.groups
+    M: tl.constexpr = META.m
+    N: tl.constexpr = META.n
+    K: tl.constexpr = META.k
+    down, across = phase_of(0, DOWN), phase_of(0, ACROSS)
+    count = down.count * across.count * CHANNELS
+    row_tiles, column_tiles, blocks = tl.cdiv(outputs, M), tl.cdiv(count, N), tl.cdiv(groups, G)
+    part = tl.program_id(0) // (row_tiles * column_tiles * blocks)
+    block = tl.program_id(0) // (row_tiles * column_tiles) % blocks
+    row, column = program_tile(tl.program_id(0) % (row_tiles * column_tiles), row_tiles, column_tiles)
 
     g = (block * G + tl.arange(0, G)).to(INDEX)  # [G]
     k = (row * M + tl.arange(0, M)).to(INDEX)  # [M]
-    has_g, has_k = g < groups, k < outputs
-    r, s, c, has = term_of(column, (count_r, count_s), CHANNELS, N)  # [N]
-    c = c.to(INDEX)
+    some, k_mask = Groups(g, g < groups), k < outputs
+    terms = term_of(column, down, across, CHANNELS, N)  # [N]
+    terms = Terms(terms.r, terms.s, terms.c.to(INDEX), terms.mask)
 
-    steps = tl.cdiv(size[0] * size[1] * size[2], K)
-    chunk = tl.cdiv(steps, split)
-    META: tl.constexpr = (PRECISION, K, DOWN, ACROSS, CHANNELS, PADDING)
-    a = (grad, grad_strides, size, g, has_g, k, has_k, outputs)
-    h, v = first_h + r * DOWN[REACH], first_w + s * ACROSS[REACH]
-    b = (x, x_strides, x_size, size, h, v, c, has, g, has_g)
+    steps = tl.cdiv(grad.size.n * grad.size.h * grad.size.w, K)
+    chunk = tl.cdiv(steps, parts)
+    A = GradOperand(grad, some, k, k_mask, outputs)
+    h, w = down.offset + terms.r * DOWN.input_step, across.offset + terms.s * ACROSS.input_step
+    B = PixelsOperand(x, grad.size, h, w, terms, some)
     last = tl.minimum((part + 1) * chunk, steps)
-    acc = main_loop(tl.zeros([G, M, N], ACC), group_grads, a, group_pixels, b, part * chunk, last, META)
+    acc = main_loop(tl.zeros([G, M, N], ACC), group_grads, A, group_pixels, B, part * chunk, last, META)
 
     k = (part.to(INDEX) * groups + g)[:, None] * outputs + k[None, :]
-    dw += k[:, :, None] * terms + ((r * count_s + s) * CHANNELS + c)[None, None, :]
-    mask = (has_g[:, None] & has_k[None, :])[:, :, None] & has[None, None, :]
+    dw += k[:, :, None] * count + ((terms.r * across.count + terms.s) * CHANNELS + terms.c)[None, None, :]
+    mask = (some.mask[:, None] & k_mask[None, :])[:, :, None] & terms.mask[None, None, :]
     tl.store(dw, acc.to(dw.dtype.element_ty), mask=mask)
 
 
-def is_grouped(weight_size: Any, groups: int) -> bool:
-    """Is a convolution with such a weight computed here: several groups, some of whose sides are narrow?"""
-    return groups > 1 and min(weight_size[0] // groups, weight_size[1]) <= shapes.NARROW
+def serves(problem: Problem | WeightProblem) -> bool:
+    """True if there are several groups, some of whose sides are narrow."""
+    outputs, channels = problem.weight_size[:2]
+    narrow = min(outputs // problem.groups, channels) <= shapes.NARROW
+    return problem.unpool is None and problem.groups > 1 and narrow
 
 
-def grouped_product(
-    x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, window: convolution.Window, groups: int, transposed: bool,
-    dot: str, epilogue: Epilogue, moments: bool,
-) -> torch.Tensor | None:  # fmt: skip
-    """conv2d.product, where `is_grouped`; the weight's memory is the matrix."""
-    outputs, inputs = weight.shape[0] // groups, weight.shape[1]
-    channels, columns = (outputs, inputs) if transposed else (inputs, outputs)
-    terms, walks = window.taps * inputs, window.walks(transposed)
-    (batch, _, *image), chip = y.shape, chips.chip_name()
-    phases = walks[0].step * walks[1].step
-    pixels = batch * cdiv(image[0], walks[0].step) * cdiv(image[1], walks[1].step)
-    problem = shapes.Grouped(
-        groups, pixels, columns, cdiv(window.taps * channels, phases), moments or epilogue.extra_registers
-    )
-    tile = pick.grouped(problem, shapes.arithmetic(x.dtype, dot), chip)
-    rows = cdiv(pixels, tile.m)
-    parts = new((rows, 3, columns * groups), y, dtype=accumulator(y.dtype)) if moments else None
+def forward(problem: Problem) -> torch.Tensor | None:
+    """Launch a product; see Path."""
+    it, chip, weight = problem, chips.chip_name(), matrix(problem.weight)
+    walks, precision = it.window.walks(it.transposed), precision_on(chip, it.precision)
+    x, y = Images.of(it.x), Images.of(it.y)
+    phases = walks.down.step * walks.across.step
+    pixels = y.size.n * cdiv(y.size.h, walks.down.step) * cdiv(y.size.w, walks.across.step)
+    terms = cdiv(it.window.taps * it.channels, phases)
+    wanted = shapes.Grouped(it.groups, pixels, it.columns, terms, it.extra_registers == "epilogue")
+    tile = pick.grouped(wanted, shapes.arithmetic(it.x.dtype, precision), chip)
+    row_tiles = cdiv(pixels, tile.m)
+    moments = new_moments(it, row_tiles)
+    meta = Meta.of(
+        walks, it.window.size, precision, tile, transposed=it.transposed, padding_mode=it.window.padding_mode,
+        channels=it.channels, accumulator=tl_type(accumulator(it.y.dtype)), index=index_type(it.x, weight, it.y),
+    )  # fmt: skip
+    programs = row_tiles * cdiv(it.columns, tile.n) * cdiv(it.groups, tile.groups) * phases
     launch(
-        grouped_kernel, rows * cdiv(columns, tile.n) * cdiv(groups, tile.groups) * phases, x, weight, y,
-        epilogue.terms(y, parts), nhwc(x),
-        (terms if transposed else 1, inputs, 1 if transposed else terms, outputs * terms), nhwc(y),
-        tuple(x.shape[2:]), (batch, *image), channels, columns, groups,
-        DOWN=walks[0].constants(), ACROSS=walks[1].constants(), S=window.size[1], CHANNELS=channels,
-        TRANSPOSED=transposed, **epilogue.constants, PRECISION=dot, INDEX=index_type(x, weight, y),
-        ACC=tl_type(accumulator(y.dtype)), G=tile.groups, M=tile.m, N=tile.n, K=tile.k, PADDING=window.padding_mode,
+        grouped_kernel, programs, x, Weight(weight, weight_strides(it)), y, it.epilogue.operands(it.y, moments),
+        it.channels, it.columns, it.groups, ACTIVATION=it.epilogue.on_device, META=meta, **tile.options,
+    )  # fmt: skip
+    return moments
+
+
+def weight_grad(problem: WeightProblem) -> None:
+    """Launch a weight gradient; see Path."""
+    it, chip, grad = problem, chips.chip_name(), Images.of(problem.grad)
+    outputs, channels = it.dw.shape[0] // it.groups, it.dw.shape[1]
+    terms, precision = it.window.taps * channels, precision_on(chip, it.precision)
+    wanted = shapes.Grouped(it.groups, outputs, terms, grad.size.n * grad.size.h * grad.size.w, parts=True)
+    tile = pick.grouped(wanted, shapes.arithmetic(it.x.dtype, precision), chip)
+    parts = new_parts(it, tile.parts)
+    meta = Meta.of(
+        it.window.walks(False), it.window.size, precision, tile, padding_mode=it.window.padding_mode,
+        channels=channels, accumulator=tl_type(accumulator(it.x.dtype)), index=index_type(it.grad, it.x, parts),
+    )  # fmt: skip
+    programs = cdiv(outputs, tile.m) * cdiv(terms, tile.n) * cdiv(it.groups, tile.groups) * tile.parts
+    launch(
+        grouped_weight_grad_kernel, programs, grad, Images.of(it.x), parts, outputs, it.groups, tile.parts, META=meta,
         **tile.options,
     )  # fmt: skip
-    return parts
+    if parts is not it.dw:
+        sum_parts(parts, it.dw)
 
 
-def grouped_weight_product(
-    grad: torch.Tensor, x: torch.Tensor, dw: torch.Tensor, window: convolution.Window, groups: int, dot: str
-) -> None:
-    """conv2d.weight_product, where `is_grouped`; dw's memory is the matrix."""
-    outputs, channels = dw.shape[0] // groups, dw.shape[1]
-    walks, chip = window.walks(False), chips.chip_name()
-    size = (grad.shape[0], *grad.shape[2:])
-    problem = shapes.Grouped(groups, outputs, window.taps * channels, size[0] * size[1] * size[2], parts=True)
-    tile = pick.grouped(problem, shapes.arithmetic(x.dtype, dot), chip)
-    parts = dw if tile.parts == 1 else new((tile.parts, dw.numel()), dw, dtype=accumulator(dw.dtype))
-    programs = cdiv(outputs, tile.m) * cdiv(window.taps * channels, tile.n) * cdiv(groups, tile.groups) * tile.parts
-    launch(
-        grouped_weight_grad_kernel, programs, grad, x, parts, nhwc(grad), nhwc(x), size, tuple(x.shape[2:]), outputs,
-        groups, tile.parts, DOWN=walks[0].constants(), ACROSS=walks[1].constants(), CHANNELS=channels, PRECISION=dot,
-        INDEX=index_type(grad, x, parts), ACC=tl_type(accumulator(x.dtype)), G=tile.groups, M=tile.m, N=tile.n,
-        K=tile.k, PADDING=window.padding_mode, **tile.options,
-    )  # fmt: skip
-    if parts is not dw:
-        sum_parts(parts, dw)
+PATH = Path(serves, forward, weight_grad)

@@ -3,19 +3,22 @@
     y[m,k] = epilogue( Σ_c x[m,c] · w[k,c] )
 
 A row is an image of one pixel, so the kernels are conv2d's; float32 follows PyTorch's matrix-product switch. As there,
-k and c may stand in groups: so many layers side by side, which is what a batch of layers is (vmap).
+k and c may stand in groups, layers side by side: a batch of layers is such a layer (vmap).
 """
 
 import torch
 import torch.nn.functional as F
 
-from ..base.precision import accumulator, matmul_dot
-from ..core.op import Fold, Op, check_tensors, nbytes, new
-from ..window.convolution import Window, same_shape
-from .conv2d import product, weight_product
-from .epilogue import BY_COLUMN, OPERANDS, Epilogue, check_epilogue, completed, saving
+from ..base.precision import accumulator, matmul_precision
+from ..core.op import Op, VmapRule
+from ..core.tensors import check_tensors, nbytes, new
+from ..window.arguments import same_shape
+from ..window.convolution import Window
+from .epilogue import BY_COLUMN, OPERANDS, Epilogue, check_epilogue, completed, with_preactivation
+from .paths import path_of
+from .problem import Problem, WeightProblem
 
-_UNIT = Window((1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
+_POINT = Window((1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
 
 
 def images(matrix: torch.Tensor) -> torch.Tensor:
@@ -52,10 +55,16 @@ def linear_fake(input, weight, bias, scale, residual, slope, groups, activation)
     return new(shape, input)
 
 
-def linear_launch(y, input, weight, bias, scale, residual, slope, groups, activation, before=None):
-    residual, before = (each if each is None else images(each) for each in (residual, before))
-    epilogue = Epilogue(bias, scale, residual, slope, activation, before)
-    product(images(input), images(weight), images(y), _UNIT, groups, False, matmul_dot(input.dtype), epilogue)
+def linear_launch(y, input, weight, bias, scale, residual, slope, groups, activation, preactivation=None):
+    residual, preactivation = (each if each is None else images(each) for each in (residual, preactivation))
+    epilogue = Epilogue(bias, scale, residual, slope, activation, preactivation)
+    _multiply(images(input), weight, images(y), groups, False, epilogue)
+
+
+def _multiply(x, weight, y, groups, transposed, epilogue):
+    precision = matmul_precision(x.dtype)
+    problem = Problem(x, images(weight), y, _POINT, groups, transposed, precision, epilogue)
+    path_of(problem).forward(problem)
 
 
 def linear_aten(input, weight, bias, scale, residual, slope, groups, activation):
@@ -75,25 +84,28 @@ def input_grad_fake(grad, weight, groups):
 
 
 def input_grad_launch(dx, grad, weight, groups):
-    product(images(grad), images(weight), images(dx), _UNIT, groups, True, matmul_dot(grad.dtype))
+    _multiply(images(grad), weight, images(dx), groups, True, Epilogue())
 
 
 def input_grad_aten(grad, weight, groups):
     return _side_by_side(_grouped(grad, groups) @ _layers(weight, groups))
 
 
-def weight_grad_fake(grad, input, groups, wide=False):
+def weight_grad_fake(grad, input, groups, accumulate_dtype=False):
     check_tensors(grad=grad, input=input)
     same_shape("grad", grad.shape, (input.shape[0], grad.shape[1]))
-    return new((grad.shape[1], input.shape[1] // groups), grad, dtype=accumulator(grad.dtype) if wide else None)
+    return new(
+        (grad.shape[1], input.shape[1] // groups), grad, dtype=accumulator(grad.dtype) if accumulate_dtype else None
+    )
 
 
-def weight_grad_launch(dw, grad, input, groups, wide=False):
-    weight_product(images(grad), images(input), images(dw), _UNIT, groups, matmul_dot(grad.dtype))
-    return dw
+def weight_grad_launch(dw, grad, input, groups, accumulate_dtype=False):
+    precision = matmul_precision(grad.dtype)
+    problem = WeightProblem(images(grad), images(input), images(dw), _POINT, groups, precision)
+    path_of(problem).weight_grad(problem)
 
 
-def weight_grad_aten(grad, input, groups, wide=False):
+def weight_grad_aten(grad, input, groups, accumulate_dtype=False):
     return (_grouped(grad, groups).mT @ _grouped(input, groups)).flatten(0, 1)
 
 
@@ -105,13 +117,13 @@ LINEAR = Op(
     aten=linear_aten,
     flops=lambda input, weight, *args: 2 * input.shape[0] * weight.numel(),
     bytes=lambda *args: nbytes(*args[:6], linear_fake(*args)),
-    folds=(
-        Fold({"input": 0, "residual": 0}, (0,)),
-        Fold({**BY_COLUMN, "input": 1, "weight": 0, "groups": 0}, (1,)),
+    vmap=(
+        VmapRule({"input": 0, "residual": 0}, (0,)),
+        VmapRule({**BY_COLUMN, "input": 1, "weight": 0, "groups": 0}, (1,)),
     ),
     product=True,
 )
-LINEAR_SAVING = saving(LINEAR)
+LINEAR_WITH_PREACTIVATION = with_preactivation(LINEAR)
 
 LINEAR_INPUT_GRAD = Op(
     name="linear_input_grad",
@@ -121,18 +133,18 @@ LINEAR_INPUT_GRAD = Op(
     aten=input_grad_aten,
     flops=lambda grad, weight, groups: 2 * grad.shape[0] * weight.numel(),
     bytes=lambda *args: nbytes(*args[:2], input_grad_fake(*args)),
-    folds=(Fold({"grad": 0}, (0,)), Fold({"grad": 1, "weight": 0, "groups": 0}, (1,))),
+    vmap=(VmapRule({"grad": 0}, (0,)), VmapRule({"grad": 1, "weight": 0, "groups": 0}, (1,))),
     product=True,
 )
 
 LINEAR_WEIGHT_GRAD = Op(
     name="linear_weight_grad",
-    schema="(Tensor grad, Tensor input, int groups, bool wide=False) -> Tensor",
+    schema="(Tensor grad, Tensor input, int groups, bool accumulate_dtype=False) -> Tensor",
     fake=weight_grad_fake,
     launcher=weight_grad_launch,
     aten=weight_grad_aten,
     flops=lambda grad, input, groups, *_: 2 * grad.numel() * (input.shape[1] // groups),
     bytes=lambda *args: nbytes(*args[:2], weight_grad_fake(*args)),
-    folds=(Fold({"grad": 1, "input": 1, "groups": 0}, (0,)),),
+    vmap=(VmapRule({"grad": 1, "input": 1, "groups": 0}, (0,)),),
     product=True,
 )

@@ -20,15 +20,19 @@ from typing import NamedTuple
 import torch
 
 from ..base.lang import device_function, tl, triton
-from ..base.precision import accumulator
+from ..base.precision import accumulator, smallest_integer
 from ..core import chips
-from ..core.device import offset_inside, offsets, part_of, step_of, strip, sum_rows
-from ..core.op import Fold, Op, channels_last, check_tensors, index_type, nbytes, new, nhwc
-from ..pool.max_pool2d import winner_dtype
-from ..streaming.strips import stream
-from ..tiles import model
-from ..window import convolution
-from .epilogue import bias_grad_fake, sum_pixels
+from ..core.images import Images, Pixel, offsets
+from ..core.op import Op, VmapRule
+from ..core.tensors import channels_last, check_tensors, index_type, nbytes, new
+from ..streaming.strips import stream, strip
+from ..streaming.sums import part_of, step_of, sum_pixels, sum_rows
+from ..tiles.model import register_options
+from ..window.arguments import same_shape
+from ..window.layout import cdiv
+from .activation_grad import bias_grad_fake
+from .loop import offset_inside
+from .meta import Code, Pool
 
 # How a pooling is done: the maximum, held in two numbers or, of 16 bits, in one; the average.
 LARGEST, KEY, AVERAGE = (tl.constexpr(i) for i in range(3))
@@ -37,10 +41,10 @@ LARGEST, KEY, AVERAGE = (tl.constexpr(i) for i in range(3))
 @device_function
 def pool_start(M: tl.constexpr, N: tl.constexpr, POOL: tl.constexpr, ACC: tl.constexpr):
     """What is held before the first tap: (y, code), or of a maximum's KEY both in one. [M, N]"""
-    if POOL[2] == KEY:
+    if POOL.how == KEY:
         return tl.zeros([M, N], tl.int32), 0
     else:
-        code = 0 if POOL[2] == AVERAGE else POOL[0] * POOL[1]
+        code = 0 if POOL.how == AVERAGE else POOL.rows * POOL.columns
         return tl.zeros([M, N], ACC), tl.full([M, N], code, tl.int32)
 
 
@@ -49,13 +53,13 @@ def pool_step(y, code, x, t, POOL: tl.constexpr):
     """What is held with tap t, of which the values are x, rounded as they are stored. An average's code is the byte of
     the tap's eight. A key is x's 16 bits, ordered as values are since only positive ones and NaN count, above the
     tap's number, so ordered that of equal values the first is largest, of NaN the last."""
-    if POOL[2] == KEY:
+    if POOL.how == KEY:
         bits = x.to(tl.int16, bitcast=True).to(tl.int32) & 0x7FFF
         x = x.to(tl.float32)
         nan = x != x
         key = (tl.where(nan, 0x7FFF, bits) << 16) | tl.where(nan, t, 0xFFFF - t)
         return tl.where((x > 0) | nan, tl.maximum(y, key), y), code
-    elif POOL[2] == AVERAGE:
+    elif POOL.how == AVERAGE:
         x = x.to(y.dtype)
         opens = (x > 0) | (x != x)
         return y + tl.where(opens, x, 0.0), tl.where(t % 8 > 0, code, 0) | (opens.to(tl.int32) << (t % 8))
@@ -69,130 +73,139 @@ def pool_step(y, code, x, t, POOL: tl.constexpr):
 def store_byte(code, to, won, t, mask, POOL: tl.constexpr):
     """Stores at offsets `to` an average's byte of eight taps, if t is their last; code: (pointer, elements of a
     byte's plane)."""
-    if POOL[2] == AVERAGE:  # noqa: SIM102 - known at compile time
-        if (t % 8 == 7) | (t == POOL[0] * POOL[1] - 1):
-            tl.store(code[0] + to + tl.cast(t // 8, to.dtype) * code[1], won.to(tl.uint8), mask=mask)
+    if POOL.how == AVERAGE:  # noqa: SIM102 - known at compile time
+        if (t % 8 == 7) | (t == POOL.rows * POOL.columns - 1):
+            tl.store(code.data + to + tl.cast(t // 8, to.dtype) * code.plane, won.to(tl.uint8), mask=mask)
 
 
 @device_function
 def store_pooled(y, code, to, pooled, won, mask, POOL: tl.constexpr):
     """Stores at offsets `to` what is held after the last tap, but for an average's bytes."""
-    if POOL[2] == KEY:
+    if POOL.how == KEY:
         t = pooled & 0xFFFF
         bits = pooled >> 16
-        won = tl.where(pooled == 0, POOL[0] * POOL[1], tl.where(bits == 0x7FFF, t, 0xFFFF - t))
+        won = tl.where(pooled == 0, POOL.rows * POOL.columns, tl.where(bits == 0x7FFF, t, 0xFFFF - t))
         pooled = bits.to(tl.int16).to(y.dtype.element_ty, bitcast=True)
-    elif POOL[2] == AVERAGE:
-        pooled = pooled / (POOL[0] * POOL[1])
+    elif POOL.how == AVERAGE:
+        pooled = pooled / (POOL.rows * POOL.columns)
     tl.store(y + to, pooled.to(y.dtype.element_ty), mask=mask)
-    if POOL[2] != AVERAGE:
-        tl.store(code[0] + to, won.to(code[0].dtype.element_ty), mask=mask)
+    if POOL.how != AVERAGE:
+        tl.store(code.data + to, won.to(code.data.dtype.element_ty), mask=mask)
 
 
 @device_function
 def is_open(code, to, t, mask, POOL: tl.constexpr):
     """Where does a gradient pass through tap t? At offsets `to`."""
-    if POOL[2] == AVERAGE:
-        byte = tl.load(code[0] + to + tl.cast(t // 8, to.dtype) * code[1], mask=mask, other=0).to(tl.int32)
+    if POOL.how == AVERAGE:
+        byte = tl.load(code.data + to + tl.cast(t // 8, to.dtype) * code.plane, mask=mask, other=0).to(tl.int32)
         return ((byte >> (t % 8)) & 1) > 0
     else:
-        return tl.load(code[0] + to, mask=mask, other=0).to(tl.int32) == t
+        return tl.load(code.data + to, mask=mask, other=0).to(tl.int32) == t
 
 
 @device_function
 def share(x, POOL: tl.constexpr):
     """A tap's part of a gradient."""
-    if POOL[2] != AVERAGE:
+    if POOL.how != AVERAGE:
         return x
     elif x.dtype == tl.float64:
-        return x / (POOL[0] * POOL[1])
+        return x / (POOL.rows * POOL.columns)
     else:
-        return (x.to(tl.float32) / (POOL[0] * POOL[1])).to(x.dtype)
+        return (x.to(tl.float32) / (POOL.rows * POOL.columns)).to(x.dtype)
 
 
 @device_function
-def gather_open(grad, code, strides, size, at, exists, h, w, c, has, POOL: tl.constexpr):
-    """device.gather of dx, read from grad and code instead: what lies (h, w) away from pixels at = (n, p, q) of the
-    images that were pooled, in channels c; 0 outside of all windows. size: the pooled images'."""
-    h = at[1][:, None] + h[None, :]  # [pixels, terms or 1]
-    w = at[2][:, None] + w[None, :]
-    inside = (h >= 0) & (w >= 0) & (h < size[0] * POOL[0]) & (w < size[1] * POOL[1]) & exists[:, None]
-    p, q = h // POOL[0], w // POOL[1]
-    t = (h - p * POOL[0]) * POOL[1] + w - q * POOL[1]
-    to = at[0][:, None] * strides[0] + offset_inside(p, q, strides, inside) + c[None, :] * strides[3]
-    mask = inside & has[None, :]
-    g = share(tl.load(grad + to, mask=mask, other=0.0), POOL)
+def gather_open(grad, code, at, pixel_mask, h, w, c, c_mask, POOL: tl.constexpr):
+    """gather.gather of dx, read from grad, the pooled images', and code instead: what lies (h, w) away from pixels `at`
+    of the images that were pooled, in channels c; 0 outside of all windows."""
+    h = at.h[:, None] + h[None, :]  # [pixels, terms or 1]
+    w = at.w[:, None] + w[None, :]
+    inside = (h >= 0) & (w >= 0) & (h < grad.size.h * POOL.rows) & (w < grad.size.w * POOL.columns)
+    inside = inside & pixel_mask[:, None]
+    p, q = h // POOL.rows, w // POOL.columns
+    t = (h - p * POOL.rows) * POOL.columns + w - q * POOL.columns
+    to = at.n[:, None] * grad.strides.n + offset_inside(p, q, grad.strides, inside) + c[None, :] * grad.strides.c
+    mask = inside & c_mask[None, :]
+    g = share(tl.load(grad.data + to, mask=mask, other=0.0), POOL)
     return tl.where(is_open(code, to, t, mask, POOL), g, 0.0).to(g.dtype)
 
 
+@device_function
+def tap_pixel(at, t, POOL: tl.constexpr):
+    """Return the pixels that tap t of windows `at` takes."""
+    return Pixel(at.n, at.h * POOL.rows + t // POOL.columns, at.w * POOL.columns + t % POOL.columns)
+
+
 @triton.jit
-def spread_kernel(
-    grad, code, dx, grad_strides, code_strides, dx_strides, parts, size, channels, chunk, POOL: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
+def spread_kernel(grad, code, dx, parts, channels, chunk, POOL: tl.constexpr, BLOCK: tl.constexpr):
     """dx[t] = grad's share where tap t is open, and parts[program, k] = Σ of it over the program's pixels."""
-    part, k, has = part_of(channels, INDEX, CHANNELS)
+    PIXELS: tl.constexpr = BLOCK.pixels
+    CHANNELS: tl.constexpr = BLOCK.channels
+    ACC: tl.constexpr = BLOCK.accumulator
+    part = part_of(channels, BLOCK)
     acc = tl.zeros([PIXELS, CHANNELS], ACC)
-    for step in range(part * chunk, (part + 1) * chunk):
-        pixels, mask = step_of(step, size, has, INDEX, PIXELS)
-        n, p, q = pixels
-        to = offsets(pixels, k, code_strides)
-        g = share(tl.load(grad + offsets(pixels, k, grad_strides), mask=mask, other=0.0), POOL)
+    for number in range(part.number * chunk, (part.number + 1) * chunk):
+        step = step_of(number, grad.size, part, BLOCK)
+        to = offsets(step.at, part.c, code.strides)
+        g = tl.load(grad.data + offsets(step.at, part.c, grad.strides), mask=step.mask, other=0.0)
+        g = share(g, POOL)
         opened = tl.zeros([PIXELS, CHANNELS], ACC)
-        for t in range(POOL[0] * POOL[1]):
-            opens = is_open(code, to, t, mask, POOL)
+        for t in range(POOL.rows * POOL.columns):
+            opens = is_open(code, to, t, step.mask, POOL)
             if dx is not None:
-                at = (n, p * POOL[0] + t // POOL[1], q * POOL[1] + t % POOL[1])
-                tl.store(dx + offsets(at, k, dx_strides), tl.where(opens, g, 0.0).to(g.dtype), mask=mask)
+                at = tap_pixel(step.at, t, POOL)
+                value = tl.where(opens, g, 0.0).to(g.dtype)
+                tl.store(dx.data + offsets(at, part.c, dx.strides), value, mask=step.mask)
             opened += opens.to(ACC)
         acc += tl.where(opened > 0, g.to(ACC) * opened, 0.0)
-    tl.store(parts + part.to(INDEX) * channels + k, sum_rows(acc).to(parts.dtype.element_ty), mask=has)
+    to = parts + part.number.to(BLOCK.index) * channels + part.c
+    tl.store(to, sum_rows(acc).to(parts.dtype.element_ty), mask=part.c_mask)
 
 
 @triton.jit
-def at_open_kernel(
-    x, code, y, x_strides, code_strides, y_strides, size, channels, POOL: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
+def at_open_kernel(x, code, y, channels, POOL: tl.constexpr, BLOCK: tl.constexpr):
     """y = Σ over open taps of x[t]'s share."""
-    pixels, c, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
-    n, p, q = pixels
-    to = offsets(pixels, c, code_strides)
+    PIXELS: tl.constexpr = BLOCK.pixels
+    CHANNELS: tl.constexpr = BLOCK.channels
+    ACC: tl.constexpr = BLOCK.accumulator
+    s = strip(y.size, channels, BLOCK)
+    to = offsets(s.at, s.c, code.strides)
     acc = tl.zeros([PIXELS, CHANNELS], ACC)
-    for t in range(POOL[0] * POOL[1]):
-        opens = is_open(code, to, t, exists, POOL)
-        at = (n, p * POOL[0] + t // POOL[1], q * POOL[1] + t % POOL[1])
-        acc += tl.where(opens, tl.load(x + offsets(at, c, x_strides), mask=exists, other=0.0).to(ACC), 0.0)
-    if POOL[2] == AVERAGE:
-        acc = acc / (POOL[0] * POOL[1])
-    tl.store(y + offsets(pixels, c, y_strides), acc.to(y.dtype.element_ty), mask=exists)
+    for t in range(POOL.rows * POOL.columns):
+        opens = is_open(code, to, t, s.mask, POOL)
+        value = tl.load(x.data + offsets(tap_pixel(s.at, t, POOL), s.c, x.strides), mask=s.mask, other=0.0)
+        acc += tl.where(opens, value.to(ACC), 0.0)
+    if POOL.how == AVERAGE:
+        acc = acc / (POOL.rows * POOL.columns)
+    tl.store(y.data + offsets(s.at, s.c, y.strides), acc.to(y.data.dtype.element_ty), mask=s.mask)
 
 
 def new_code(y: torch.Tensor, pool: Sequence[int], average: bool) -> torch.Tensor:
     """An uninitialised code of results y."""
     taps = math.prod(pool)
-    planes, kind = (convolution.cdiv(taps, 8), torch.uint8) if average else (1, winner_dtype(taps))
+    planes, kind = (cdiv(taps, 8), torch.uint8) if average else (1, smallest_integer(taps))
     n, *rest = y.shape
     return new((planes * n, *rest), y, channels_last(y), kind).unflatten(0, (planes, n))
 
 
 class Pooled(NamedTuple):
-    """What kernels take of a pooling: its code, and what they are compiled for: the window, and how it is pooled."""
+    """A pooling: its code, and what kernels are compiled for."""
 
-    code: tuple[torch.Tensor, int]
-    pool: tuple[int, int, int]
+    code: Code
+    pool: Pool
 
     @property
     def extra_registers(self) -> str:
         """What a product takes that reads a gradient through the code: a word of tiles.shapes.EXTRA_REGISTERS."""
-        return f"code, {self.code[0].element_size()} B"
+        return f"code, {self.code.data.element_size()} B"
 
     @classmethod
     def of(cls, code: torch.Tensor, pool: Sequence[int], average: bool, dtype: torch.dtype) -> "Pooled":
-        """Of an operator's arguments, and the dtype of what is pooled."""
+        """Return the pooling of an operator's arguments, and the dtype of what is pooled."""
         small = dtype.itemsize == 2 and math.prod(pool) < 2**15
         how = AVERAGE if average else KEY if small else LARGEST
-        return cls((code, code.stride(0)), (pool[0], pool[1], how.value))
+        strides = Images.of(code[0]).strides
+        return cls(Code(code, strides, code.stride(0)), Pool(pool[0], pool[1], how.value))
 
 
 def aligned(grad: torch.Tensor, code: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -212,9 +225,9 @@ def _whole(pooled: torch.Size, pool: tuple[int, int]) -> tuple[int, int]:
 
 def _check(grad, code, input_size, pool):
     check_tensors(grad=grad)
-    convolution.same_shape("code", code.shape[1:], grad.shape)
+    same_shape("code", code.shape[1:], grad.shape)
     pooled = tuple(size // k for size, k in zip(input_size[2:], pool, strict=True))
-    convolution.same_shape("grad", grad.shape, (*input_size[:2], *pooled))
+    same_shape("grad", grad.shape, (*input_size[:2], *pooled))
 
 
 def spread(bias, dx, grad, code, pool, average):
@@ -222,9 +235,10 @@ def spread(bias, dx, grad, code, pool, average):
     if dx is not None and (grad.numel() == 0 or tuple(dx.shape[2:]) != _whole(grad.shape, pool)):
         dx.zero_()  # what hangs over is in no window
     pooled = Pooled.of(code, pool, average, grad.dtype)
+    images = None if dx is None else Images.of(dx)
     sum_pixels(
-        spread_kernel, bias, grad, grad, pooled.code, dx, nhwc(grad), nhwc(code[0]), None if dx is None else nhwc(dx),
-        POOL=pooled.pool, INDEX=index_type(grad, code, dx), **model.register_options(chips.chip_name()),
+        spread_kernel, bias, grad, Images.of(grad), pooled.code, images, index=index_type(grad, code, dx),
+        POOL=pooled.pool, **register_options(chips.chip_name()),
     )  # fmt: skip
 
 
@@ -255,16 +269,14 @@ def input_grad_aten(grad, code, input_size, pool, average, channels_last):
 def at_open_fake(input, code, pool, average):
     check_tensors(input=input)
     pooled = (input.shape[2] // pool[0], input.shape[3] // pool[1])
-    convolution.same_shape("code", code.shape[1:], (*input.shape[:2], *pooled))
+    same_shape("code", code.shape[1:], (*input.shape[:2], *pooled))
     return new(code.shape[1:], input, channels_last(code[0]))
 
 
 def at_open_launch(y, input, code, pool, average):
     pooled = Pooled.of(code, pool, average, input.dtype)
-    stream(
-        at_open_kernel, y, input, pooled.code, y, nhwc(input), nhwc(code[0]), nhwc(y), POOL=pooled.pool,
-        INDEX=index_type(input, code),
-    )  # fmt: skip
+    index = index_type(input, code)
+    stream(at_open_kernel, y, Images.of(input), pooled.code, Images.of(y), index=index, POOL=pooled.pool)
 
 
 def at_open_aten(input, code, pool, average):
@@ -283,7 +295,7 @@ RELU_POOL2D_INPUT_GRAD = Op(
     aten=input_grad_aten,
     flops=lambda grad, code, input_size, pool, *args: grad.numel() * math.prod(pool),
     bytes=lambda *args: nbytes(*args[:2], *input_grad_fake(*args)),
-    folds=(Fold({"grad": 1, "code": 2, "input_size": 1}, (1, 0)),),
+    vmap=(VmapRule({"grad": 1, "code": 2, "input_size": 1}, (1, 0)),),
 )
 
 RELU_POOL2D_AT_OPEN = Op(
@@ -294,5 +306,5 @@ RELU_POOL2D_AT_OPEN = Op(
     aten=at_open_aten,
     flops=lambda input, code, pool, average: code[0].numel() * math.prod(pool),
     bytes=lambda *args: nbytes(*args[:2], at_open_fake(*args)),
-    folds=(Fold({"input": 0, "code": 1}, (0,)),),
+    vmap=(VmapRule({"input": 0, "code": 1}, (0,)),),
 )

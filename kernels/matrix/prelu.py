@@ -13,33 +13,34 @@ import torch
 
 from ..base.lang import tl, triton
 from ..base.precision import accumulator
-from ..core.device import offsets, part_of, step_of, sum_rows
-from ..core.op import Fold, Op, channels_last, check_tensors, index_type, nbytes, new, nhwc
-from ..window.convolution import same_shape
-from .epilogue import sum_pixels
+from ..core.images import Images, offsets
+from ..core.op import Op, VmapRule
+from ..core.tensors import channels_last, check_tensors, index_type, nbytes, new
+from ..streaming.sums import part_of, step_of, store_sums, sum_pixels
+from ..window.arguments import same_shape
 
 
 @triton.jit
-def prelu_grad_kernel(
-    grad, saved, slope, masked, grad_strides, saved_strides, masked_strides, parts, size, channels, chunk,
-    ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
+def prelu_grad_kernel(grad, saved, slope, masked, parts, channels, chunk, BLOCK: tl.constexpr):
     """masked = g, and parts[program] = (Σ g, Σ dy·min(x, 0)) over the program's pixels."""
-    part, k, has = part_of(channels, INDEX, CHANNELS)
-    below = tl.load(slope + k, mask=has, other=0.0).to(ACC)[None, :]
+    PIXELS: tl.constexpr = BLOCK.pixels
+    CHANNELS: tl.constexpr = BLOCK.channels
+    ACC: tl.constexpr = BLOCK.accumulator
+    INDEX: tl.constexpr = BLOCK.index
+    part = part_of(channels, BLOCK)
+    below = tl.load(slope + part.c, mask=part.c_mask, other=0.0).to(ACC)[None, :]
     sums = tl.zeros([PIXELS, CHANNELS], ACC)
     slopes = tl.zeros([PIXELS, CHANNELS], ACC)
-    for step in range(part * chunk, (part + 1) * chunk):
-        at, mask = step_of(step, size, has, INDEX, PIXELS)
-        x = tl.load(saved + offsets(at, k, saved_strides), mask=mask, other=1.0).to(ACC)
-        g = tl.load(grad + offsets(at, k, grad_strides), mask=mask, other=0.0).to(ACC)
+    for number in range(part.number * chunk, (part.number + 1) * chunk):
+        step = step_of(number, masked.size, part, BLOCK)
+        x = tl.load(saved.data + offsets(step.at, part.c, saved.strides), mask=step.mask, other=1.0).to(ACC)
+        g = tl.load(grad.data + offsets(step.at, part.c, grad.strides), mask=step.mask, other=0.0).to(ACC)
         slopes += tl.where(x > 0, 0.0, g * x)
         g = tl.where(x > 0, g, g * below)
         sums += g
-        tl.store(masked + offsets(at, k, masked_strides), g.to(masked.dtype.element_ty), mask=mask)
-    to = parts + part.to(INDEX) * 2 * channels + k
-    tl.store(to, sum_rows(sums).to(parts.dtype.element_ty), mask=has)
-    tl.store(to + channels, sum_rows(slopes).to(parts.dtype.element_ty), mask=has)
+        to = masked.data + offsets(step.at, part.c, masked.strides)
+        tl.store(to, g.to(masked.data.dtype.element_ty), mask=step.mask)
+    store_sums(parts, part, sums, slopes, channels, INDEX)
 
 
 def prelu_grad_fake(grad, saved, slope):
@@ -52,15 +53,13 @@ def prelu_grad_fake(grad, saved, slope):
 
 def prelu_grad_launch(results, grad, saved, slope):
     masked, sums = results
-    sum_pixels(
-        prelu_grad_kernel, sums, saved, grad, saved, slope.contiguous(), masked, nhwc(grad), nhwc(saved), nhwc(masked),
-        INDEX=index_type(grad, saved, masked),
-    )  # fmt: skip
+    images = (Images.of(grad), Images.of(saved), slope.contiguous(), Images.of(masked))
+    sum_pixels(prelu_grad_kernel, sums, saved, *images, index=index_type(grad, saved, masked))
 
 
 def prelu_grad_aten(grad, saved, slope):
-    wide = accumulator(saved.dtype)
-    dy, x, below = grad.to(wide), saved.to(wide), slope.to(wide)[:, None, None]
+    dtype = accumulator(saved.dtype)
+    dy, x, below = grad.to(dtype), saved.to(dtype), slope.to(dtype)[:, None, None]
     g = torch.where(x > 0, dy, dy * below)
     return g.to(saved.dtype), torch.stack((g.sum((0, 2, 3)), torch.where(x > 0, 0, dy * x).sum((0, 2, 3))))
 
@@ -73,5 +72,5 @@ PRELU_GRAD = Op(
     aten=prelu_grad_aten,
     flops=lambda grad, saved, slope: 4 * grad.numel(),
     bytes=lambda *args: nbytes(*args, *prelu_grad_fake(*args)),
-    folds=(Fold({"grad": 1, "saved": 1, "slope": 0}, (1, 1)),),
+    vmap=(VmapRule({"grad": 1, "saved": 1, "slope": 0}, (1, 1)),),
 )

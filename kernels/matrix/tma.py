@@ -1,4 +1,4 @@
-"""conv2d's products where the chip fetches boxes of images by itself: the tensor memory accelerator.
+"""Products whose operands the chip fetches in boxes of images by itself: the tensor memory accelerator (TMA).
 
 A tile's pixels are a box of batch x rows x columns. A descriptor of the channels_last images fetches the box that a tap
 reads, 64 channels or so at a time, straight into shared memory; what lies outside the images arrives as 0, which is the
@@ -10,221 +10,308 @@ padding. No thread computes an address, and both operands of the matrix instruct
     build the descriptors                                         once a program
     for each of the program's tiles of the result:                persistent: as many programs as run at a time
         acc = 0
-        for each step of the reduction:                           device.main_loop
+        for each step of the reduction:                           loop.main_loop
             acc += A(step) · B(step)                              two fetches
         store the box of epilogue(acc)                            while the next tile begins
 
 A stride is a matter of the view: every stride-th row and column from one of stride² first ones are again such images.
 """
 
+from typing import Any, NamedTuple
+
+import torch
+
 from ..base.lang import device_function, tl, triton
-from ..core.device import (
-    HOP,
-    REACH,
-    STEP,
-    STRIDE,
-    as_tf32,
-    box_at,
-    box_descriptor,
-    box_pixels,
-    boxes,
-    known,
-    main_loop,
-    offsets,
-    phase_of,
-    program_tile,
-    split,
-    tap_steps,
-)
-from .activations import identity
+from ..core.images import Pixel, Size, Strides, assume_aligned, offsets
+from ..core.op import launch
+from ..core.tensors import alignment, index_type
+from ..streaming.sums import sum_parts
+from ..window.convolution import Phase
+from .boxes import box_at, box_count, box_descriptor, box_pixels, split
 from .epilogue import finish
+from .loop import as_tf32, main_loop, phase_of, program_tile, tap_steps
+from .meta import Meta, Results
 from .pool_code import pool_start, pool_step, store_byte, store_pooled
+from .problem import (
+    Path,
+    Problem,
+    WeightProblem,
+    matrix,
+    new_moments,
+    new_parts,
+    picked,
+    picked_weight,
+)  # fmt: skip
+
+
+class WeightBoxes(NamedTuple):
+    """Ŵ of fixed columns: a descriptor of the weight's matrix, and the taps of a phase."""
+
+    descriptor: Any
+    column: Any
+    down: Phase
+    across: Phase
+    channels: Any
+    columns: Any
+
+
+class ImageBoxes(NamedTuple):
+    """X̂ of a fixed box: a descriptor of the images, the box's first pixel (n, p, q), and where its first tap reads."""
+
+    descriptor: Any
+    n: Any
+    p: Any
+    q: Any
+    h: Any
+    w: Any
+    taps_down: Any
+    taps_across: Any
+    channels: Any
+
+
+class ReducedBoxes(NamedTuple):
+    """Boxes of all images, one a step: their size, and where in them (h, w, column) to fetch. Flat: behind a
+    descriptor Triton 3.6 loses the constants of an inner record."""
+
+    descriptor: Any
+    batch: Any
+    height: Any
+    width: Any
+    h: Any
+    w: Any
+    column: Any
 
 
 @device_function
 def weight_box(operand, step, META: tl.constexpr):
     """A: the weight of this step's tap and channels, for fixed columns. [N, K]"""
-    w, column, first, taps, channels, columns = operand
-    PRECISION: tl.constexpr = META[0]
-    DOWN: tl.constexpr = META[1]
-    ACROSS: tl.constexpr = META[2]
-    K: tl.constexpr = META[3]
-    S: tl.constexpr = META[5]
-    TRANSPOSED: tl.constexpr = META[6]
-    tap, c = step % (taps[0] * taps[1]), step // (taps[0] * taps[1]) * K
-    tap = (first[0] + tap // taps[1] * DOWN[HOP]) * S + first[1] + tap % taps[1] * ACROSS[HOP]
-    if TRANSPOSED:
-        return as_tf32(w.load([c, tap * columns + column]).T, PRECISION)
+    K: tl.constexpr = META.k
+    PRECISION: tl.constexpr = META.precision
+    down, across = operand.down, operand.across
+    tap, c = step % (down.count * across.count), step // (down.count * across.count) * K
+    row = down.first + tap // across.count * META.down.weight_step
+    tap = row * META.window[1] + across.first + tap % across.count * META.across.weight_step
+    if META.transposed:
+        return as_tf32(operand.descriptor.load([c, tap * operand.columns + operand.column]).T, PRECISION)
     else:
-        return w.load([column, tap * channels + c])
+        return operand.descriptor.load([operand.column, tap * operand.channels + c])
 
 
 @device_function
 def window_box(operand, step, META: tl.constexpr):
     """B: what this step's tap and channels read, for a fixed box of M pixels. [K, M]"""
-    x, n, p, q, offset, taps, channels = operand
-    DOWN: tl.constexpr = META[1]
-    ACROSS: tl.constexpr = META[2]
-    K: tl.constexpr = META[3]
-    M: tl.constexpr = META[4]
-    tap, c = step % (taps[0] * taps[1]), step // (taps[0] * taps[1]) * K
-    h, a = split(offset[0] + tap // taps[1] * DOWN[REACH], DOWN[STRIDE])
-    w, b = split(offset[1] + tap % taps[1] * ACROSS[REACH], ACROSS[STRIDE])
-    return x.load([n, p + h, a, q + w, b * channels + c]).reshape(M, K).T
+    K: tl.constexpr = META.k
+    M: tl.constexpr = META.m
+    DOWN: tl.constexpr = META.down.stride
+    ACROSS: tl.constexpr = META.across.stride
+    taps = operand.taps_down * operand.taps_across
+    tap, c = step % taps, step // taps * K
+    h, a = split(operand.h + tap // operand.taps_across * META.down.input_step, DOWN)
+    w, b = split(operand.w + tap % operand.taps_across * META.across.input_step, ACROSS)
+    at = [operand.n, operand.p + h, a, operand.q + w, b * operand.channels + c]
+    return operand.descriptor.load(at).reshape(M, K).T
 
 
 @triton.jit(do_not_specialize=["channels"])
-def conv_box_kernel(
-    x, w, y, epilogue, x_strides, y_strides, x_size, y_size, channels, columns,
-    DOWN: tl.constexpr, ACROSS: tl.constexpr, WINDOW: tl.constexpr, TRANSPOSED: tl.constexpr,
-    ACTIVATION: tl.constexpr, NUMBERS: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
-    BOX: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
-):  # fmt: skip
-    """y[box, column] = epilogue(Σ_term x̂ · w), for tiles of a BOX of pixels of one phase x N columns."""
-    y_strides, columns = known(y_strides, UNIT), columns // UNIT * UNIT
-    M: tl.constexpr = BOX[0] * BOX[1] * BOX[2]
-    STEPS: tl.constexpr = (DOWN[STEP], ACROSS[STEP])
-    STRIDES: tl.constexpr = (DOWN[STRIDE], ACROSS[STRIDE])
-    fetched = box_descriptor(x, x_size, x_strides, channels, BOX, K, STRIDES)
-    stored = box_descriptor(y, y_size, y_strides, columns, BOX, N, STEPS)
-    terms = WINDOW[0] * WINDOW[1] * (columns if TRANSPOSED else channels)
-    if TRANSPOSED:
+def conv_tma_kernel(x, w, y, epilogue, channels, columns, ACTIVATION: tl.constexpr, META: tl.constexpr):
+    """y[box, column] = epilogue(Σ_term x̂ · w), for tiles of a box of pixels of one phase x N columns."""
+    DOWN: tl.constexpr = META.down
+    ACROSS: tl.constexpr = META.across
+    STEPS: tl.constexpr = (DOWN.step, ACROSS.step)
+    STRIDES: tl.constexpr = (DOWN.stride, ACROSS.stride)
+    ALIGNED: tl.constexpr = META.aligned
+    BOX: tl.constexpr = META.box
+    M: tl.constexpr = META.m
+    N: tl.constexpr = META.n
+    K: tl.constexpr = META.k
+    y_strides, columns = assume_aligned(y.strides, ALIGNED), columns // ALIGNED * ALIGNED
+    images = box_descriptor(x.data, x.size, x.strides, channels, BOX, K, STRIDES)
+    results = box_descriptor(y.data, y.size, y_strides, columns, BOX, N, STEPS)
+    terms = META.window[0] * META.window[1] * (columns if META.transposed else channels)
+    if META.transposed:
         weights = tl.make_tensor_descriptor(w, [channels, terms], [terms, 1], [K, N])
     else:
         weights = tl.make_tensor_descriptor(w, [columns, terms], [terms, 1], [N, K])
 
-    size = (y_size[0], y_size[1] // STEPS[0], y_size[2] // STEPS[1])
-    rows = boxes(size, BOX)
-    across = tl.cdiv(columns, N)
-    META: tl.constexpr = (PRECISION, DOWN, ACROSS, K, M, WINDOW[1], TRANSPOSED)
-    for program in range(tl.program_id(0), rows * across * STEPS[0] * STEPS[1], tl.num_programs(0)):
-        row, column = program_tile(program % (rows * across), rows, across)
+    size = Size(y.size.n, y.size.h // STEPS[0], y.size.w // STEPS[1])
+    row_tiles = box_count(size, BOX)
+    column_tiles = tl.cdiv(columns, N)
+    for program in range(tl.program_id(0), row_tiles * column_tiles * STEPS[0] * STEPS[1], tl.num_programs(0)):
+        row, column = program_tile(program % (row_tiles * column_tiles), row_tiles, column_tiles)
         column *= N
-        n, i, j = box_at(row, size, BOX)
-        a = program // (rows * across) // STEPS[1]
-        b = program // (rows * across) % STEPS[1]
-        first_r, count_r, h, some_r = phase_of(a, DOWN)
-        first_s, count_s, v, some_s = phase_of(b, ACROSS)
-        taps = (count_r, count_s)
-        A = (weights, column, (first_r, first_s), taps, channels, columns)
-        B = (fetched, n, i, j, (h, v), taps, channels)
+        first = box_at(row, size, BOX)
+        a = program // (row_tiles * column_tiles) // STEPS[1]
+        b = program // (row_tiles * column_tiles) % STEPS[1]
+        down, across = phase_of(a, DOWN), phase_of(b, ACROSS)
+        A = WeightBoxes(weights, column, down, across, channels, columns)
+        B = ImageBoxes(
+            images, first.n, first.h, first.w, down.offset, across.offset, down.count, across.count, channels
+        )  # fmt: skip
         acc = tl.zeros([N, M], tl.float32)
-        steps = tap_steps(channels, taps, False, K) * some_r * some_s
+        steps = tap_steps(channels, down.count, across.count, False, K) * down.nonempty * across.nonempty
         acc = main_loop(acc, weight_box, A, window_box, B, 0, steps, META)
 
         k = column + tl.arange(0, N)
-        at, exists = box_pixels((n, i, j), (a, b), y_size, BOX, STEPS)
-        acc = finish(
-            acc.T, epilogue, row, k, k < columns, at, exists, y_strides, ACTIVATION, NUMBERS, tl.int64
-        )  # fmt: skip
-        result = acc.to(y.dtype.element_ty).reshape(BOX[0], BOX[1], 1, BOX[2], N)
-        stored.store([n, i, a, j, b * columns + column], result)
+        at = box_pixels(first, a, b, BOX, STEPS)
+        exist = (at.n < y.size.n) & (at.h < y.size.h) & (at.w < y.size.w)
+        tile = Results(row, at, exist, k, k < columns)
+        acc = finish(acc.T, epilogue, tile, y_strides, ACTIVATION, tl.int64)
+        result = acc.to(y.data.dtype.element_ty).reshape(BOX[0], BOX[1], 1, BOX[2], N)
+        results.store([first.n, first.h, a, first.w, b * columns + column], result)
 
 
 @triton.jit(do_not_specialize=["channels"])
-def conv_pool_box_kernel(
-    x, w, y, code, epilogue, x_strides, y_strides, x_size, y_size, channels, columns,
-    DOWN: tl.constexpr, ACROSS: tl.constexpr, WINDOW: tl.constexpr, SHIFT: tl.constexpr, POOL: tl.constexpr,
-    PRECISION: tl.constexpr, INDEX: tl.constexpr, UNIT: tl.constexpr, BOX: tl.constexpr, N: tl.constexpr,
-    K: tl.constexpr,
-):  # fmt: skip
-    """(y, code)[box, column] = pooling (relu_pool.py) of epilogue(Σ_term x̂ · w), for tiles of a BOX of pooled pixels x
-    N columns. A tap of the pooling is a convolution by its stride, SHIFT pixels from its neighbour's."""
-    y_strides, columns = known(y_strides, UNIT), columns // UNIT * UNIT
-    M: tl.constexpr = BOX[0] * BOX[1] * BOX[2]
-    STRIDES: tl.constexpr = (DOWN[STRIDE], ACROSS[STRIDE])
-    fetched = box_descriptor(x, x_size, x_strides, channels, BOX, K, STRIDES)
-    terms = WINDOW[0] * WINDOW[1] * channels
+def conv_pool_tma_kernel(x, w, y, code, epilogue, channels, columns, ACTIVATION: tl.constexpr, META: tl.constexpr):
+    """(y, code)[box, column] = pooling (pool_code.py) of epilogue(Σ_term x̂ · w), for tiles of a box of pooled pixels x
+    N columns. A tap of the pooling is a convolution by its stride, `shift` pixels from its neighbour's."""
+    DOWN: tl.constexpr = META.down
+    ACROSS: tl.constexpr = META.across
+    STRIDES: tl.constexpr = (DOWN.stride, ACROSS.stride)
+    ALIGNED: tl.constexpr = META.aligned
+    ONE: tl.constexpr = (1, 1)
+    POOL: tl.constexpr = META.pool
+    INDEX: tl.constexpr = META.index
+    BOX: tl.constexpr = META.box
+    M: tl.constexpr = META.m
+    N: tl.constexpr = META.n
+    K: tl.constexpr = META.k
+    y_strides, columns = assume_aligned(y.strides, ALIGNED), columns // ALIGNED * ALIGNED
+    images = box_descriptor(x.data, x.size, x.strides, channels, BOX, K, STRIDES)
+    terms = META.window[0] * META.window[1] * channels
     weights = tl.make_tensor_descriptor(w, [columns, terms], [terms, 1], [N, K])
-    first_r, count_r, h, _ = phase_of(0, DOWN)
-    first_s, count_s, v, _ = phase_of(0, ACROSS)
-    taps = (count_r, count_s)
-    rows = boxes(y_size, BOX)
-    across = tl.cdiv(columns, N)
-    META: tl.constexpr = (PRECISION, DOWN, ACROSS, K, M, WINDOW[1], False)
-    for program in range(tl.program_id(0), rows * across, tl.num_programs(0)):
-        row, column = program_tile(program, rows, across)
+    down, across = phase_of(0, DOWN), phase_of(0, ACROSS)
+    row_tiles = box_count(y.size, BOX)
+    column_tiles = tl.cdiv(columns, N)
+    for program in range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0)):
+        row, column = program_tile(program, row_tiles, column_tiles)
         column *= N
-        n, i, j = box_at(row, y_size, BOX)
-        A = (weights, column, (first_r, first_s), taps, channels, columns)
+        first = box_at(row, y.size, BOX)
+        A = WeightBoxes(weights, column, down, across, channels, columns)
         k = (column + tl.arange(0, N)).to(INDEX)
-        has = k < columns
-        at, exists = box_pixels((n, i, j), (0, 0), y_size, BOX, (1, 1))
-        to = offsets((at[0].to(INDEX), at[1], at[2]), k, y_strides)
-        mask = exists[:, None] & has[None, :]
+        at = box_pixels(first, 0, 0, BOX, ONE)
+        exist = (at.n < y.size.n) & (at.h < y.size.h) & (at.w < y.size.w)
+        tile = Results(row, at, exist, k, k < columns)
+        to = offsets(Pixel(at.n.to(INDEX), at.h, at.w), k, y_strides)
+        mask = exist[:, None] & tile.k_mask[None, :]
         pooled, won = pool_start(M, N, POOL, tl.float32)
-        for t in range(POOL[0] * POOL[1]):
-            offset = (h + t // POOL[1] * SHIFT[0], v + t % POOL[1] * SHIFT[1])
-            B = (fetched, n, i, j, offset, taps, channels)
-            steps = tap_steps(channels, taps, False, K)
+        for t in range(POOL.rows * POOL.columns):
+            h = down.offset + t // POOL.columns * META.shift[0]
+            v = across.offset + t % POOL.columns * META.shift[1]
+            B = ImageBoxes(images, first.n, first.h, first.w, h, v, down.count, across.count, channels)
+            steps = tap_steps(channels, down.count, across.count, False, K)
             acc = main_loop(tl.zeros([N, M], tl.float32), weight_box, A, window_box, B, 0, steps, META)
-            acc = finish(acc.T, epilogue, row, k, has, at, exists, y_strides, identity, (), INDEX)
-            pooled, won = pool_step(pooled, won, acc.to(y.dtype.element_ty), t, POOL)
+            acc = finish(acc.T, epilogue, tile, y_strides, ACTIVATION, INDEX)
+            pooled, won = pool_step(pooled, won, acc.to(y.data.dtype.element_ty), t, POOL)
             store_byte(code, to, won, t, mask, POOL)
-        store_pooled(y, code, to, pooled, won, mask, POOL)
+        store_pooled(y.data, code, to, pooled, won, mask, POOL)
 
 
 @device_function
 def grad_box(operand, step, META: tl.constexpr):
     """A of the weight gradient: the output's gradient, transposed, for this step's box. [M, K]"""
-    grad, batch, height, width, k = operand
-    PRECISION: tl.constexpr = META[0]
-    BOX: tl.constexpr = META[1]
-    K: tl.constexpr = META[2]
-    M: tl.constexpr = META[3]
-    n, p, q = box_at(step, (batch, height, width), BOX)
-    return as_tf32(grad.load([n, p, 0, q, k]).reshape(K, M).T, PRECISION)
+    BOX: tl.constexpr = META.box
+    PRECISION: tl.constexpr = META.precision
+    M: tl.constexpr = META.m
+    K: tl.constexpr = META.k
+    at = box_at(step, Size(operand.batch, operand.height, operand.width), BOX)
+    return as_tf32(operand.descriptor.load([at.n, at.h, 0, at.w, operand.column]).reshape(K, M).T, PRECISION)
 
 
 @device_function
 def tap_box(operand, step, META: tl.constexpr):
     """B of the weight gradient: what one tap reads, for this step's box. [K, N]"""
-    x, batch, height, width, h, w, c = operand
-    PRECISION: tl.constexpr = META[0]
-    BOX: tl.constexpr = META[1]
-    K: tl.constexpr = META[2]
-    N: tl.constexpr = META[4]
-    n, p, q = box_at(step, (batch, height, width), BOX)
-    return as_tf32(x.load([n, p + h, 0, q + w, c]).reshape(K, N), PRECISION)
+    BOX: tl.constexpr = META.box
+    PRECISION: tl.constexpr = META.precision
+    N: tl.constexpr = META.n
+    K: tl.constexpr = META.k
+    at = box_at(step, Size(operand.batch, operand.height, operand.width), BOX)
+    to = [at.n, at.h + operand.h, 0, at.w + operand.w, operand.column]
+    return as_tf32(operand.descriptor.load(to).reshape(K, N), PRECISION)
 
 
 @triton.jit(do_not_specialize=["outputs", "parts"])
-def weight_grad_box_kernel(
-    grad, x, dw, grad_strides, x_strides, size, x_size, outputs, channels, parts,
-    DOWN: tl.constexpr, ACROSS: tl.constexpr, WINDOW: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
-    UNIT: tl.constexpr, BOX: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-):  # fmt: skip
+def weight_grad_tma_kernel(grad, x, dw, outputs, channels, parts, META: tl.constexpr):
     """dw[part, k, tap, c] = Σ over the part's boxes of grad · x̂, for a tile of M outputs x N channels of one tap."""
-    TAPS: tl.constexpr = WINDOW[0] * WINDOW[1]
-    channels = channels // UNIT * UNIT
-    rows = tl.cdiv(outputs, M)
-    across = tl.cdiv(channels, N) * TAPS
-    part = tl.program_id(0) // (rows * across)
-    row, column = program_tile(tl.program_id(0) % (rows * across), rows, across)
+    DOWN: tl.constexpr = META.down
+    ACROSS: tl.constexpr = META.across
+    DOWN_STRIDE: tl.constexpr = DOWN.stride
+    ACROSS_STRIDE: tl.constexpr = ACROSS.stride
+    S: tl.constexpr = META.window[1]
+    TAPS: tl.constexpr = META.window[0] * META.window[1]
+    EVERY: tl.constexpr = (1, 1)
+    INDEX: tl.constexpr = META.index
+    BOX: tl.constexpr = META.box
+    M: tl.constexpr = META.m
+    N: tl.constexpr = META.n
+    channels = channels // META.aligned * META.aligned
+    row_tiles = tl.cdiv(outputs, M)
+    column_tiles = tl.cdiv(channels, N) * TAPS
+    part = tl.program_id(0) // (row_tiles * column_tiles)
+    row, column = program_tile(tl.program_id(0) % (row_tiles * column_tiles), row_tiles, column_tiles)
     k, tap, c = row * M, column % TAPS, column // TAPS * N
 
     # The tap's own images: every stride-th pixel that it reads. They end where the tap's last window does, since what
     # lies behind meets no gradient, but would not be harmless if it were infinite.
-    h, a = split(DOWN[6] + tap // WINDOW[1] * DOWN[REACH], DOWN[STRIDE])
-    w, b = split(ACROSS[6] + tap % WINDOW[1] * ACROSS[REACH], ACROSS[STRIDE])
-    height = tl.minimum(tl.cdiv(x_size[1] - a, DOWN[STRIDE]), size[1] + h)
-    width = tl.minimum(tl.cdiv(x_size[2] - b, ACROSS[STRIDE]), size[2] + w)
-    strides = (x_strides[0], x_strides[1] * DOWN[STRIDE], x_strides[2] * ACROSS[STRIDE])
-    x += a * x_strides[1] + b * x_strides[2]
-    EVERY: tl.constexpr = (1, 1)
-    fetched = box_descriptor(x, (x_size[0], height, width), strides, channels, BOX, N, EVERY)
-    grads = box_descriptor(grad, size, grad_strides, outputs, BOX, M, EVERY)
+    h, a = split(DOWN.phases[0].offset + tap // S * DOWN.input_step, DOWN_STRIDE)
+    w, b = split(ACROSS.phases[0].offset + tap % S * ACROSS.input_step, ACROSS_STRIDE)
+    height = tl.minimum(tl.cdiv(x.size.h - a, DOWN_STRIDE), grad.size.h + h)
+    width = tl.minimum(tl.cdiv(x.size.w - b, ACROSS_STRIDE), grad.size.w + w)
+    strides = Strides(x.strides.n, x.strides.h * DOWN_STRIDE, x.strides.w * ACROSS_STRIDE, 1)
+    data = x.data + a * x.strides.h + b * x.strides.w
+    images = box_descriptor(data, Size(x.size.n, height, width), strides, channels, BOX, N, EVERY)
+    grads = box_descriptor(grad.data, grad.size, grad.strides, outputs, BOX, M, EVERY)
 
-    steps = boxes(size, BOX)
+    steps = box_count(grad.size, BOX)
     chunk = tl.cdiv(steps, parts)
-    META: tl.constexpr = (PRECISION, BOX, BOX[0] * BOX[1] * BOX[2], M, N)
     acc = tl.zeros([M, N], tl.float32)
     last = tl.minimum((part + 1) * chunk, steps)
-    a = (grads, size[0], size[1], size[2], k)  # flat: behind a descriptor Triton 3.6 loses an inner tuple's constants
-    b = (fetched, size[0], size[1], size[2], h, w, c)
-    acc = main_loop(acc, grad_box, a, tap_box, b, part * chunk, last, META)
+    A = ReducedBoxes(grads, grad.size.n, grad.size.h, grad.size.w, 0, 0, k)
+    B = ReducedBoxes(images, grad.size.n, grad.size.h, grad.size.w, h, w, c)
+    acc = main_loop(acc, grad_box, A, tap_box, B, part * chunk, last, META)
 
     k += tl.arange(0, M)
     c += tl.arange(0, N)
     dw += (part.to(INDEX) * outputs + k)[:, None] * (TAPS * channels) + (tap * channels + c)[None, :]
     tl.store(dw, acc.to(dw.dtype.element_ty), mask=(k < outputs)[:, None] & (c < channels)[None, :])
+
+
+def serves(problem: Problem | WeightProblem) -> bool:
+    """True if the tile that is picked is one of boxes."""
+    at = picked(problem) if isinstance(problem, Problem) else picked_weight(problem)
+    return at.tile.box is not None
+
+
+def forward(problem: Problem) -> torch.Tensor | None:
+    """Launch a product; see Path."""
+    it, at = problem, picked(problem)
+    tile, weight = at.tile, matrix(it.weight)
+    moments = new_moments(it, at.row_tiles)
+    meta = Meta.of(
+        it.window.walks(it.transposed), it.window.size, at.precision, tile, transposed=it.transposed,
+        aligned=alignment(it.columns, it.y),
+    )  # fmt: skip
+    launch(
+        conv_tma_kernel, tile.programs, at.x, weight, at.y, it.epilogue.operands(it.y, moments), it.channels,
+        it.columns, ACTIVATION=it.epilogue.on_device, META=meta, **tile.options,
+    )  # fmt: skip
+    return moments
+
+
+def weight_grad(problem: WeightProblem) -> None:
+    """Launch a weight gradient; see Path."""
+    it, at = problem, picked_weight(problem)
+    tile, (outputs, channels) = at.tile, it.dw.shape[:2]
+    parts = new_parts(it, tile.parts)
+    meta = Meta.of(
+        it.window.walks(False), it.window.size, at.precision, tile, aligned=alignment(channels, it.x),
+        index=index_type(it.grad, it.x, parts),
+    )  # fmt: skip
+    launch(
+        weight_grad_tma_kernel, at.programs, at.grad, at.x, parts, outputs, channels, tile.parts, META=meta,
+        **tile.options,
+    )  # fmt: skip
+    if parts is not it.dw:
+        sum_parts(parts, it.dw)
+
+
+PATH = Path(serves, forward, weight_grad)

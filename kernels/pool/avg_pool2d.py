@@ -7,75 +7,90 @@ The gradient is a gather, so it needs no atomics and is deterministic: an input 
     dx[n,c,h,w] = Σ dy[n,c,p,q] / divisor(p,q) over windows (p,q) covering (h,w)
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
 from ..base.lang import device_function, tl, triton
-from ..core.device import offsets, strip
-from ..core.op import Fold, Op, channels_last, check_tensors, nbytes, new, nhwc
-from ..streaming.strips import stream
-from ..window import convolution, pooling
-from .windows import COVERS, PAD, SCHEMA, SIZE, STRIDE, axes, covering, hangs_over, pairs, read, taps, unrolled
+from ..core.images import Images, Pixel, offsets
+from ..core.op import Op, VmapRule
+from ..core.tensors import channels_last, check_tensors, nbytes, new
+from ..streaming.strips import stream, strip
+from ..window import pooling
+from ..window.arguments import same_shape
+from .windows import SCHEMA, axes, covering, hangs_over, pairs, read, taps, unrolled
+
+
+class Counted(NamedTuple):
+    """What an average is divided by: True if padding counts, and the divisor that overrides all, if there is one."""
+
+    padding: bool
+    divisor: int | None
 
 
 @device_function
-def extent(p, size, results, AXIS: tl.constexpr, PAD_COUNTS: tl.constexpr):
-    """How many pixels of the image, or of the padded image, window p takes."""
-    if AXIS[STRIDE] == 0:
+def extent(p, size, results, AXIS: tl.constexpr, PADDING: tl.constexpr):
+    """Return how many pixels of the image, or with PADDING of the padded image, window p takes."""
+    if AXIS.stride == 0:
         return ((p + 1) * size + results - 1) // results - p * size // results
     else:
-        h = p * AXIS[STRIDE] - AXIS[PAD]
-        last = tl.minimum(h + AXIS[SIZE], size + AXIS[PAD])
-        if not PAD_COUNTS:
+        h = p * AXIS.stride - AXIS.pad
+        last = tl.minimum(h + AXIS.size, size + AXIS.pad)
+        if not PADDING:
             h, last = tl.maximum(h, 0), tl.minimum(last, size)
         return (last - h).to(tl.int64)
 
 
 @device_function
-def divisor(p, q, image, size, DOWN: tl.constexpr, ACROSS: tl.constexpr, COUNTED: tl.constexpr):
-    """What the sum of window (p, q) is divided by; COUNTED: (whether padding counts, the divisor that overrides)."""
-    if COUNTED[1] is not None:
-        return tl.full(p.shape, COUNTED[1], tl.int64)
+def divisor(p, q, image, results, DOWN: tl.constexpr, ACROSS: tl.constexpr, COUNTED: tl.constexpr):
+    """Return what the sum of window (p, q) of the results is divided by."""
+    PADDING: tl.constexpr = COUNTED.padding
+    if COUNTED.divisor is not None:
+        return tl.full(p.shape, COUNTED.divisor, tl.int64)
     else:
-        return extent(p, image[0], size[0], DOWN, COUNTED[0]) * extent(q, image[1], size[1], ACROSS, COUNTED[0])
+        return extent(p, image.h, results.h, DOWN, PADDING) * extent(q, image.w, results.w, ACROSS, PADDING)
 
 
 @triton.jit
 def avg_kernel(
-    x, y, x_strides, y_strides, image, size, channels,
-    DOWN: tl.constexpr, ACROSS: tl.constexpr, UNROLL: tl.constexpr, COUNTED: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, y, channels, DOWN: tl.constexpr, ACROSS: tl.constexpr, UNROLL: tl.constexpr, COUNTED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """y = Σ over the window of x / divisor."""
-    at, c, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
+    PIXELS: tl.constexpr = BLOCK.pixels
+    CHANNELS: tl.constexpr = BLOCK.channels
+    ACC: tl.constexpr = BLOCK.accumulator
+    s = strip(y.size, channels, BLOCK)
     acc = tl.zeros([PIXELS, CHANNELS], ACC)
-    for t in tl.range(0, DOWN[SIZE] * ACROSS[SIZE], loop_unroll_factor=UNROLL):
-        h, w, inside = read(at[1], at[2], t, image, size, DOWN, ACROSS)
-        inside = inside[:, None] & exists
-        acc += tl.load(x + offsets((at[0], h, w), c, x_strides), mask=inside, other=0.0).to(ACC)
-    acc = acc / divisor(at[1], at[2], image, (size[1], size[2]), DOWN, ACROSS, COUNTED)[:, None].to(ACC)
-    tl.store(y + offsets(at, c, y_strides), acc.to(y.dtype.element_ty), mask=exists)
+    for t in tl.range(0, DOWN.size * ACROSS.size, loop_unroll_factor=UNROLL):
+        h, w, inside = read(s.at.h, s.at.w, t, x.size, y.size, DOWN, ACROSS)
+        inside = inside[:, None] & s.mask
+        acc += tl.load(x.data + offsets(Pixel(s.at.n, h, w), s.c, x.strides), mask=inside, other=0.0).to(ACC)
+    acc = acc / divisor(s.at.h, s.at.w, x.size, y.size, DOWN, ACROSS, COUNTED)[:, None].to(ACC)
+    tl.store(y.data + offsets(s.at, s.c, y.strides), acc.to(y.data.dtype.element_ty), mask=s.mask)
 
 
 @triton.jit
 def avg_grad_kernel(
-    grad, dx, grad_strides, dx_strides, results, size, channels,
-    DOWN: tl.constexpr, ACROSS: tl.constexpr, COUNTED: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    grad, dx, channels, DOWN: tl.constexpr, ACROSS: tl.constexpr, COUNTED: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """dx[h,w] = Σ over covering windows of grad / divisor."""
-    at, c, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
+    PIXELS: tl.constexpr = BLOCK.pixels
+    CHANNELS: tl.constexpr = BLOCK.channels
+    ACC: tl.constexpr = BLOCK.accumulator
+    s = strip(dx.size, channels, BLOCK)
     acc = tl.zeros([PIXELS, CHANNELS], ACC)
-    for i in range(DOWN[COVERS]):
-        p, _, down = covering(at[1], i, size[1], results[0], DOWN)
-        for j in range(ACROSS[COVERS]):
-            q, _, across = covering(at[2], j, size[2], results[1], ACROSS)
+    for i in range(DOWN.covers):
+        p, _, down = covering(s.at.h, i, dx.size.h, grad.size.h, DOWN)
+        for j in range(ACROSS.covers):
+            q, _, across = covering(s.at.w, j, dx.size.w, grad.size.w, ACROSS)
             covers = down & across
-            mask = covers[:, None] & exists
-            g = tl.load(grad + offsets((at[0], p, q), c, grad_strides), mask=mask, other=0.0).to(ACC)
-            by = divisor(p, q, (size[1], size[2]), results, DOWN, ACROSS, COUNTED)
+            to = grad.data + offsets(Pixel(s.at.n, p, q), s.c, grad.strides)
+            g = tl.load(to, mask=covers[:, None] & s.mask, other=0.0).to(ACC)
+            by = divisor(p, q, dx.size, grad.size, DOWN, ACROSS, COUNTED)
             acc += g / tl.where(covers, by, 1)[:, None].to(ACC)
-    tl.store(dx + offsets(at, c, dx_strides), acc.to(dx.dtype.element_ty), mask=exists)
+    tl.store(dx.data + offsets(s.at, s.c, dx.strides), acc.to(dx.data.dtype.element_ty), mask=s.mask)
 
 
 def _check(input, output, window):
@@ -93,10 +108,9 @@ def avg_pool2d_fake(input, output_size, window, count_include_pad, divisor_overr
 
 
 def avg_pool2d_launch(y, input, output_size, window, count_include_pad, divisor_override):
-    stream(
-        avg_kernel, y, input, y, nhwc(input), nhwc(y), tuple(input.shape[2:]),
-        COUNTED=(count_include_pad, divisor_override), **unrolled(axes(window, input, y)),
-    )  # fmt: skip
+    counted = Counted(count_include_pad, divisor_override)
+    how = unrolled(axes(window, input, y))
+    stream(avg_kernel, y, Images.of(input), Images.of(y), COUNTED=counted, **how)
 
 
 def avg_pool2d_aten(input, output_size, window, count_include_pad, divisor_override):
@@ -109,7 +123,7 @@ def avg_pool2d_aten(input, output_size, window, count_include_pad, divisor_overr
 def avg_grad_fake(grad, input_size, window, count_include_pad, divisor_override, channels_last):
     check_tensors(grad=grad)
     _check(input_size, grad.shape[2:], window)
-    convolution.same_shape("grad", grad.shape[:2], input_size[:2])
+    same_shape("grad", grad.shape[:2], input_size[:2])
     return new(input_size, grad, channels_last)
 
 
@@ -117,10 +131,8 @@ def avg_grad_launch(dx, grad, input_size, window, count_include_pad, divisor_ove
     if grad.numel() == 0:
         dx.zero_()
         return
-    stream(
-        avg_grad_kernel, dx, grad, dx, nhwc(grad), nhwc(dx), tuple(grad.shape[2:]),
-        COUNTED=(count_include_pad, divisor_override), **axes(window, dx, grad),
-    )  # fmt: skip
+    counted = Counted(count_include_pad, divisor_override)
+    stream(avg_grad_kernel, dx, Images.of(grad), Images.of(dx), COUNTED=counted, **axes(window, dx, grad))
 
 
 def avg_grad_aten(grad, input_size, window, count_include_pad, divisor_override, channels_last):
@@ -142,7 +154,7 @@ AVG_POOL2D = Op(
     aten=avg_pool2d_aten,
     flops=lambda *args: taps(args),
     bytes=lambda *args: nbytes(args[0], avg_pool2d_fake(*args)),
-    folds=(Fold({"input": 0}, (0,)),),
+    vmap=(VmapRule({"input": 0}, (0,)),),
 )
 
 AVG_POOL2D_INPUT_GRAD = Op(
@@ -153,5 +165,5 @@ AVG_POOL2D_INPUT_GRAD = Op(
     aten=avg_grad_aten,
     flops=lambda grad, *args: grad.numel(),
     bytes=lambda *args: nbytes(args[0], avg_grad_fake(*args)),
-    folds=(Fold({"grad": 0, "input_size": 0}, (0,)),),
+    vmap=(VmapRule({"grad": 0, "input_size": 0}, (0,)),),
 )

@@ -14,77 +14,79 @@ import torch
 import torch.nn.functional as F
 
 from ..base.lang import tl, triton
-from ..core.device import offsets, offsets_each, strip
-from ..core.op import Fold, Op, channels_last, check_tensors, nbytes, new, nhwc
-from ..streaming.strips import stream
-from ..window import convolution, pooling
-from .windows import COVERS, SCHEMA, SIZE, axes, covering, first, hangs_over, pairs, read, taps, unrolled
+from ..base.precision import smallest_integer
+from ..core.images import Images, Pixel, offsets, offsets_each
+from ..core.op import Op, VmapRule
+from ..core.tensors import channels_last, check_tensors, nbytes, new
+from ..streaming.strips import stream, strip
+from ..window import pooling
+from ..window.arguments import same_shape
+from .windows import SCHEMA, axes, covering, first, hangs_over, pairs, read, taps, unrolled
 
 
 @triton.jit
 def max_kernel(
-    x, y, winner, indices, x_strides, y_strides, image, size, channels,
-    DOWN: tl.constexpr, ACROSS: tl.constexpr, UNROLL: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, y, winner, indices, channels, DOWN: tl.constexpr, ACROSS: tl.constexpr, UNROLL: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """y = max over the window; winner = its tap; indices = its pixel. NaN wins, the last NaN; else the first."""
-    at, c, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
+    """y = max over the window; winner = its tap; indices = its pixel, in y's strides. NaN wins, the last NaN; else the
+    first."""
+    PIXELS: tl.constexpr = BLOCK.pixels
+    CHANNELS: tl.constexpr = BLOCK.channels
+    ACC: tl.constexpr = BLOCK.accumulator
+    s = strip(y.size, channels, BLOCK)
     best = tl.full([PIXELS, CHANNELS], float("-inf"), ACC)
     tap = tl.full([PIXELS, CHANNELS], -1, tl.int32)
-    for t in tl.range(0, DOWN[SIZE] * ACROSS[SIZE], loop_unroll_factor=UNROLL):
-        h, w, inside = read(at[1], at[2], t, image, size, DOWN, ACROSS)
-        inside = inside[:, None] & exists
-        value = tl.load(x + offsets((at[0], h, w), c, x_strides), mask=inside, other=0.0).to(ACC)
+    for t in tl.range(0, DOWN.size * ACROSS.size, loop_unroll_factor=UNROLL):
+        h, w, inside = read(s.at.h, s.at.w, t, x.size, y.size, DOWN, ACROSS)
+        inside = inside[:, None] & s.mask
+        value = tl.load(x.data + offsets(Pixel(s.at.n, h, w), s.c, x.strides), mask=inside, other=0.0).to(ACC)
         wins = inside & ((value > best) | (value != value) | (tap < 0))
         best = tl.where(wins, value, best)
         tap = tl.where(wins, t, tap)
-    to = offsets(at, c, y_strides)
-    tl.store(y + to, best.to(y.dtype.element_ty), mask=exists)
+    to = offsets(s.at, s.c, y.strides)
+    tl.store(y.data + to, best.to(y.data.dtype.element_ty), mask=s.mask)
     if winner is not None:
-        tl.store(winner + to, tap.to(winner.dtype.element_ty), mask=exists)
+        tl.store(winner + to, tap.to(winner.dtype.element_ty), mask=s.mask)
     if indices is not None:
         tap = tl.maximum(tap, 0)  # a window of nothing but padding has no winner
-        h, w, _ = read(at[1][:, None], at[2][:, None], tap, image, size, DOWN, ACROSS)
-        tl.store(indices + to, h.to(tl.int64) * image[1] + w, mask=exists)
+        h, w, _ = read(s.at.h[:, None], s.at.w[:, None], tap, x.size, y.size, DOWN, ACROSS)
+        tl.store(indices + to, h.to(tl.int64) * x.size.w + w, mask=s.mask)
 
 
 @triton.jit
 def max_grad_kernel(
-    grad, winner, dx, grad_strides, winner_strides, dx_strides, results, size, channels,
-    DOWN: tl.constexpr, ACROSS: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    grad, winner, dx, channels, DOWN: tl.constexpr, ACROSS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """dx[h,w] = Σ over covering windows of grad, where this pixel won."""
-    at, c, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
+    PIXELS: tl.constexpr = BLOCK.pixels
+    CHANNELS: tl.constexpr = BLOCK.channels
+    ACC: tl.constexpr = BLOCK.accumulator
+    s = strip(dx.size, channels, BLOCK)
     acc = tl.zeros([PIXELS, CHANNELS], ACC)
-    for i in range(DOWN[COVERS]):
-        p, r, down = covering(at[1], i, size[1], results[0], DOWN)
-        for j in range(ACROSS[COVERS]):
-            q, s, across = covering(at[2], j, size[2], results[1], ACROSS)
-            mask = (down & across)[:, None] & exists
-            won = tl.load(winner + offsets((at[0], p, q), c, winner_strides), mask=mask, other=0)
-            g = tl.load(grad + offsets((at[0], p, q), c, grad_strides), mask=mask, other=0.0).to(ACC)
-            acc += tl.where(mask & (won == (r * ACROSS[SIZE] + s)[:, None]), g, 0.0)
-    tl.store(dx + offsets(at, c, dx_strides), acc.to(dx.dtype.element_ty), mask=exists)
+    for i in range(DOWN.covers):
+        p, r, down = covering(s.at.h, i, dx.size.h, grad.size.h, DOWN)
+        for j in range(ACROSS.covers):
+            q, t, across = covering(s.at.w, j, dx.size.w, grad.size.w, ACROSS)
+            mask = (down & across)[:, None] & s.mask
+            at = Pixel(s.at.n, p, q)
+            won = tl.load(winner.data + offsets(at, s.c, winner.strides), mask=mask, other=0)
+            g = tl.load(grad.data + offsets(at, s.c, grad.strides), mask=mask, other=0.0).to(ACC)
+            acc += tl.where(mask & (won == (r * ACROSS.size + t)[:, None]), g, 0.0)
+    tl.store(dx.data + offsets(s.at, s.c, dx.strides), acc.to(dx.data.dtype.element_ty), mask=s.mask)
 
 
 @triton.jit
 def at_winner_kernel(
-    x, winner, y, x_strides, winner_strides, y_strides, image, size, channels,
-    DOWN: tl.constexpr, ACROSS: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, winner, y, channels, DOWN: tl.constexpr, ACROSS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """y = x where the winner of each window stands."""
-    at, c, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
-    tap = tl.load(winner + offsets(at, c, winner_strides), mask=exists, other=0).to(tl.int32)
-    h, w, inside = read(at[1][:, None], at[2][:, None], tap, image, size, DOWN, ACROSS)
-    value = tl.load(x + offsets_each(at[0], h, w, c, x_strides), mask=inside & exists, other=0.0)
-    tl.store(y + offsets(at, c, y_strides), value, mask=exists)
-
-
-def winner_dtype(taps: int) -> torch.dtype:
-    """The smallest integer that holds a tap's number: one byte up to 255 taps."""
-    return torch.uint8 if taps <= 255 else torch.int16 if taps < 2**15 else torch.int32
+    s = strip(y.size, channels, BLOCK)
+    tap = tl.load(winner.data + offsets(s.at, s.c, winner.strides), mask=s.mask, other=0).to(tl.int32)
+    h, w, inside = read(s.at.h[:, None], s.at.w[:, None], tap, x.size, y.size, DOWN, ACROSS)
+    to = x.data + offsets_each(s.at.n, h, w, s.c, x.strides)
+    value = tl.load(to, mask=inside & s.mask, other=0.0)
+    tl.store(y.data + offsets(s.at, s.c, y.strides), value, mask=s.mask)
 
 
 def max_pool2d_fake(input, output_size, window, winner, indices):
@@ -94,7 +96,7 @@ def max_pool2d_fake(input, output_size, window, winner, indices):
     shape = (*input.shape[:2], *output_size)
     down, across = pooling.pool_axes(window, input.shape[2:], output_size)
     last, none = channels_last(input), (0,)
-    kind = winner_dtype(down.size * across.size)
+    kind = smallest_integer(down.size * across.size)
     return (
         new(shape, input, last),
         new(shape, input, last, kind) if winner else input.new_empty(none, dtype=torch.uint8),
@@ -104,9 +106,8 @@ def max_pool2d_fake(input, output_size, window, winner, indices):
 
 def max_pool2d_launch(results, input, output_size, window, winner, indices):
     y, taps, places = results
-    to = (y, taps if winner else None, places if indices else None)
     stream(
-        max_kernel, y, input, *to, nhwc(input), nhwc(y), tuple(input.shape[2:]),
+        max_kernel, y, Images.of(input), Images.of(y), taps if winner else None, places if indices else None,
         **unrolled(axes(window, input, y)),
     )  # fmt: skip
 
@@ -129,7 +130,7 @@ def max_pool2d_aten(input, output_size, window, winner, indices):
 def max_grad_fake(grad, winner, input_size, window, channels_last):
     check_tensors(grad=grad)
     pooling.check_pooled(input_size, grad.shape[2:], window)
-    convolution.same_shape("winner", winner.shape, grad.shape)
+    same_shape("winner", winner.shape, grad.shape)
     return new(input_size, grad, channels_last)
 
 
@@ -137,10 +138,8 @@ def max_grad_launch(dx, grad, winner, input_size, window, channels_last):
     if grad.numel() == 0:
         dx.zero_()
         return
-    stream(
-        max_grad_kernel, dx, grad, winner, dx, nhwc(grad), nhwc(winner), nhwc(dx), tuple(grad.shape[2:]),
-        **axes(window, dx, grad),
-    )  # fmt: skip
+    images = (Images.of(grad), Images.of(winner), Images.of(dx))
+    stream(max_grad_kernel, dx, *images, **axes(window, dx, grad))
 
 
 def _winner_index(winner, image, window):
@@ -160,15 +159,13 @@ def max_grad_aten(grad, winner, input_size, window, channels_last):
 def at_winner_fake(input, winner, window):
     check_tensors(input=input)
     pooling.check_pooled(input.shape, winner.shape[2:], window)
-    convolution.same_shape("winner", winner.shape[:2], input.shape[:2])
+    same_shape("winner", winner.shape[:2], input.shape[:2])
     return new(winner.shape, input, channels_last(winner))
 
 
 def at_winner_launch(y, input, winner, window):
-    stream(
-        at_winner_kernel, y, input, winner, y, nhwc(input), nhwc(winner), nhwc(y), tuple(input.shape[2:]),
-        **axes(window, input, y),
-    )  # fmt: skip
+    images = (Images.of(input), Images.of(winner), Images.of(y))
+    stream(at_winner_kernel, y, *images, **axes(window, input, y))
 
 
 def at_winner_aten(input, winner, window):
@@ -184,7 +181,7 @@ MAX_POOL2D = Op(
     aten=max_pool2d_aten,
     flops=lambda *args: taps(args),
     bytes=lambda *args: nbytes(args[0], *max_pool2d_fake(*args)),
-    folds=(Fold({"input": 0}, (0, 0, 0)),),
+    vmap=(VmapRule({"input": 0}, (0, 0, 0)),),
 )
 
 MAX_POOL2D_INPUT_GRAD = Op(
@@ -195,7 +192,7 @@ MAX_POOL2D_INPUT_GRAD = Op(
     aten=max_grad_aten,
     flops=lambda grad, *args: grad.numel(),
     bytes=lambda *args: nbytes(*args[:2], max_grad_fake(*args)),
-    folds=(Fold({"grad": 0, "winner": 0, "input_size": 0}, (0,)),),
+    vmap=(VmapRule({"grad": 0, "winner": 0, "input_size": 0}, (0,)),),
 )
 
 MAX_POOL2D_AT_WINNER = Op(
@@ -206,5 +203,5 @@ MAX_POOL2D_AT_WINNER = Op(
     aten=at_winner_aten,
     flops=lambda input, winner, window: winner.numel(),
     bytes=lambda *args: nbytes(args[1]) + 2 * nbytes(at_winner_fake(*args)),
-    folds=(Fold({"input": 0, "winner": 0}, (0,)),),
+    vmap=(VmapRule({"input": 0, "winner": 0}, (0,)),),
 )

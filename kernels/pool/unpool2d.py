@@ -17,56 +17,52 @@ from collections.abc import Sequence
 import torch
 
 from ..base.lang import device_function, tl, triton
-from ..core.device import offsets, offsets_each, strip
-from ..core.op import Fold, Op, channels_last, check_tensors, index_type, nbytes, new, nhwc
-from ..streaming.strips import stream
-from ..window import convolution, pooling
+from ..core.images import Images, offsets, offsets_each
+from ..core.op import Op, VmapRule
+from ..core.tensors import channels_last, check_tensors, index_type, nbytes, new
+from ..streaming.strips import stream, strip
+from ..window import pooling
+from ..window.arguments import same_shape
 
 
 @device_function
-def at_place(at, c, place, width, strides):
-    """Offsets of the elements that stand at places h·W + w of the same images and channels. [pixels, channels]"""
+def at_place(at, c, place, images):
+    """Return offsets of the elements at places h·W + w of the same images and channels. [pixels, channels]"""
     place = place.to(c.dtype)
-    return offsets_each(at[0], place // width, place % width, c, strides)
+    return offsets_each(at.n, place // images.size.w, place % images.size.w, c, images.strides)
 
 
 @triton.jit
-def claim_kernel(
-    indices, owner, indices_strides, owner_strides, image, size, channels,
-    ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
+def claim_kernel(indices, owner, channels, BLOCK: tl.constexpr):
     """owner[place] = max of the positions p·Q + q that name it."""
-    at, c, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
-    place = tl.load(indices + offsets(at, c, indices_strides), mask=exists, other=-1)
-    exists = exists & (place >= 0) & (place < image[0] * image[1])
-    position = tl.broadcast_to((at[1] * size[2] + at[2]).to(tl.int32)[:, None], [PIXELS, CHANNELS])
-    tl.atomic_max(owner + at_place(at, c, place, image[1], owner_strides), position, mask=exists, sem="relaxed")
+    PIXELS: tl.constexpr = BLOCK.pixels
+    CHANNELS: tl.constexpr = BLOCK.channels
+    s = strip(indices.size, channels, BLOCK)
+    place = tl.load(indices.data + offsets(s.at, s.c, indices.strides), mask=s.mask, other=-1)
+    mask = s.mask & (place >= 0) & (place < owner.size.h * owner.size.w)
+    position = tl.broadcast_to((s.at.h * indices.size.w + s.at.w).to(tl.int32)[:, None], [PIXELS, CHANNELS])
+    tl.atomic_max(owner.data + at_place(s.at, s.c, place, owner), position, mask=mask, sem="relaxed")
 
 
 @triton.jit
-def settle_kernel(
-    x, owner, y, x_strides, owner_strides, y_strides, pooled, size, channels,
-    ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
+def settle_kernel(x, owner, y, channels, BLOCK: tl.constexpr):
     """y = x of the owner, 0 without one."""
-    at, c, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
-    position = tl.load(owner + offsets(at, c, owner_strides), mask=exists, other=-1).to(INDEX)
-    owned = exists & (position >= 0)
-    value = tl.load(x + at_place(at, c, position, pooled[1], x_strides), mask=owned, other=0.0)
-    tl.store(y + offsets(at, c, y_strides), value, mask=exists)
+    INDEX: tl.constexpr = BLOCK.index
+    s = strip(y.size, channels, BLOCK)
+    position = tl.load(owner.data + offsets(s.at, s.c, owner.strides), mask=s.mask, other=-1).to(INDEX)
+    owned = s.mask & (position >= 0)
+    value = tl.load(x.data + at_place(s.at, s.c, position, x), mask=owned, other=0.0)
+    tl.store(y.data + offsets(s.at, s.c, y.strides), value, mask=s.mask)
 
 
 @triton.jit
-def at_indices_kernel(
-    grad, indices, dx, grad_strides, indices_strides, dx_strides, image, size, channels,
-    ACC: tl.constexpr, INDEX: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
+def at_indices_kernel(grad, indices, dx, channels, BLOCK: tl.constexpr):
     """dx = grad at its place."""
-    at, c, exists = strip(size, channels, INDEX, PIXELS, CHANNELS)
-    place = tl.load(indices + offsets(at, c, indices_strides), mask=exists, other=-1)
-    inside = exists & (place >= 0) & (place < image[0] * image[1])
-    value = tl.load(grad + at_place(at, c, place, image[1], grad_strides), mask=inside, other=0.0)
-    tl.store(dx + offsets(at, c, dx_strides), value, mask=exists)
+    s = strip(dx.size, channels, BLOCK)
+    place = tl.load(indices.data + offsets(s.at, s.c, indices.strides), mask=s.mask, other=-1)
+    inside = s.mask & (place >= 0) & (place < grad.size.h * grad.size.w)
+    value = tl.load(grad.data + at_place(s.at, s.c, place, grad), mask=inside, other=0.0)
+    tl.store(dx.data + offsets(s.at, s.c, dx.strides), value, mask=s.mask)
 
 
 def check_indices(indices: torch.Tensor, values: torch.Tensor, shape: Sequence[int]) -> None:
@@ -77,7 +73,7 @@ def check_indices(indices: torch.Tensor, values: torch.Tensor, shape: Sequence[i
         raise RuntimeError(f"indices must have dtype torch.int64, but got {indices.dtype}")
     if indices.device != values.device:
         raise RuntimeError(f"indices are on {indices.device}, but their values on {values.device}; move one with .to()")
-    convolution.same_shape("indices", indices.shape, shape)
+    same_shape("indices", indices.shape, shape)
 
 
 def unpool_fake(input, indices, output_size):
@@ -96,10 +92,8 @@ def unpool_launch(y, input, indices, output_size):
     torch._assert_async(inside, f"indices must lie in the output of {height} x {width}: from 0 to {height * width - 1}")
     owner = new(y.shape, y, channels_last(y), torch.int32).fill_(-1)
     index = index_type(input, indices, y)
-    stream(claim_kernel, input, indices, owner, nhwc(indices), nhwc(owner), (height, width), INDEX=index)
-    stream(
-        settle_kernel, y, input, owner, y, nhwc(input), nhwc(owner), nhwc(y), tuple(input.shape[2:]), INDEX=index
-    )  # fmt: skip
+    stream(claim_kernel, input, Images.of(indices), Images.of(owner), index=index)
+    stream(settle_kernel, y, Images.of(input), Images.of(owner), Images.of(y), index=index)
 
 
 def unpool_aten(input, indices, output_size):
@@ -113,10 +107,8 @@ def unpool_grad_fake(grad, indices):
 
 
 def unpool_grad_launch(dx, grad, indices):
-    stream(
-        at_indices_kernel, dx, grad, indices, dx, nhwc(grad), nhwc(indices), nhwc(dx), tuple(grad.shape[2:]),
-        INDEX=index_type(grad, indices, dx),
-    )  # fmt: skip
+    images = (Images.of(grad), Images.of(indices), Images.of(dx))
+    stream(at_indices_kernel, dx, *images, index=index_type(grad, indices, dx))
 
 
 def unpool_grad_aten(grad, indices):
@@ -131,7 +123,7 @@ MAX_UNPOOL2D = Op(
     aten=unpool_aten,
     flops=lambda input, *args: input.numel(),
     bytes=lambda *args: nbytes(*args[:2], unpool_fake(*args)),
-    folds=(Fold({"input": 0, "indices": 0}, (0,)),),
+    vmap=(VmapRule({"input": 0, "indices": 0}, (0,)),),
 )
 
 MAX_UNPOOL2D_INPUT_GRAD = Op(
@@ -142,5 +134,5 @@ MAX_UNPOOL2D_INPUT_GRAD = Op(
     aten=unpool_grad_aten,
     flops=lambda grad, indices: indices.numel(),
     bytes=lambda *args: nbytes(args[1]) + 2 * nbytes(unpool_grad_fake(*args)),
-    folds=(Fold({"grad": 0, "indices": 0}, (0,)),),
+    vmap=(VmapRule({"grad": 0, "indices": 0}, (0,)),),
 )

@@ -1,6 +1,6 @@
 """Windows of pooling, sliding or adaptive: which pixels they read, which of them cover a pixel.
 
-Along one direction (pool_geometry.Axis), for P windows over H pixels:
+Along one direction (window.pooling.Axis), for P windows over H pixels:
 
     sliding:   tap r of window p reads pixel  h = p·stride − pad + r·dilation,  if there is such a pixel
                pixel h is covered by the last p with p·stride ≤ h + pad, and by i windows before it, at most
@@ -15,63 +15,62 @@ from typing import Any
 import torch
 
 from ..base.lang import device_function, tl
-from ..core.op import index_type
+from ..core.tensors import index_type
 from ..window import pooling
-
-# Where the numbers of a pool_geometry.Axis stand.
-SIZE, STRIDE, PAD, DILATION, COVERS = (tl.constexpr(i) for i in range(5))
 
 
 @device_function
 def reads(p, r, size, results, AXIS: tl.constexpr):
-    """The pixel, of `size`, that tap r of window p, of `results`, reads; and whether there is one."""
-    if AXIS[STRIDE] == 0:
+    """Return the pixel, of `size`, that tap r of window p, of `results`, reads; and whether there is one."""
+    if AXIS.stride == 0:
         h = p * size // results + r
         return h, h * results < (p + 1) * size
     else:
-        h = p * AXIS[STRIDE] - AXIS[PAD] + r * AXIS[DILATION]
+        h = p * AXIS.stride - AXIS.pad + r * AXIS.dilation
         return h, (h >= 0) & (h < size)
 
 
 @device_function
-def read(p, q, tap, image, size, DOWN: tl.constexpr, ACROSS: tl.constexpr):
-    """The pixel (h, w) of an image that a tap of window (p, q) reads, and whether there is one; size: (n, P, Q)."""
-    h, down = reads(p, tap // ACROSS[SIZE], image[0], size[1], DOWN)
-    w, across = reads(q, tap % ACROSS[SIZE], image[1], size[2], ACROSS)
+def read(p, q, tap, image, results, DOWN: tl.constexpr, ACROSS: tl.constexpr):
+    """Return the pixel (h, w) of images of a size that a tap of window (p, q) of the results reads, and whether there
+    is one."""
+    h, down = reads(p, tap // ACROSS.size, image.h, results.h, DOWN)
+    w, across = reads(q, tap % ACROSS.size, image.w, results.w, ACROSS)
     return h, w, down & across
 
 
 @device_function
 def covering(h, i, size, results, AXIS: tl.constexpr):
-    """The i-th window that covers pixel h, its tap there, and whether there is one: `reads` the other way round."""
-    if AXIS[STRIDE] == 0:
+    """Return the i-th window that covers pixel h, its tap there, and whether there is one: `reads` reversed."""
+    if AXIS.stride == 0:
         p = h * results // size + i
         return p, h - p * size // results, p * size < (h + 1) * results
     else:
-        h += AXIS[PAD]
-        p = h // AXIS[STRIDE] - i
-        h -= p * AXIS[STRIDE]
-        r = h // AXIS[DILATION]
-        return p, r, (r * AXIS[DILATION] == h) & (r < AXIS[SIZE]) & (p >= 0) & (p < results)
+        h += AXIS.pad
+        p = h // AXIS.stride - i
+        h -= p * AXIS.stride
+        r = h // AXIS.dilation
+        return p, r, (r * AXIS.dilation == h) & (r < AXIS.size) & (p >= 0) & (p < results)
 
 
 def axes(window: Sequence[int], images: torch.Tensor, results: torch.Tensor) -> dict[str, Any]:
-    """What kernels are compiled for: the two directions of the windows, and the offsets' integer, which also holds an
-    adaptive window's p·H."""
+    """Return what kernels are compiled for: the two directions of the windows, and the offsets' integer, which also
+    holds an adaptive window's p·H."""
     down, across = pooling.pool_axes(window, images.shape[2:], results.shape[2:])
     products = max(h * p for h, p in zip(images.shape[2:], results.shape[2:], strict=True))
-    wide = not window and products >= 2**31 - 2**24
-    return {"DOWN": tuple(down), "ACROSS": tuple(across), "INDEX": tl.int64 if wide else index_type(images, results)}
+    large = not window and products >= 2**31 - 2**24
+    return {"DOWN": down, "ACROSS": across, "index": tl.int64 if large else index_type(images, results)}
 
 
 def unrolled(axes: dict[str, Any]) -> dict[str, Any]:
-    """The loop over a window's taps is unrolled, so that several loads are under way at once: all, in small windows."""
-    taps = axes["DOWN"][0] * axes["ACROSS"][0]
+    """Return the same, and how far the loop over a window's taps is unrolled, so that several loads are under way at
+    once: whole, in small windows."""
+    taps = axes["DOWN"].size * axes["ACROSS"].size
     return axes | {"UNROLL": taps if taps <= 16 else 8}
 
 
 def first(window: Sequence[int], image: Any, output: Any, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first pixel that each window takes, vertically [P, 1] and horizontally [Q]."""
+    """Return the first pixel that each window takes, vertically [P, 1] and horizontally [Q]."""
     places = []
     for axis, h, p in zip(pooling.pool_axes(window, image, output), image, output, strict=True):
         at = torch.arange(p, device=device)
@@ -80,21 +79,21 @@ def first(window: Sequence[int], image: Any, output: Any, device: Any) -> tuple[
 
 
 def hangs_over(window: Sequence[int], image: Any, output_size: Any) -> bool:
-    """Is this output size the one of ceil_mode, in which the last windows may hang over?"""
+    """True if this output size is the one of ceil_mode, in which the last windows may hang over."""
     return pooling.pool_sizes(window, image, False) != tuple(output_size)
 
 
 def pairs(window: Sequence[int]) -> list[tuple[int, ...]]:
-    """kernel_size, stride, padding, dilation."""
+    """Return kernel_size, stride, padding, dilation."""
     return [tuple(window[i : i + 2]) for i in range(0, 8, 2)]
 
 
 def taps(args: tuple[Any, ...]) -> int:
-    """Pixels that the windows of a forward pass take, at most: each output's taps."""
+    """Return the pixels that the windows of a forward pass take, at most: each output's taps."""
     input, output_size, window, *_ = args
     down, across = pooling.pool_axes(window, input.shape[2:], output_size)
     return input.shape[0] * input.shape[1] * output_size[0] * output_size[1] * down.size * across.size
 
 
-# window: see pool_geometry.pool_axes. The output's size says whether the last windows hang over.
+# window: see window.pooling.pool_axes. The output's size says whether the last windows hang over.
 SCHEMA = "SymInt[2] output_size, int[] window"

@@ -1,22 +1,55 @@
-"""Launching of kernels that go once over all elements of a batch of images, in strips of pixels x channels."""
+"""Kernels that go once over all elements of a batch of images: each program takes a strip of pixels x channels."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from ..base.lang import device_function, tl
 from ..base.precision import accumulator
 from ..core import chips
-from ..core.op import launch, tl_type
+from ..core.images import Pixel, pixel
+from ..core.op import launch
+from ..core.tensors import tl_type
 from ..tiles import pick
-from ..window import convolution
+from ..window.layout import cdiv
 
 
-def stream(kernel: Any, over: torch.Tensor, *args: Any, **constants: Any) -> None:
-    """Launches kernel(*args, size of `over` (n, h, w), its channels), each program on a `device.strip` of `over`."""
+class Block(NamedTuple):
+    """What a streaming kernel is compiled for: the pixels and channels of a program, the dtype of sums, and the integer
+    that offsets are computed in."""
+
+    pixels: int
+    channels: int
+    accumulator: Any
+    index: Any
+
+
+class Strip(NamedTuple):
+    """A program's pixels `at` [pixels], channels c [channels], and which of them exist, `mask` [pixels, channels]."""
+
+    at: Pixel
+    c: Any
+    mask: Any
+
+
+@device_function
+def strip(size, channels, BLOCK: tl.constexpr):
+    """Return this program's strip of images of a size."""
+    PIXELS: tl.constexpr = BLOCK.pixels
+    CHANNELS: tl.constexpr = BLOCK.channels
+    INDEX: tl.constexpr = BLOCK.index
+    across = tl.cdiv(channels, CHANNELS)
+    index = (tl.program_id(0) // across).to(INDEX) * PIXELS + tl.arange(0, PIXELS)
+    c = (tl.program_id(0) % across * CHANNELS + tl.arange(0, CHANNELS)).to(INDEX)
+    at = pixel(index, size.h, size.w)
+    return Strip(at, c, (at.n < size.n)[:, None] & (c < channels)[None, :])
+
+
+def stream(kernel: Any, over: torch.Tensor, *args: Any, index: Any, **constants: Any) -> None:
+    """Launch kernel(*args, channels of `over`, **constants, BLOCK), each program on a strip of `over`."""
     batch, channels, height, width = over.shape
-    block = pick.strip(batch * height * width, channels, over.stride(1) == 1, chips.chip_name())
-    programs = convolution.cdiv(batch * height * width, block.pixels) * convolution.cdiv(channels, block.channels)
-    launch(
-        kernel, programs, *args, (batch, height, width), channels, **constants, ACC=tl_type(accumulator(over.dtype)),
-        PIXELS=block.pixels, CHANNELS=block.channels, num_warps=block.warps,
-    )  # fmt: skip
+    pixels = batch * height * width
+    strip = pick.strip(pixels, channels, over.stride(1) == 1, chips.chip_name())
+    block = Block(strip.pixels, strip.channels, tl_type(accumulator(over.dtype)), index)
+    programs = cdiv(pixels, strip.pixels) * cdiv(channels, strip.channels)
+    launch(kernel, programs, *args, channels, **constants, BLOCK=block, num_warps=strip.warps)

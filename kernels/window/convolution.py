@@ -5,11 +5,11 @@ Names: batch n, input pixel (h, w), output pixel (p, q), tap (r, s), input chann
 
 from collections.abc import Sequence
 from functools import cache
-from itertools import chain
 from math import gcd
 from typing import Any, NamedTuple
 
-Pair = tuple[int, int]
+from .arguments import Pair, pair, shape, sizes
+
 Pads = tuple[int, int, int, int]  # top, bottom, left, right
 
 
@@ -42,7 +42,7 @@ class Window(NamedTuple):
 
     @property
     def is_point(self) -> bool:
-        """Does each output pixel read the input pixel of its own place and no other?"""
+        """True if each output pixel reads the input pixel of its own place and no other."""
         return self.size == (1, 1) and self.stride == (1, 1) and self.pads == (0, 0, 0, 0)
 
     @property
@@ -63,102 +63,81 @@ class Window(NamedTuple):
             dilation=tuple(1 if n == 1 else d for d, n in zip(self.dilation, self.size, strict=True)),
         )
 
+    @classmethod
+    def of(cls, size: Sequence[int], stride: Any, padding: Any, dilation: Any, padding_mode: str = "zeros") -> "Window":
+        """Return the window of an operator's arguments; size: rows and columns of taps."""
+        return cls((size[0], size[1]), tuple(stride), tuple(padding), tuple(dilation), padding_mode)
+
     @cache  # noqa: B019 - a window is a small immutable value
-    def walks(self, transposed: bool) -> tuple["Walk", "Walk"]:
-        """The vertical and the horizontal walk of a convolution, forward or transposed."""
+    def walks(self, transposed: bool) -> "Walks":
+        """Return the vertical and the horizontal walk of a convolution, forward or transposed."""
         each = zip(self.size, self.stride, (self.pads[0], self.pads[2]), self.dilation, strict=True)
-        return tuple(_transposed(*axis) if transposed else _forward(*axis) for axis in each)  # type: ignore[return-value]
+        return Walks(*(_transposed(*axis) if transposed else _forward(*axis) for axis in each))
+
+
+class Phase(NamedTuple):
+    """The taps of one phase of a walk: `count` of the weight's, from `first` on, read pixels from `offset` on. A phase
+    without taps has count 1, and nonempty 0 instead of 1."""
+
+    first: int
+    count: int
+    offset: int
+    nonempty: int
 
 
 class Walk(NamedTuple):
     """One direction of a product of windows. The result's pixels come in `step` phases, every step-th pixel each:
 
-        y[a + i·step] = Σ_{j < count} x[i·stride + offset + j·reach] · w[first + j·hop]
+        y[a + i·step] = Σ_{j < count} x[i·stride + offset + j·input_step] · w[first + j·weight_step]
 
-    with (first, count, offset, some) = phases[a]; `some` is 0 for a phase without taps, its count 1.
+    with (first, count, offset) those of phases[a].
 
     forward:    one phase: y[p] = Σ_r x[p·stride − pad + r·dilation] · w[r]
     transposed: the input gradient, x[h] = Σ y[p] · w[r] over p·stride = h + pad − r·dilation. Pixels h of one residue
-                modulo the stride have the same taps, every hop-th, and read adjacent pixels: a dense walk of stride 1.
+                modulo the stride have the same taps, every weight_step-th, and read adjacent pixels: a dense walk of
+                stride 1.
     """
 
     step: int
     stride: int
-    hop: int
-    reach: int
-    phases: tuple[tuple[int, int, int, int], ...]
+    weight_step: int
+    input_step: int
+    phases: tuple[Phase, ...]
 
-    def constants(self) -> tuple[int, ...]:
-        """What a convolution kernel is compiled for: all numbers in one row."""
-        return (*self[:4], *chain(*self.phases))
+
+class Walks(NamedTuple):
+    """The two directions of a product of windows."""
+
+    down: Walk
+    across: Walk
+
+    @property
+    def steps(self) -> Pair:
+        """Phases in each direction."""
+        return (self.down.step, self.across.step)
+
+    @property
+    def strides(self) -> Pair:
+        """Stride in each direction."""
+        return (self.down.stride, self.across.stride)
 
 
 def _forward(size: int, stride: int, pad: int, dilation: int) -> Walk:
-    return Walk(1, stride, 1, dilation, ((0, size, -pad, 1),))
+    return Walk(1, stride, 1, dilation, (Phase(0, size, -pad, 1),))
 
 
 def _transposed(size: int, stride: int, pad: int, dilation: int) -> Walk:
     common = gcd(dilation, stride)
-    hop = stride // common
+    weight_step = stride // common
     phases = []
     for a in range(stride):
-        first = next((r for r in range(min(hop, size)) if (a + pad - r * dilation) % stride == 0), None)
+        first = next((r for r in range(min(weight_step, size)) if (a + pad - r * dilation) % stride == 0), None)
         if first is None:
-            phases.append((0, 1, 0, 0))
+            phases.append(Phase(0, 1, 0, 0))
         else:
-            phases.append((first, (size - first - 1) // hop + 1, (a + pad - first * dilation) // stride, 1))
-    return Walk(stride, 1, hop, -dilation // common, tuple(phases))
-
-
-def cdiv(size: int, part: int) -> int:
-    """How many parts cover the size. (Triton's own takes some microseconds on the host.)"""
-    return -(-size // part)
-
-
-def _is_int(value: Any) -> bool:
-    """Is it an integer, PyTorch's symbolic ones and NumPy's too? Not bool."""
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, int) or (hasattr(value, "__index__") and not getattr(value, "shape", ()))
-
-
-def integer(argument: str, value: Any) -> int:
-    """The integer itself. Errors: TypeError."""
-    if not _is_int(value):
-        raise TypeError(f"{argument} must be an int, but got {value!r}")
-    return value  # type: ignore[no-any-return]
-
-
-def real(argument: str, value: Any) -> float:
-    """The number itself, PyTorch's symbolic ones too. Errors: TypeError."""
-    symbolic = type(value).__name__ in ("SymFloat", "SymInt")
-    if isinstance(value, bool) or not (symbolic or isinstance(value, int | float)):
-        raise TypeError(f"{argument} must be a number, but got {value!r}")
-    # torch.compile may let a number vary, which no operator takes; it fixes and guards what is in a set.
-    return next(iter({float(value)}))
-
-
-def flag(argument: str, value: Any) -> bool:
-    """The truth value itself. Errors: TypeError."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{argument} must be True or False, but got {value!r}")
-    return value
-
-
-def pair(argument: str, value: Any, least: int, dims: int = 2) -> Pair:
-    """(vertical, horizontal) of an argument that is one integer, or one for each of `dims` directions, none below
-    `least`; a single direction is the horizontal one. Errors: TypeError, RuntimeError (length, value)."""
-    if type(value) is int and value >= least:  # as it is nearly always
-        return (value if dims == 2 else least, value)
-    values = (value,) if _is_int(value) else value
-    if not isinstance(values, Sequence) or isinstance(value, str) or not all(_is_int(v) for v in values):
-        raise TypeError(f"{argument} must be an int or a sequence of {dims} ints, but got {value!r}")
-    if len(values) not in (1, dims):
-        raise RuntimeError(f"{argument} must be one int, or one for each of {dims} directions, but got {tuple(value)}")
-    values = tuple(values) * (dims // len(values))
-    if min(values) < least:
-        raise RuntimeError(f"{argument} must be at least {least}, but got {values}")
-    return (least, values[0]) if dims == 1 else values  # a row has as little vertically as there can be
+            count = (size - first - 1) // weight_step + 1
+            phases.append(Phase(first, count, (a + pad - first * dilation) // stride, 1))
+    return Walk(stride, 1, weight_step, -dilation // common, tuple(phases))
 
 
 def conv_pads(padding: Any, size: Pair, stride: Pair, dilation: Pair, dims: int = 2) -> Pads:
@@ -188,16 +167,6 @@ def conv_window(
         raise ValueError(f"padding_mode must be one of {PADDING_MODES}, but got {padding_mode!r}")
     stride, dilation = pair("stride", stride, 1, dims), pair("dilation", dilation, 1, dims)
     return Window(size, stride, conv_pads(padding, size, stride, dilation, dims), dilation, padding_mode, dims)
-
-
-def sizes(pair: Sequence[int], dims: int) -> str:
-    """(vertical, horizontal) in words, as the user has it."""
-    return " x ".join(map(str, pair[2 - dims :]))
-
-
-def shape(images: Sequence[int], dims: int) -> tuple[int, ...]:
-    """Of images, as the user has it."""
-    return tuple(images) if dims == 2 else (*images[:-2], images[-1])
 
 
 def conv_output(window: Window, image: Pair) -> Pair:
@@ -313,51 +282,8 @@ def transposed_shape(
     return (input[0], weight[1] * groups, *image)  # type: ignore[return-value]
 
 
-def same_shape(argument: str, shape: Sequence[int], expected: Sequence[int]) -> None:
-    """Errors: RuntimeError unless the argument has the expected shape."""
-    if tuple(shape) != tuple(expected):
-        raise RuntimeError(f"{argument} must have shape {tuple(expected)}, but got {tuple(shape)}")
-
-
-def is_channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Does PyTorch propagate channels_last from a 4-D tensor with these strides? (Its own stride rule:
-    strides grow in the order C, W, H, N; ties that any layout satisfies count as contiguous.)"""
-    if len(shape) != 4 or strides[1] == 0:
-        return False
-    least = 0
-    for d in (1, 3, 2, 0):
-        if shape[d] == 0 or strides[d] < least:
-            return False
-        if d == 0 and least == strides[1]:
-            return False
-        least = strides[d]
-        if shape[d] > 1:
-            least *= shape[d]
-    return True
-
-
-def span_elements(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """Largest offset, in elements, that indexing this tensor can reach, plus one."""
-    return 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True) if n > 0)
-
-
-def row_stride(size: Sequence[int], strides: Sequence[int]) -> int | None:
-    """The stride, in elements, of the pixels of images of this size (n, h, w) and these strides, if all pixels lie in
-    one row of that stride; else None."""
-    stride, expected = 0, None
-    for count, step in zip(reversed(size), reversed(strides), strict=True):
-        if count == 1:
-            continue
-        if expected is None:
-            stride = expected = step
-        elif step != expected:
-            return None
-        expected *= count
-    return stride
-
-
 def taps_meet(walk: Walk, image: int, result: int) -> bool:
-    """Does every tap of a forward walk meet a pixel of the image, not only padding, for some pixel of the result?"""
-    ((_, count, offset, _),) = walk.phases
-    reads = [offset + r * walk.reach for r in range(count)]
+    """True if every tap of a forward walk meets a pixel of the image, not just padding, for a pixel of the result."""
+    (phase,) = walk.phases
+    reads = [phase.offset + r * walk.input_step for r in range(phase.count)]
     return all(image > h % walk.stride and result + h // walk.stride > 0 and h < image for h in reads)

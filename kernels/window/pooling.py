@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import gcd
 from typing import Any, NamedTuple
 
-from .convolution import Pair, flag, integer, pair, shape, sizes
+from .arguments import Pair, flag, integer, pair, shape, sizes
 
 
 class Axis(NamedTuple):

@@ -1,0 +1,80 @@
+"""Images as kernels take them: memory, strides and size by name, the same on the host and on the device.
+
+Shape tags: a trailing comment gives each block's shape.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ..base.lang import device_function, tl
+
+
+class Strides(NamedTuple):
+    """Elements from an image, a row, a pixel, a channel to the next."""
+
+    n: Any
+    h: Any
+    w: Any
+    c: Any
+
+
+class Pixel(NamedTuple):
+    """Pixels of a batch: image n, row h, column w."""
+
+    n: Any
+    h: Any
+    w: Any
+
+
+class Size(NamedTuple):
+    """Number of images, their rows and columns."""
+
+    n: Any
+    h: Any
+    w: Any
+
+
+class Images(NamedTuple):
+    """A batch of images. data: the tensor; in a kernel, the pointer to its first element."""
+
+    data: Any
+    strides: Strides
+    size: Size
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> "Images":
+        """Return a tensor (N, C, H, W) as images."""
+        strides, (batch, _, height, width) = tensor.stride(), tensor.shape
+        return cls(tensor, Strides(strides[0], strides[2], strides[3], strides[1]), Size(batch, height, width))
+
+
+@device_function
+def pixel(index, height, width):
+    """Return the pixels of flat indices into images of height x width."""
+    row = index // width
+    return Pixel(row // height, row % height, index - row * width)
+
+
+@device_function
+def offsets(at, c, strides):
+    """Return the offsets of channels c at pixels `at`. [pixels, channels]"""
+    rows = at.n * strides.n + at.h * strides.h + at.w * strides.w
+    return rows[:, None] + c[None, :] * strides.c
+
+
+@device_function
+def offsets_each(n, h, w, c, strides):
+    """Return the same where each channel has a pixel (h, w) of its own, in images n. [pixels, channels]"""
+    return (n * strides.n)[:, None] + h * strides.h + w * strides.w + (c * strides.c)[None, :]
+
+
+@device_function
+def assume_aligned(strides, ALIGNED: tl.constexpr):
+    """Return strides whose rows and pixels are multiples of ALIGNED, in a form that tells the compiler so; it knows by
+    itself of 16 alone."""
+    if ALIGNED == 1:
+        return strides
+    return Strides(
+        strides.n // ALIGNED * ALIGNED, strides.h // ALIGNED * ALIGNED, strides.w // ALIGNED * ALIGNED, strides.c
+    )

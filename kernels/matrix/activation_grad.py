@@ -1,0 +1,99 @@
+"""The way back through an activation, and through a bias.
+
+g     = act'(x) · dy          one pass over dy and what was saved, y or x (activations), which also yields
+db[k] = Σ_pixel g             in two stages (streaming.sums); as precise as sums are, since a bias may be
+"""
+
+import torch
+
+from ..base.lang import tl, triton
+from ..base.precision import accumulator
+from ..core.images import Images, offsets
+from ..core.op import Op, VmapRule
+from ..core.tensors import channels_last, check_tensors, index_type, nbytes, new
+from ..streaming.sums import part_of, step_of, sum_pixels, sum_rows
+from . import activations
+
+
+@triton.jit
+def activation_grad_kernel(
+    grad, saved, masked, parts, channels, chunk, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """masked = act'(saved) · grad, and parts[program, k] = Σ over the program's pixels of masked."""
+    PIXELS: tl.constexpr = BLOCK.pixels
+    CHANNELS: tl.constexpr = BLOCK.channels
+    ACC: tl.constexpr = BLOCK.accumulator
+    NUMBERS: tl.constexpr = ACTIVATION.numbers
+    part = part_of(channels, BLOCK)
+    acc = tl.zeros([PIXELS, CHANNELS], ACC)
+    for number in range(part.number * chunk, (part.number + 1) * chunk):
+        step = step_of(number, masked.size, part, BLOCK)
+        g = tl.load(grad.data + offsets(step.at, part.c, grad.strides), mask=step.mask, other=0.0).to(ACC)
+        if saved is not None:
+            y = tl.load(saved.data + offsets(step.at, part.c, saved.strides), mask=step.mask, other=0.0).to(ACC)
+            g = ACTIVATION.backward(g, y, NUMBERS)
+            to = masked.data + offsets(step.at, part.c, masked.strides)
+            tl.store(to, g.to(masked.data.dtype.element_ty), mask=step.mask)
+        acc += g
+    to = parts + part.number.to(BLOCK.index) * channels + part.c
+    tl.store(to, sum_rows(acc).to(parts.dtype.element_ty), mask=part.c_mask)
+
+
+def _launch(bias: torch.Tensor, masked: torch.Tensor, grad: torch.Tensor, saved: torch.Tensor | None, activation: str):
+    like = grad if saved is None else saved
+    sum_pixels(
+        activation_grad_kernel, bias, like, Images.of(grad), None if saved is None else Images.of(saved),
+        Images.of(masked), index=index_type(grad, saved),
+        ACTIVATION=activations.of(activation).on_device(like.dtype),
+    )  # fmt: skip
+
+
+def bias_grad_fake(grad):
+    check_tensors(grad=grad)
+    return grad.new_empty(grad.shape[1], dtype=accumulator(grad.dtype))
+
+
+def bias_grad_launch(bias, grad):
+    _launch(bias, grad, grad, None, "none")
+
+
+def bias_grad_aten(grad):
+    return grad.sum((0, 2, 3), dtype=accumulator(grad.dtype))
+
+
+def activation_grad_fake(grad, saved, activation):
+    check_tensors(grad=grad, saved=saved)
+    return new(saved.shape, saved, channels_last(saved)), bias_grad_fake(grad)
+
+
+def activation_grad_launch(results, grad, saved, activation):
+    masked, bias = results
+    _launch(bias, masked, grad, saved, activation)
+
+
+def activation_grad_aten(grad, saved, activation):
+    masked = activations.of(activation).reference_grad(grad, saved)
+    return masked, bias_grad_aten(masked)
+
+
+BIAS_GRAD = Op(
+    name="bias_grad",
+    schema="(Tensor grad) -> Tensor",
+    fake=bias_grad_fake,
+    launcher=bias_grad_launch,
+    aten=bias_grad_aten,
+    flops=lambda grad: grad.numel(),
+    bytes=lambda grad: nbytes(grad, bias_grad_fake(grad)),
+    vmap=(VmapRule({"grad": 1}, (0,)),),
+)
+
+ACTIVATION_GRAD = Op(
+    name="activation_grad",
+    schema="(Tensor grad, Tensor saved, str activation) -> (Tensor, Tensor)",
+    fake=activation_grad_fake,
+    launcher=activation_grad_launch,
+    aten=activation_grad_aten,
+    flops=lambda grad, saved, activation: 2 * grad.numel(),
+    bytes=lambda grad, saved, activation: nbytes(grad, saved, *activation_grad_fake(grad, saved, activation)),
+    vmap=(VmapRule({"grad": 1, "saved": 1}, (1, 0)),),
+)

@@ -1,0 +1,51 @@
+"""Boxes of pixels, and the descriptors by which the tensor memory accelerator (TMA) fetches and stores them."""
+
+from ..base.lang import device_function, tl
+from ..core.images import Pixel, pixel
+
+
+@device_function
+def split(h, STRIDE: tl.constexpr):
+    """Return ⌊h / STRIDE⌋ and the rest, for any h above −2²⁰·STRIDE."""
+    if STRIDE == 1:
+        return h, 0
+    else:
+        lifted = h + (1 << 20) * STRIDE
+        return lifted // STRIDE - (1 << 20), lifted % STRIDE
+
+
+@device_function
+def box_at(index, size, BOX: tl.constexpr):
+    """Return the first pixel of a box: boxes tile images of a size."""
+    down, across = tl.cdiv(size.h, BOX[1]), tl.cdiv(size.w, BOX[2])
+    row = index // across
+    return Pixel(row // down * BOX[0], row % down * BOX[1], (index - row * across) * BOX[2])
+
+
+@device_function
+def box_count(size, BOX: tl.constexpr):
+    """Return the number of boxes that tile images of a size."""
+    return tl.cdiv(size.n, BOX[0]) * tl.cdiv(size.h, BOX[1]) * tl.cdiv(size.w, BOX[2])
+
+
+@device_function
+def box_pixels(first, a, b, BOX: tl.constexpr, STEPS: tl.constexpr):
+    """Return the pixels [M] of a box from its `first`, every STEPS-th of phase (a, b)."""
+    within = pixel(tl.arange(0, BOX[0] * BOX[1] * BOX[2]), BOX[1], BOX[2])
+    return Pixel(
+        first.n + within.n, a + (first.h + within.h) * STEPS[0], b + (first.w + within.w) * STEPS[1]
+    )  # fmt: skip
+
+
+@device_function
+def box_descriptor(x, size, strides, channels, BOX: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr):
+    """Return a descriptor that fetches or stores a box of pixels x CHANNELS of channels_last images, every STEPS-th
+    pixel, at [n, i, a, j, b·channels + c] for pixel (a + i·STEPS, b + j·STEPS). Outside the images it reads 0 and
+    stores nothing."""
+    n, h, w = strides.n.to(tl.int64), strides.h.to(tl.int64), strides.w.to(tl.int64)
+    return tl.make_tensor_descriptor(
+        x,
+        [size.n, size.h // STEPS[0], STEPS[0], size.w // STEPS[1], STEPS[1] * channels],
+        [n, h * STEPS[0], h, w * STEPS[1], 1],
+        [BOX[0], BOX[1], 1, BOX[2], CHANNELS],
+    )

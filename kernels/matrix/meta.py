@@ -1,0 +1,121 @@
+"""What the kernels of products take: records by name, the same on the host and on the device."""
+
+from typing import Any, NamedTuple
+
+from ..core.images import Pixel
+from ..tiles.shapes import Box, Tile
+from ..window.arguments import Pair
+from ..window.convolution import Walk, Walks
+
+
+class Pool(NamedTuple):
+    """A pooling in windows side by side: rows and columns of a window, and how it is done (pool_code.py)."""
+
+    rows: int
+    columns: int
+    how: int
+
+
+class Meta(NamedTuple):
+    """What a product's kernel is compiled for. A kernel first names what it takes of it: `M: tl.constexpr = META.m`.
+
+    down, across:    the walks of its windows
+    window:          rows and columns of taps
+    transposed:      True for the input gradient
+    precision:       of dots, "tf32" or "ieee"
+    accumulator, index: dtype of sums, and of offsets
+    m, n, k, packed, box, groups: of the tile, see tiles.shapes.Tile
+    aligned:         elements that strides and columns are multiples of, see core.tensors.alignment
+    padding_mode:    what windows read outside of images
+    channels:        of a group, where that is compiled for (grouped.py)
+    pool, shift:     the pooling that follows, and the pixels from its taps to the next; None for none
+    unpool:          the pooling that the images, a gradient, are read through (pool_code.py); None for none
+    bias_per_pixel:  True if each pixel has a bias of its own (per_pixel.py)
+    """
+
+    down: Walk
+    across: Walk
+    window: Pair
+    precision: str
+    accumulator: Any
+    index: Any
+    m: int
+    n: int
+    k: int
+    transposed: bool = False
+    packed: bool = False
+    box: Box | None = None
+    groups: int = 1
+    aligned: int = 1
+    padding_mode: str = "zeros"
+    channels: int = 0
+    pool: Pool | None = None
+    shift: Pair = (1, 1)
+    unpool: Pool | None = None
+    bias_per_pixel: bool = False
+
+    @classmethod
+    def of(cls, walks: Walks, window: Pair, precision: str, tile: Tile, **others: Any) -> "Meta":
+        """Return what a kernel with this tile is compiled for."""
+        packed, box, groups = tile.packed, tile.box, tile.groups
+        others = {"accumulator": None, "index": None, "packed": packed, "box": box, "groups": groups} | others
+        return cls(walks.down, walks.across, window, precision, m=tile.m, n=tile.n, k=tile.k, **others)
+
+
+class WeightStrides(NamedTuple):
+    """Elements from a reduction channel, a tap, a column, a group of a weight to the next; and from a pixel's weight to
+    the next pixel's."""
+
+    channel: Any
+    tap: Any
+    column: Any
+    group: Any
+    pixel: Any = 0
+
+
+class Weight(NamedTuple):
+    """A weight as kernels take it: its memory and strides."""
+
+    data: Any
+    strides: WeightStrides
+
+
+class Code(NamedTuple):
+    """A pooling's code as kernels take it: its memory, strides (those of what was pooled), and the elements from a
+    plane of bytes to the next."""
+
+    data: Any
+    strides: Any
+    plane: Any
+
+
+class EpilogueOperands(NamedTuple):
+    """What follows a product, as kernels take it (epilogue.py): vectors over the columns, and tensors of the result's
+    strides. moments: [tiles, 3, columns]."""
+
+    bias: Any
+    scale: Any
+    residual: Any
+    slope: Any
+    preactivation: Any
+    moments: Any
+    columns: Any
+
+
+class Results(NamedTuple):
+    """A tile of results: its row's number, pixels `at` and columns k, and which of them exist."""
+
+    row: Any
+    at: Pixel
+    pixel_mask: Any
+    k: Any
+    k_mask: Any
+
+
+class Terms(NamedTuple):
+    """Terms of a reduction: taps (r, s), channels c, and which exist."""
+
+    r: Any
+    s: Any
+    c: Any
+    mask: Any

@@ -1,0 +1,75 @@
+"""Moments of a product's columns, joined in a fixed order, which loses nothing to a mean far from 0.
+
+    n = Σ nᵢ        mean = Σ nᵢ·meanᵢ / n        m = Σ mᵢ + Σ nᵢ·(meanᵢ − mean)²        var = m / n
+
+Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+"""
+
+import torch
+
+from ..base.lang import device_function, tl, triton
+from ..core import chips
+from ..core.op import launch
+from ..core.tensors import index_type, new, tl_type
+from ..streaming.sums import sum_rows
+from ..tiles import pick
+from ..window.layout import cdiv
+
+
+@triton.jit
+def join_kernel(
+    moments, out, rows, columns, chunk, ACC: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """out[part] = the joint moments of the part's chunk of rows, for BLOCK columns."""
+    across = tl.cdiv(columns, BLOCK)
+    part = tl.program_id(0) // across
+    k = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
+    k_mask = k < columns
+    count = tl.zeros([BLOCK], ACC)
+    mean = tl.zeros([BLOCK], ACC)
+    m = tl.zeros([BLOCK], ACC)
+    for first in range(part * chunk, tl.minimum((part + 1) * chunk, rows), ROWS):
+        row = first + tl.arange(0, ROWS)
+        mask = (row < tl.minimum((part + 1) * chunk, rows))[:, None] & k_mask[None, :]
+        at = moments + row[:, None].to(INDEX) * 3 * columns + k[None, :]
+        counts = tl.load(at, mask=mask, other=0.0)
+        means = tl.load(at + columns, mask=mask, other=0.0)
+        ms = tl.load(at + 2 * columns, mask=mask, other=0.0)
+        nonempty = tl.maximum(sum_rows(counts), 1.0)  # not of columns that don't exist
+        new = sum_rows(counts * means) / nonempty
+        off = means - new[None, :]
+        m, mean, count = join(
+            count, mean, m, sum_rows(counts), new, sum_rows(ms + counts * off * off)
+        )  # fmt: skip
+    to = out + part.to(INDEX) * 3 * columns + k
+    tl.store(to, count, mask=k_mask)
+    tl.store(to + columns, mean, mask=k_mask)
+    tl.store(to + 2 * columns, m, mask=k_mask)
+
+
+@device_function
+def join(count, mean, m, counts, means, ms):
+    """Return the joint (m, mean, count) of two sets."""
+    total = tl.maximum(count + counts, 1.0)
+    off = means - mean
+    return m + ms + off * off * (count * counts / total), mean + off * (counts / total), count + counts
+
+
+_ROWS = 32  # of moments that a program of join_kernel takes at once
+_CHUNK = 128  # and in all, but the last
+
+
+def joined(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (mean, var) by column of tiles' moments [tiles, 3, columns]."""
+    rows, _, columns = moments.shape
+    block = pick.sum_columns(columns, chips.chip_name())
+    while rows > 1:
+        chunk = _CHUNK if rows > 2 * _CHUNK else rows
+        parts = cdiv(rows, chunk)
+        out = new((parts, 3, columns), moments)
+        launch(
+            join_kernel, parts * cdiv(columns, block), moments, out, rows, columns, chunk,
+            ACC=tl_type(moments.dtype), INDEX=index_type(moments), ROWS=_ROWS, BLOCK=block, num_warps=4,
+        )  # fmt: skip
+        moments, rows = out, parts
+    return moments[0, 1], moments[0, 2] / moments[0, 0]

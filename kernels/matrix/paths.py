@@ -1,0 +1,19 @@
+"""The ways to compute a product of windows, in order: the first one that serves a problem runs.
+
+nothing     an empty result
+direct      one channel a group: no matrix
+grouped     many narrow groups: several in a tile
+tma         operands in boxes that the chip fetches by itself
+gather      operands by pointers: everything
+"""
+
+from . import direct, gather, grouped, tma
+from .problem import Path, Problem, WeightProblem
+
+_NOTHING = Path(lambda problem: problem.is_empty, lambda problem: None, lambda problem: None)
+PATHS = (_NOTHING, direct.PATH, grouped.PATH, tma.PATH, gather.PATH)
+
+
+def path_of(problem: Problem | WeightProblem) -> Path:
+    """Return the way that a problem is computed."""
+    return next(path for path in PATHS if path.serves(problem))
