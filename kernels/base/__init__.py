@@ -1,1 +1,1 @@
-"""What everything below stands on: Triton's import, and how each dtype is computed."""
+"""The ground floor: Triton's import, its interpreter, and how each dtype is computed."""

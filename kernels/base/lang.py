@@ -41,7 +41,7 @@ def require() -> None:
 
 
 def device_function(function: Any) -> Any:
-    """`triton.jit` for a function that kernels call."""
+    """Return `triton.jit` of a function that kernels call."""
     jitted = triton.jit(function)
     if INTERPRETING and not MISSING:
         jitted.__class__ = interpreter.DeviceFunction

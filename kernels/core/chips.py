@@ -1,4 +1,4 @@
-"""The chips that kernels run on: what the model of tiles.py and the residency of compiled code need to know of each,
+"""The chips that kernels run on: what the model of tiles/ and the residency of compiled code need to know of each,
 and the boards that have them, by their datasheets.
 
 Sources: the vendors' datasheets and architecture papers (A100, Ada, H100, Blackwell, CDNA 3 and 4), "Technical
@@ -16,7 +16,7 @@ from ..base.lang import INTERPRETING, triton
 
 
 class Chip(NamedTuple):
-    """What the model knows of a chip; bytes, clocks and FLOPs are of one multiprocessor."""
+    """A chip, for the model of tiles/model.py; bytes, clocks and FLOPs are of one multiprocessor."""
 
     multiprocessors: int
     shared: int  # bytes of shared memory that one program may take
@@ -59,7 +59,7 @@ NAMES = tuple(name for name in CHIPS if name != "interpreter")
 
 
 class Board(NamedTuple):
-    """What a datasheet says of a board with a chip: TFLOP/s of half, tf32, float, double, dense, 0 where there is no
+    """A board with a chip, by its datasheet: TFLOP/s of half, tf32, float, double, dense, 0 where there is no
     instruction for it; GB/s of its memory."""
 
     name: str
@@ -108,7 +108,7 @@ def chip_name() -> str:
 
 
 def stand_in(name: str) -> str:
-    """The chip of the table that a chip is taken for: itself, or the most modest of its kind.
+    """Return the chip of the table that a chip is taken for: itself, or the most modest of its kind.
 
     Errors: RuntimeError for NVIDIA chips before compute capability 8.0, which Triton has no matrix products for."""
     if name in CHIPS:

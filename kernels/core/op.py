@@ -19,8 +19,9 @@ launches: Counter[str] = Counter()
 
 
 class VmapRule(NamedTuple):
-    """How a batch of calls is one call: the dimension that takes up the batch, of arguments by name, tensors and sizes
-    alike, and of results; `groups` among them is multiplied. Right if no other tensor differs within the batch."""
+    """A way to make a batch of calls one call: the dimension that takes up the batch, of arguments by name, tensors and
+    sizes alike, and of results; `groups` among them is multiplied. Right if no other tensor differs within the
+    batch."""
 
     args: dict[str, int]
     results: tuple[int, ...]

@@ -10,24 +10,24 @@ from ..window.layout import is_channels_last, span_elements
 
 
 def new(shape: Any, like: torch.Tensor, channels_last: bool = False, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """An uninitialised tensor on like's device: contiguous, or channels_last."""
+    """Return an uninitialised tensor on like's device: contiguous, or channels_last."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=layout)
 
 
 def laid_out_as(y: torch.Tensor, x: torch.Tensor | None) -> torch.Tensor | None:
-    """x in y's strides, copied if it has others."""
+    """Return x in y's strides, copied if it has others."""
     return x if x is None or x.stride() == y.stride() else torch.empty_like(y).copy_(x)
 
 
 def channels_last(*tensors: torch.Tensor) -> bool:
-    """Does the result of an operator on these tensors take channels_last? If any of them has it, as in PyTorch."""
+    """True if the result of an operator on these tensors is channels_last: if any of them is, as in PyTorch."""
     return any(is_channels_last(t.shape, t.stride()) for t in tensors)
 
 
 def alignment(columns: int, *tensors: torch.Tensor) -> int:
-    """Elements in 16 bytes, where channels are adjacent, and pixels and `columns` multiples of as many; 1 where they
-    are not, or where Triton knows by itself."""
+    """Return the number of elements in 16 bytes, where channels are adjacent, and pixels and `columns` multiples of
+    that number; 1 where they are not, or where Triton knows by itself."""
     each = 16 // tensors[0].element_size()
     apart = [columns, *(stride for tensor in tensors for stride in (*tensor.stride()[:1], *tensor.stride()[2:]))]
     adjacent = all(tensor.stride(1) == 1 for tensor in tensors)
@@ -36,13 +36,13 @@ def alignment(columns: int, *tensors: torch.Tensor) -> int:
 
 
 def index_type(*tensors: torch.Tensor | None) -> Any:
-    """The integer that offsets into these tensors are computed in; 64 bits only where 32 are not enough."""
+    """Return the integer type of offsets into these tensors: 64 bits only where 32 are not enough."""
     span = max(span_elements(t.shape, t.stride()) for t in tensors if t is not None)
     return tl.int64 if span > 2**31 - 2**24 else tl.int32  # a tile may overhang a tensor
 
 
 def tl_type(dtype: torch.dtype) -> Any:
-    """Triton's name of an accumulator's dtype."""
+    """Return Triton's name of an accumulator's dtype."""
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
@@ -76,5 +76,5 @@ def check_optional(**tensors: Any) -> None:
 
 
 def nbytes(*tensors: torch.Tensor | None) -> int:
-    """Size of these tensors' elements in memory."""
+    """Return the bytes of these tensors' elements."""
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)

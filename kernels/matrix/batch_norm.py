@@ -38,7 +38,7 @@ from .problem import Problem
 
 
 class Vectors(NamedTuple):
-    """What normalises each channel."""
+    """The vectors that normalise each channel."""
 
     mean: Any
     var: Any
@@ -210,7 +210,7 @@ def norm_grad_launch(results, grad, input, mean, var, weight, bias, eps, activat
 
 
 def _normal_reference(z, eps, mean=None, var=None):
-    """(ẑ, s) of z by these moments, or else its own."""
+    """Return (ẑ, s) of z by these moments, or else its own."""
     if mean is None:
         var, mean = torch.var_mean(z, (0, 2, 3), correction=0)
     s = torch.rsqrt(var + eps)[:, None, None]
@@ -223,7 +223,7 @@ def _affine_reference(z, weight, bias):
 
 
 def norm_reference(input, weight, bias, residual, slope, eps, activation, mean=None, var=None):
-    """y by PyTorch, with derivatives through the moments unless they are given."""
+    """Return y by PyTorch, with derivatives through the moments unless they are given."""
     z = input.to(accumulator(input.dtype))
     x = _affine_reference(_normal_reference(z, eps, mean, var)[0], weight, bias)
     x = x if residual is None else x + residual
@@ -232,7 +232,7 @@ def norm_reference(input, weight, bias, residual, slope, eps, activation, mean=N
 
 
 def norm_grad_aten(grad, input, mean, var, weight, bias, eps, activation):
-    """The gradient's formulas by PyTorch, with derivatives through the moments, which are input's own."""
+    """Return the gradient's formulas by PyTorch, with derivatives through the moments, which are input's own."""
     dtype = accumulator(input.dtype)
     z, s = _normal_reference(input.to(dtype), eps)
     x = _affine_reference(z, weight, bias)

@@ -38,7 +38,7 @@ from .problem import Problem, WeightProblem
 
 
 def _pad(input: torch.Tensor, padding: Sequence[int], padding_mode: str) -> torch.Tensor:
-    """The images with their padding; negative: without so many of their pixels."""
+    """Return the images with their padding; negative padding takes pixels away."""
     top, bottom, left, right = padding
     return F.pad(input, (left, right, top, bottom), "constant" if padding_mode == "zeros" else padding_mode)
 
@@ -178,7 +178,7 @@ def _flops(pixels_by_outputs: int, weight_size: Sequence[int]) -> int:
 
 
 def _seen(input: torch.Tensor, taps: Sequence[int], image: Sequence[int]) -> int:
-    """Bytes of the input that windows see: not all, where strides are wider than windows."""
+    """Return the bytes of the input that windows read: not all, where strides are wider than windows."""
     n, c, h, w = input.shape
     return n * c * min(h, taps[0] * image[0]) * min(w, taps[1] * image[1]) * input.element_size()
 

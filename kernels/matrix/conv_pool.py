@@ -45,7 +45,7 @@ from .tma import conv_pool_tma_kernel
 
 
 def full_size(input, weight, stride, padding, dilation, groups, padding_mode):
-    """The size of what is pooled."""
+    """Return the size of the images that are pooled."""
     window = Window.of(weight.shape[2:], stride, padding, dilation, padding_mode)
     return conv_shape(input.shape, weight.shape, None, window, groups)
 

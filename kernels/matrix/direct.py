@@ -44,7 +44,7 @@ from .problem import Path, Problem, WeightProblem, new_moments
 
 
 class DirectMeta(NamedTuple):
-    """What a direct kernel is compiled for. A kernel first names what it takes of it.
+    """The constants that a direct kernel is compiled for. A kernel first names what it takes of it.
 
     down, across, window, padding_mode, transposed, aligned, accumulator, index: as in meta.Meta
     outputs:        of a group
@@ -184,8 +184,8 @@ def add(
 def direct_weight_grad_kernel(
     grad, x, dw_strides, dw_size, parts, columns, chunk, META: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """parts[program, k, tap] = Σ over the program's strips of grad · x̂, for CHANNELS and a block of taps. grad: its size
-    is that of strips, ROWS high."""
+    """parts[program, k, tap] = Σ over the program's strips of grad · x̂, for CHANNELS and a block of taps. grad: its
+    size is that of strips, ROWS high."""
     DOWN: tl.constexpr = META.down
     ACROSS: tl.constexpr = META.across
     DOWN_STRIDE: tl.constexpr = DOWN.stride

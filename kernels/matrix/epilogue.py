@@ -1,4 +1,4 @@
-"""What follows a product, in the matrix kernels, on the sums in registers.
+"""The epilogue of a product: what matrix kernels do with the sums in registers, before they store them.
 
     x = scale · product + bias + residual
     y = act(x), or PReLU's with a slope: x where that is positive, else slope · x
@@ -26,7 +26,7 @@ from .meta import EpilogueOperands
 
 
 class Epilogue(NamedTuple):
-    """What follows a product: vectors over its columns, and tensors of the result's shape.
+    """An epilogue: vectors over its columns, and tensors of the result's shape.
 
     preactivation: takes x, what stands before the activation
     """
@@ -131,7 +131,7 @@ def completed(
     product: Callable[[Any], torch.Tensor], bias: Any, scale: Any, residual: Any, slope: Any, activation: str,
     dims: int = 2,
 ) -> torch.Tensor:  # fmt: skip
-    """A product and what follows it, by PyTorch, whose products add a bias themselves: product(bias) is one, with
+    """Return a product with its epilogue, by PyTorch, whose products add a bias themselves: product(bias) is one, with
     `dims` dimensions behind its columns."""
     y = product(bias if scale is None else None)
     if (
@@ -158,7 +158,7 @@ def check_fit(y: torch.Tensor, scale: Any, residual: Any, slope: Any, dims: int)
 
 
 def activated(x: torch.Tensor, slope: torch.Tensor | None, activation: str, dims: int = 2) -> Any:
-    """act(x), or with a slope PReLU, by PyTorch."""
+    """Return act(x), or with a slope PReLU, by PyTorch."""
     if slope is None or x.numel() == 0:  # without input channels there are no columns that a slope could be of
         return activations.reference(activation, x)
     if slope.numel() == 1 or x.dim() == dims + 2:

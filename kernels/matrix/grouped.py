@@ -1,4 +1,4 @@
-"""conv2d's products in many narrow groups, as batches of matrix products: a tile takes several groups at once.
+"""Products in many narrow groups, as batches of matrix products: a tile takes several groups at once.
 
     forward, input gradient:  Y[g, pixel, k] = X̂[g, pixel, term] · Ŵ[g, term, k]     term = (r,s,c), c of few channels
     weight gradient:          dW[g, k, term] = Gᵀ[g, k, pixel] · X̂[g, pixel, term]

@@ -22,22 +22,22 @@ _POINT = Window((1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
 
 
 def images(matrix: torch.Tensor) -> torch.Tensor:
-    """Rows [M, C] as images [M, C, 1, 1]; a view."""
+    """Return rows [M, C] as images [M, C, 1, 1]; a view."""
     return matrix[:, :, None, None]
 
 
 def _grouped(rows: torch.Tensor, groups: int) -> torch.Tensor:
-    """[M, G·C] as [G, M, C]."""
+    """Return [M, G·C] as [G, M, C]."""
     return rows.unflatten(1, (groups, rows.shape[1] // groups)).transpose(0, 1)
 
 
 def _side_by_side(rows: torch.Tensor) -> torch.Tensor:
-    """[G, M, C] as [M, G·C]."""
+    """Return [G, M, C] as [M, G·C]."""
     return rows.transpose(0, 1).flatten(1)
 
 
 def _layers(weight: torch.Tensor, groups: int) -> torch.Tensor:
-    """[G·K, C] as [G, K, C]."""
+    """Return [G·K, C] as [G, K, C]."""
     return weight.unflatten(0, (groups, weight.shape[0] // groups))
 
 

@@ -3,8 +3,8 @@
     y[n,k,p,q] = epilogue( Σ_{c,r,s} x[n, c, p·stride − pad + r·dilation, ...] · w[p,q,k,r,s,c] )      epilogue.py
 
 Kernels: per_pixel.py. The weight is [P, Q, K, R, S, C/groups], the last fastest in memory: a pixel's matrix is one
-piece, of which forward and weight gradient read and write rows of adjacent terms, and the input gradient pieces of
-adjacent channels. A weight serves each image once, so that below some 200 images the time is that of reading the
+piece. Forward and weight gradient read and write rows of adjacent terms of it, the input gradient pieces of adjacent
+channels. A weight serves each image once, so that below some 200 images the time is that of reading the
 weights, which happens once.
 """
 
@@ -24,7 +24,7 @@ from .problem import Problem, WeightProblem
 
 
 def local_shape(input: Sequence[int], weight: Sequence[int], window: Window, groups: int) -> tuple[int, int, int, int]:
-    """Output shape (N, K, P, Q). Errors: RuntimeError naming the argument that doesn't fit."""
+    """Return the output shape (N, K, P, Q). Errors: RuntimeError naming the argument that doesn't fit."""
     if min(weight[3:5]) < 1 or groups < 1 or weight[2] % groups:
         raise RuntimeError(
             "weight must be 6-D (P, Q, K, R, S, C/groups), with K a multiple of groups and R and S at least 1, but got "
@@ -64,7 +64,7 @@ def local_launch(
 
 
 def _windows(input, size, stride, padding, dilation, groups):
-    """What each window reads, [N, groups, C/groups, P, Q, R, S]; a view of the padded images."""
+    """Return the pixels of each window, [N, groups, C/groups, P, Q, R, S]; a view of the padded images."""
     top, bottom, left, right = padding
     x = F.pad(input, (left, right, top, bottom))
     for direction in (0, 1):

@@ -1,4 +1,4 @@
-"""What the kernels of products take: records by name, the same on the host and on the device."""
+"""The records that kernels of products take, with the same names on the host and on the device."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ class Pool(NamedTuple):
 
 
 class Meta(NamedTuple):
-    """What a product's kernel is compiled for. A kernel first names what it takes of it: `M: tl.constexpr = META.m`.
+    """The constants that a product's kernel is compiled for. A kernel first names what it takes of it: `M: tl.constexpr
+    = META.m`.
 
     down, across:    the walks of its windows
     window:          rows and columns of taps
@@ -90,8 +91,8 @@ class Code(NamedTuple):
 
 
 class EpilogueOperands(NamedTuple):
-    """What follows a product, as kernels take it (epilogue.py): vectors over the columns, and tensors of the result's
-    strides. moments: [tiles, 3, columns]."""
+    """The operands of an epilogue, as kernels take them (epilogue.py): vectors over the columns, and tensors of the
+    result's strides. moments: [tiles, 3, columns]."""
 
     bias: Any
     scale: Any

@@ -40,7 +40,7 @@ LARGEST, KEY, AVERAGE = (tl.constexpr(i) for i in range(3))
 
 @device_function
 def pool_start(M: tl.constexpr, N: tl.constexpr, POOL: tl.constexpr, ACC: tl.constexpr):
-    """What is held before the first tap: (y, code), or of a maximum's KEY both in one. [M, N]"""
+    """Return the values before the first tap: (y, code), or of a maximum's KEY both in one. [M, N]"""
     if POOL.how == KEY:
         return tl.zeros([M, N], tl.int32), 0
     else:
@@ -50,8 +50,8 @@ def pool_start(M: tl.constexpr, N: tl.constexpr, POOL: tl.constexpr, ACC: tl.con
 
 @device_function
 def pool_step(y, code, x, t, POOL: tl.constexpr):
-    """What is held with tap t, of which the values are x, rounded as they are stored. An average's code is the byte of
-    the tap's eight. A key is x's 16 bits, ordered as values are since only positive ones and NaN count, above the
+    """Return the values after tap t, whose own are x, rounded as they are stored. An average's code is the byte of the
+    tap's eight. A key is x's 16 bits, ordered as values are since only positive ones and NaN count, above the
     tap's number, so ordered that of equal values the first is largest, of NaN the last."""
     if POOL.how == KEY:
         bits = x.to(tl.int16, bitcast=True).to(tl.int32) & 0x7FFF
@@ -71,8 +71,7 @@ def pool_step(y, code, x, t, POOL: tl.constexpr):
 
 @device_function
 def store_byte(code, to, won, t, mask, POOL: tl.constexpr):
-    """Stores at offsets `to` an average's byte of eight taps, if t is their last; code: (pointer, elements of a
-    byte's plane)."""
+    """Store at offsets `to` an average's byte of eight taps, if t is their last; see meta.Code."""
     if POOL.how == AVERAGE:  # noqa: SIM102 - known at compile time
         if (t % 8 == 7) | (t == POOL.rows * POOL.columns - 1):
             tl.store(code.data + to + tl.cast(t // 8, to.dtype) * code.plane, won.to(tl.uint8), mask=mask)
@@ -80,7 +79,7 @@ def store_byte(code, to, won, t, mask, POOL: tl.constexpr):
 
 @device_function
 def store_pooled(y, code, to, pooled, won, mask, POOL: tl.constexpr):
-    """Stores at offsets `to` what is held after the last tap, but for an average's bytes."""
+    """Store at offsets `to` the values after the last tap, but for an average's bytes."""
     if POOL.how == KEY:
         t = pooled & 0xFFFF
         bits = pooled >> 16
@@ -95,7 +94,7 @@ def store_pooled(y, code, to, pooled, won, mask, POOL: tl.constexpr):
 
 @device_function
 def is_open(code, to, t, mask, POOL: tl.constexpr):
-    """Where does a gradient pass through tap t? At offsets `to`."""
+    """True where a gradient passes through tap t, at offsets `to`."""
     if POOL.how == AVERAGE:
         byte = tl.load(code.data + to + tl.cast(t // 8, to.dtype) * code.plane, mask=mask, other=0).to(tl.int32)
         return ((byte >> (t % 8)) & 1) > 0
@@ -105,7 +104,7 @@ def is_open(code, to, t, mask, POOL: tl.constexpr):
 
 @device_function
 def share(x, POOL: tl.constexpr):
-    """A tap's part of a gradient."""
+    """Return a tap's part of a gradient."""
     if POOL.how != AVERAGE:
         return x
     elif x.dtype == tl.float64:
@@ -116,8 +115,8 @@ def share(x, POOL: tl.constexpr):
 
 @device_function
 def gather_open(grad, code, at, pixel_mask, h, w, c, c_mask, POOL: tl.constexpr):
-    """gather.gather of dx, read from grad, the pooled images', and code instead: what lies (h, w) away from pixels `at`
-    of the images that were pooled, in channels c; 0 outside of all windows."""
+    """Return gather.gather of dx, read from grad, the pooled images', and code instead: what lies (h, w) away from
+    pixels `at` of the images that were pooled, in channels c; 0 outside of all windows."""
     h = at.h[:, None] + h[None, :]  # [pixels, terms or 1]
     w = at.w[:, None] + w[None, :]
     inside = (h >= 0) & (w >= 0) & (h < grad.size.h * POOL.rows) & (w < grad.size.w * POOL.columns)
@@ -181,7 +180,7 @@ def at_open_kernel(x, code, y, channels, POOL: tl.constexpr, BLOCK: tl.constexpr
 
 
 def new_code(y: torch.Tensor, pool: Sequence[int], average: bool) -> torch.Tensor:
-    """An uninitialised code of results y."""
+    """Return an uninitialised code of results y."""
     taps = math.prod(pool)
     planes, kind = (cdiv(taps, 8), torch.uint8) if average else (1, smallest_integer(taps))
     n, *rest = y.shape
@@ -196,7 +195,7 @@ class Pooled(NamedTuple):
 
     @property
     def extra_registers(self) -> str:
-        """What a product takes that reads a gradient through the code: a word of tiles.shapes.EXTRA_REGISTERS."""
+        """A word of tiles.shapes.EXTRA_REGISTERS, for a product that reads a gradient through the code."""
         return f"code, {self.code.data.element_size()} B"
 
     @classmethod
@@ -209,7 +208,7 @@ class Pooled(NamedTuple):
 
 
 def aligned(grad: torch.Tensor, code: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A gradient and a code in the same strides, as gather_open takes them; copied unless they are."""
+    """Return a gradient and a code in the same strides, as gather_open takes them; copied unless they are."""
     flat = code.flatten(0, 1)  # dense, as new_code makes it; not one that was expanded
     if not flat.is_contiguous(memory_format=torch.channels_last):
         flat = flat.contiguous()
@@ -219,7 +218,7 @@ def aligned(grad: torch.Tensor, code: torch.Tensor) -> tuple[torch.Tensor, torch
 
 
 def _whole(pooled: torch.Size, pool: tuple[int, int]) -> tuple[int, int]:
-    """The size of the images that windows cover."""
+    """Return the size of the images that windows cover."""
     return (pooled[2] * pool[0], pooled[3] * pool[1])
 
 
@@ -231,7 +230,7 @@ def _check(grad, code, input_size, pool):
 
 
 def spread(bias, dx, grad, code, pool, average):
-    """Fills bias' gradient, and dx unless it is None."""
+    """Fill the bias' gradient, and dx unless it is None."""
     if dx is not None and (grad.numel() == 0 or tuple(dx.shape[2:]) != _whole(grad.shape, pool)):
         dx.zero_()  # what hangs over is in no window
     pooled = Pooled.of(code, pool, average, grad.dtype)
@@ -253,7 +252,7 @@ def input_grad_launch(results, grad, code, input_size, pool, average, channels_l
 
 
 def opens_aten(code, pool, average):
-    """Which taps are open, [taps, N, C, P, Q]."""
+    """Return which taps are open, [taps, N, C, P, Q]."""
     tap = torch.arange(pool[0] * pool[1], device=code.device)[:, None, None, None, None]
     return (code[tap.flatten() // 8].long() >> tap % 8) & 1 > 0 if average else code.long() == tap
 

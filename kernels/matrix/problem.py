@@ -1,4 +1,4 @@
-"""Products of windows as launchers see them, and the ways that they are computed.
+"""Products of windows as launchers see them, and the paths that compute them.
 
     Problem        y = epilogue(product of x and weight), forward or transposed: the input gradient
     WeightProblem  dw, the weight's gradient
@@ -68,7 +68,7 @@ class Problem(NamedTuple):
 
     @property
     def extra_registers(self) -> str:
-        """What a thread holds besides its sums: a word of tiles.shapes.EXTRA_REGISTERS."""
+        """A word of tiles.shapes.EXTRA_REGISTERS: the values that a thread holds besides its sums."""
         if self.moments or self.epilogue.takes_registers:
             return "epilogue"
         return self.unpool.extra_registers if self.unpool else ""

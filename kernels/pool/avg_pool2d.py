@@ -23,7 +23,7 @@ from .windows import SCHEMA, axes, covering, hangs_over, pairs, read, taps, unro
 
 
 class Counted(NamedTuple):
-    """What an average is divided by: True if padding counts, and the divisor that overrides all, if there is one."""
+    """The divisor of an average: True if padding counts, and the divisor that overrides all, if there is one."""
 
     padding: bool
     divisor: int | None

@@ -15,8 +15,8 @@ from ..window.layout import cdiv
 
 
 class Block(NamedTuple):
-    """What a streaming kernel is compiled for: the pixels and channels of a program, the dtype of sums, and the integer
-    that offsets are computed in."""
+    """The constants that a streaming kernel is compiled for: the pixels and channels of a program, the dtype of sums,
+    and the integer that offsets are computed in."""
 
     pixels: int
     channels: int

@@ -20,7 +20,7 @@ from .strips import Block
 
 
 class Part(NamedTuple):
-    """A program's part of the pixels, by its number, and its channels c, of which those of c_mask exist. [channels]"""
+    """A program's part of the pixels, by its number, and its channels c; those of c_mask exist. [channels]"""
 
     number: Any
     c: Any

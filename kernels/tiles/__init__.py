@@ -1,1 +1,1 @@
-"""Which tile a kernel runs with: the shapes that there are, a model of the chip, the pick."""
+"""The choice of a kernel's tile: the shapes that there are, a model of the chip, the pick."""

@@ -108,7 +108,7 @@ class Candidate(NamedTuple):
 
 
 def estimate(candidate: Candidate, programs: int, steps: float) -> float:
-    """Return the clocks that this many programs of so many steps are expected to take."""
+    """Return the clocks that programs of this number of steps are expected to take."""
     at = candidate
     busy = steps * at.busy + at.store
     alone = at.start + steps * at.alone + at.store
@@ -134,7 +134,7 @@ def tile_of(way: str, kind: str, chip: str, m: int, n: int, k: int, warps: int, 
 @cache
 def candidates(kind: str, chip: str, way: str, k: int, extra_registers: str = "") -> tuple[Candidate, ...]:
     """Return the tiles of k terms a step that the picks choose from, by the way the operands are fetched. Of each shape
-    it is the deepest pipeline of which a multiprocessor holds two, if it holds two; by TMA also the deepest of all."""
+    it is the deepest pipeline that a multiprocessor holds two of, if it holds two; by TMA also the deepest of all."""
     at, itemsize = CHIPS[chip], BYTES[kind]
     rate = at.rates[ARITHMETIC.index(kind)]
     found = {}
@@ -178,8 +178,8 @@ def _power_that_divides(size: int, most: int) -> int:
 
 @lru_cache(maxsize=4096)
 def box_of(pixels: int, images: Box) -> tuple[Box, int]:
-    """Return the box of so many pixels (a power of two) that tiles images of size (n, p, q) with the fewest boxes, and
-    their number."""
+    """Return the box of this number of pixels (a power of two) that tiles images of size (n, p, q) with the fewest
+    boxes, and their number."""
     n, p, q = images
     columns = _power_that_divides(q, pixels)
     rows = _power_that_divides(p, pixels // columns)

@@ -1,4 +1,4 @@
-"""Which tile a kernel runs with: the candidate of least time by the model (model.py).
+"""The pick of a kernel's tile: the candidate of least time by the model (model.py).
 
 The choice depends on its arguments alone, so every process picks the same tile. `overriding` changes it, for those who
 time other tiles.
@@ -255,10 +255,10 @@ def strips(chip: str) -> tuple[Strip, ...]:
 
 @lru_cache(maxsize=4096)
 def strip(pixels: int, channels: int, adjacent: bool, chip: str, vectors: bool = False) -> Strip:
-    """Return the block of a streaming kernel: along the channels where they are adjacent in memory, as many as there
-    are, else along pixels. `vectors`: it also loads one over the channels, which the compiler does where it is used if
-    the block has fewer channels than threads, else through shared memory. In the interpreter, where a program costs as
-    much as some thousand elements, the block of the least cost."""
+    """Return the block of a streaming kernel: along the channels where they are adjacent in memory, up to their number,
+    else along pixels. `vectors`: it also loads one over the channels, which the compiler does where it is used if the
+    block has fewer channels than threads, else through shared memory. In the interpreter, where a program costs as much
+    as some thousand elements, the block of the least cost."""
     if chip == "interpreter":
         return min(
             strips(chip),

@@ -13,10 +13,10 @@ class Tile(NamedTuple):
     m, n, k:    rows and columns of results, and terms of the reduction in a step
     warps, stages: of a program, and of its pipeline
     packed:     True if taps and channels of a window are one flat reduction (few channels)
-    parts:      the reduction is cut into so many, which a second kernel sums in order
+    parts:      of the reduction, which a second kernel sums in order
     box:        its pixels are a box that the tensor memory accelerator (TMA) fetches; None: they are gathered
     programs:   how many run at once, each for several tiles; 0: one program a tile
-    registers:  the most that a thread may take; 0: as many as the compiler thinks best
+    registers:  the most that a thread may take; 0: the compiler decides
     groups:     products side by side
     """
 
@@ -48,7 +48,7 @@ class Strip(NamedTuple):
 
 
 class Product(NamedTuple):
-    """What the tile of a convolution or of its input gradient depends on.
+    """The problem that the tile of a convolution or of its input gradient is picked for.
 
     images:     (n, p, q) of a phase of the result
     columns, channels, taps: outputs, and a reduction of taps x channels, in each of `groups`
@@ -71,8 +71,8 @@ class Product(NamedTuple):
 
 
 class WeightGrad(NamedTuple):
-    """What the tile of a weight gradient depends on: outputs x (taps x channels) results in each of `groups`, each a
-    sum over all pixels of `images` (n, p, q). The other fields are those of Product."""
+    """The problem that the tile of a weight gradient is picked for: outputs x (taps x channels) results in each of
+    `groups`, each a sum over all pixels of `images` (n, p, q). The other fields are those of Product."""
 
     images: Box
     outputs: int
@@ -85,8 +85,9 @@ class WeightGrad(NamedTuple):
 
 
 class Grouped(NamedTuple):
-    """What the tile of a product in many narrow groups depends on: rows x columns results in each of `groups`, each a
-    sum of `terms`. extra_registers: True if a thread holds more than its sums; parts: True if the sums may be cut."""
+    """The problem that the tile of a product in many narrow groups is picked for: rows x columns results in each of
+    `groups`, each a sum of `terms`. extra_registers: True if a thread holds more than its sums; parts: True if the sums
+    may be cut."""
 
     groups: int
     rows: int
@@ -156,7 +157,7 @@ SHAPES: dict[str, dict[str, tuple[tuple[int, int, int], ...]]] = {
 # What a thread may hold besides its sums, and the most sums it then has: (gathered, by TMA); see Chip.sums, too.
 #     epilogue                what an epilogue loads, stores or computes
 #     number, two numbers     what is pooled, for each sum
-#     code, 1 B               nothing: a gradient is read through a pooling's code of so many bytes for each element,
+#     code, 1 B               nothing: a gradient is read through a pooling's code, of 1 byte for each element,
 #                             which takes shared memory
 EXTRA_REGISTERS = {"": (1 << 10, 1 << 10), "epilogue": (1 << 10, 64), "number": (32, 64), "two numbers": (16, 32)}
 CODE = {f"code, {size} B": size for size in (1, 2, 4)}

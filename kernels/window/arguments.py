@@ -7,21 +7,21 @@ Pair = tuple[int, int]
 
 
 def _is_int(value: Any) -> bool:
-    """Is it an integer, PyTorch's symbolic ones and NumPy's too? Not bool."""
+    """True for an integer, PyTorch's symbolic ones and NumPy's too; not for bool."""
     if isinstance(value, bool):
         return False
     return isinstance(value, int) or (hasattr(value, "__index__") and not getattr(value, "shape", ()))
 
 
 def integer(argument: str, value: Any) -> int:
-    """The integer itself. Errors: TypeError."""
+    """Return the integer itself. Errors: TypeError."""
     if not _is_int(value):
         raise TypeError(f"{argument} must be an int, but got {value!r}")
     return value  # type: ignore[no-any-return]
 
 
 def real(argument: str, value: Any) -> float:
-    """The number itself, PyTorch's symbolic ones too. Errors: TypeError."""
+    """Return the number itself, PyTorch's symbolic ones too. Errors: TypeError."""
     symbolic = type(value).__name__ in ("SymFloat", "SymInt")
     if isinstance(value, bool) or not (symbolic or isinstance(value, int | float)):
         raise TypeError(f"{argument} must be a number, but got {value!r}")
@@ -30,15 +30,15 @@ def real(argument: str, value: Any) -> float:
 
 
 def flag(argument: str, value: Any) -> bool:
-    """The truth value itself. Errors: TypeError."""
+    """Return the truth value itself. Errors: TypeError."""
     if not isinstance(value, bool):
         raise TypeError(f"{argument} must be True or False, but got {value!r}")
     return value
 
 
 def pair(argument: str, value: Any, least: int, dims: int = 2) -> Pair:
-    """(vertical, horizontal) of an argument that is one integer, or one for each of `dims` directions, none below
-    `least`; a single direction is the horizontal one. Errors: TypeError, RuntimeError (length, value)."""
+    """Return (vertical, horizontal) of an argument that is one integer, or one for each of `dims` directions, none
+    below `least`; a single direction is the horizontal one. Errors: TypeError, RuntimeError (length, value)."""
     if type(value) is int and value >= least:  # as it is nearly always
         return (value if dims == 2 else least, value)
     values = (value,) if _is_int(value) else value
@@ -53,12 +53,12 @@ def pair(argument: str, value: Any, least: int, dims: int = 2) -> Pair:
 
 
 def sizes(pair: Sequence[int], dims: int) -> str:
-    """(vertical, horizontal) in words, as the user has it."""
+    """Return (vertical, horizontal) in words, as the user has it."""
     return " x ".join(map(str, pair[2 - dims :]))
 
 
 def shape(images: Sequence[int], dims: int) -> tuple[int, ...]:
-    """Of images, as the user has it."""
+    """Return the shape of images as the user has it: rows have no height."""
     return tuple(images) if dims == 2 else (*images[:-2], images[-1])
 
 

@@ -1,4 +1,4 @@
-"""Window arithmetic of convolution: sizes, padding, argument errors; and of memory formats. Plain integers only.
+"""Window arithmetic of convolution: sizes, padding, argument errors. Plain integers only.
 
 Names: batch n, input pixel (h, w), output pixel (p, q), tap (r, s), input channel c, output channel k.
 """
@@ -20,7 +20,7 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 class Window(NamedTuple):
     """A sliding window: tap (r, s) of output pixel (p, q) reads input pixel (p·stride − pad + r·dilation, ...).
 
-    The bottom and right padding may be negative: so many of the last pixels are no part of the image.
+    A negative bottom or right padding leaves out that many of the last pixels.
     """
 
     size: Pair
@@ -32,7 +32,7 @@ class Window(NamedTuple):
 
     @property
     def taps(self) -> int:
-        """Number of points in the window."""
+        """Number of taps in the window."""
         return self.size[0] * self.size[1]
 
     @property
@@ -55,7 +55,7 @@ class Window(NamedTuple):
         return (image[0] + self.pads[0] + self.pads[1], image[1] + self.pads[2] + self.pads[3])
 
     def of_outputs(self, outputs: Sequence[int]) -> "Window":
-        """The same for so many output pixels (P, Q). Where there is one, its stride is never taken, but a gradient
+        """Return the same for outputs of P x Q pixels. Where there is one, its stride is never taken, but a gradient
         walks through as many phases: two are enough (with one, a window of one tap would be taken for a point). Where
         there is one tap, there is no dilation."""
         return self._replace(
@@ -141,7 +141,7 @@ def _transposed(size: int, stride: int, pad: int, dilation: int) -> Walk:
 
 
 def conv_pads(padding: Any, size: Pair, stride: Pair, dilation: Pair, dims: int = 2) -> Pads:
-    """Convolution's padding (int, pair, 'same', 'valid') as (top, bottom, left, right).
+    """Return a convolution's padding (int, pair, 'same', 'valid') as (top, bottom, left, right).
 
     'same' gives the odd pixel, where there is one, to the bottom and right, as torch.nn.functional.conv2d does.
     """
@@ -162,7 +162,8 @@ def conv_pads(padding: Any, size: Pair, stride: Pair, dilation: Pair, dims: int 
 def conv_window(
     size: Pair, stride: Any, padding: Any, dilation: Any, padding_mode: str = "zeros", dims: int = 2
 ) -> Window:
-    """The window of a convolution, from arguments as torch.nn.functional.conv2d, or with dims=1 conv1d, takes them."""
+    """Return the window of a convolution, from arguments as torch.nn.functional.conv2d, or with dims=1 conv1d, takes
+    them."""
     if padding_mode not in PADDING_MODES:
         raise ValueError(f"padding_mode must be one of {PADDING_MODES}, but got {padding_mode!r}")
     stride, dilation = pair("stride", stride, 1, dims), pair("dilation", dilation, 1, dims)
@@ -170,7 +171,8 @@ def conv_window(
 
 
 def conv_output(window: Window, image: Pair) -> Pair:
-    """Output size (P, Q) of a convolution over an image (H, W). Errors: RuntimeError if the window doesn't fit."""
+    """Return the output size (P, Q) of a convolution over an image (H, W). Errors: RuntimeError if the window doesn't
+    fit."""
     most = {"reflect": -1, "circular": 0}.get(window.padding_mode)
     if most is not None and (max(window.pads[:2]) > image[0] + most or max(window.pads[2:]) > image[1] + most):
         raise RuntimeError(
@@ -224,7 +226,8 @@ def _check_bias(bias: Sequence[int] | None, channels: int) -> None:
 def conv_shape(
     input: Sequence[int], weight: Sequence[int], bias: Sequence[int] | None, window: Window, groups: int
 ) -> tuple[int, int, int, int]:
-    """Output shape (N, K, P, Q) of a convolution. Errors: RuntimeError naming the argument that doesn't fit."""
+    """Return the output shape (N, K, P, Q) of a convolution. Errors: RuntimeError naming the argument that doesn't
+    fit."""
     _check_conv(input, weight, groups, window.dims)
     if input[1] != weight[1] * groups:
         raise RuntimeError(
@@ -243,7 +246,7 @@ def conv_shape(
 def transposed_window(
     size: Pair, stride: Any, padding: Any, output_padding: Any, dilation: Any, dims: int = 2
 ) -> Window:
-    """The window of the convolution that a transposed convolution transposes, from arguments as
+    """Return the window of the convolution that a transposed convolution transposes, from arguments as
     torch.nn.functional.conv_transpose2d takes them: pixels of output_padding are in no window. Errors: RuntimeError."""
     stride, dilation = pair("stride", stride, 1, dims), pair("dilation", dilation, 1, dims)
     pad, extra = pair("padding", padding, 0, dims), pair("output_padding", output_padding, 0, dims)
@@ -258,8 +261,8 @@ def transposed_window(
 def transposed_shape(
     input: Sequence[int], weight: Sequence[int], bias: Sequence[int] | None, window: Window, groups: int
 ) -> tuple[int, int, int, int]:
-    """Output shape (N, C, H, W) of a transposed convolution of `input` (N, K, P, Q) with `weight` (K, C/groups, R, S).
-    Errors: RuntimeError naming the argument that doesn't fit."""
+    """Return the output shape (N, C, H, W) of a transposed convolution of `input` (N, K, P, Q) with `weight` (K,
+    C/groups, R, S). Errors: RuntimeError naming the argument that doesn't fit."""
     dims = window.dims
     _check_conv(input, weight, groups, dims)
     if input[1] != weight[0]:

@@ -23,13 +23,13 @@ class Axis(NamedTuple):
 
 
 def _share(size: int, parts: int) -> int:
-    """The largest of `parts` even shares of `size`: see Axis."""
+    """Return the largest of `parts` even shares of `size`: see Axis."""
     return (size + 2 * parts - gcd(size, parts) - 1) // parts if parts else 0
 
 
 def pool_axes(window: Sequence[int], image: Sequence[int], output: Sequence[int]) -> tuple[Axis, Axis]:
-    """The directions of a pooling from images (H, W) to (P, Q). `window`: eight numbers, (vertical, horizontal) of
-    kernel_size, stride, padding and dilation; or none: adaptive."""
+    """Return the directions of a pooling from images (H, W) to (P, Q). `window`: eight numbers, (vertical, horizontal)
+    of kernel_size, stride, padding and dilation; or none: adaptive."""
     if not window:
         # Pixel h is covered by the share that it takes of the windows: the formula is its own transpose.
         shares = zip(image, output, strict=True)
@@ -39,14 +39,14 @@ def pool_axes(window: Sequence[int], image: Sequence[int], output: Sequence[int]
 
 
 def _pool_steps(kernel_size: Any, stride: Any, dims: int) -> tuple[Pair, Pair]:
-    """A pooling's kernel size and stride, which is the kernel size if it is None or empty."""
+    """Return a pooling's kernel size and stride, which is the kernel size if it is None or empty."""
     size = pair("kernel_size", kernel_size, 1, dims)
     empty = stride is None or (isinstance(stride, Sequence) and len(stride) == 0)
     return size, size if empty else pair("stride", stride, 1, dims)
 
 
 def pool_window(kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1, dims: int = 2) -> tuple[int, ...]:
-    """The window of a pooling (see `pool_axes`), from arguments as torch.nn.functional's pools take them.
+    """Return the window of a pooling (see `pool_axes`), from arguments as torch.nn.functional's pools take them.
     Errors: RuntimeError."""
     size, step = _pool_steps(kernel_size, stride, dims)
     spacing, pad = pair("dilation", dilation, 1, dims), pair("padding", padding, 0, dims)
@@ -62,8 +62,8 @@ def pool_window(kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1, 
 
 
 def pool_sizes(window: Sequence[int], image: Sequence[int], ceil_mode: bool) -> Pair:
-    """Output size (P, Q) of a pooling, below 1 if the window doesn't fit; with ceil_mode a last window may hang over,
-    if it starts inside."""
+    """Return the output size (P, Q) of a pooling, below 1 if the window doesn't fit; with ceil_mode a last window may
+    hang over, if it starts inside."""
 
     def one(length: int, size: int, stride: int, pad: int, dilation: int) -> int:
         room = length + 2 * pad - dilation * (size - 1) - 1
@@ -77,7 +77,8 @@ def pool_sizes(window: Sequence[int], image: Sequence[int], ceil_mode: bool) -> 
 
 
 def pool_output(window: Sequence[int], image: Sequence[int], ceil_mode: bool, dims: int = 2) -> Pair:
-    """Output size (P, Q) of a pooling. Errors: RuntimeError if the window doesn't fit, TypeError (ceil_mode)."""
+    """Return the output size (P, Q) of a pooling. Errors: RuntimeError if the window doesn't fit, TypeError
+    (ceil_mode)."""
     size = pool_sizes(window, image, flag("ceil_mode", ceil_mode))
     if min(size) < 1:
         taps, _, padding, dilation = (tuple(window[i + 2 - dims : i + 2]) for i in range(0, 8, 2))
@@ -89,8 +90,8 @@ def pool_output(window: Sequence[int], image: Sequence[int], ceil_mode: bool, di
 
 
 def adaptive_output(output_size: Any, input: Sequence[int], dims: int = 2) -> Pair:
-    """Output size (P, Q) of an adaptive pooling, from an argument as torch.nn.functional takes it (2-d, None: the
-    input's size). Errors: TypeError, RuntimeError, ValueError (a tuple for an input without images)."""
+    """Return the output size (P, Q) of an adaptive pooling, from an argument as torch.nn.functional takes it (2-d,
+    None: the input's size). Errors: TypeError, RuntimeError, ValueError (a tuple for an input without images)."""
     if not isinstance(output_size, Sequence) or isinstance(output_size, str):
         values = [integer("output_size", output_size)] * dims
     elif len(output_size) != dims:
@@ -110,8 +111,9 @@ def adaptive_output(output_size: Any, input: Sequence[int], dims: int = 2) -> Pa
 def unpool_output(
     kernel_size: Any, stride: Any, padding: Any, output_size: Any, image: Sequence[int], dims: int = 2
 ) -> Pair:
-    """Output size (H, W) of an unpooling of images (P, Q), from arguments as torch.nn.functional.max_unpool2d takes
-    them. Errors: ValueError for an output_size that no pooling by this window brings to (P, Q)."""
+    """Return the output size (H, W) of an unpooling of images (P, Q), from arguments as
+    torch.nn.functional.max_unpool2d takes them. Errors: ValueError for an output_size that no pooling by this window
+    brings to (P, Q)."""
     (size, step), pad = _pool_steps(kernel_size, stride, dims), pair("padding", padding, 0, dims)
     usual = tuple((image[i] - 1) * step[i] + size[i] - 2 * pad[i] for i in range(2))
     if output_size is None:

@@ -104,7 +104,7 @@ def _mish_curve(x):
 
 
 def _mish_reference_grad(grad, x):
-    """Not aten's, which has no derivative of its own."""
+    """act'(x)·grad, differentiable; aten's own operator has no derivative."""
     dtype = accumulator(x.dtype)
     x, kind = x.to(dtype), grad.dtype
     t = torch.tanh(F.softplus(x))

@@ -51,7 +51,7 @@ def leaky_relu_grad(grad, y, P: tl.constexpr):
 
 @device_function
 def bounds(x, P: tl.constexpr):
-    """P₀ and P₁ in x's precision: compared as they are, they would be float32."""
+    """Return P₀ and P₁ in x's precision: as plain numbers they would be compared in float32."""
     return tl.full(x.shape, P[0], x.dtype), tl.full(x.shape, P[1], x.dtype)
 
 

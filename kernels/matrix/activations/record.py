@@ -55,5 +55,5 @@ class DeviceActivation(NamedTuple):
 
     @property
     def cache_key(self) -> str:
-        """What Triton's cache of compiled kernels knows it by: its functions' text, too."""
+        """The key of Triton's cache of compiled kernels: it holds the text of the functions, too."""
         return f"{self.forward.cache_key} {self.backward.cache_key} {self.saves} {self.numbers}"

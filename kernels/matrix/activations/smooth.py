@@ -102,7 +102,7 @@ def _silu_curve(x):
 
 
 def _silu_reference_grad(grad, x):
-    """Not aten's, which has no derivative of its own."""
+    """act'(x)·grad, differentiable; aten's own operator has no derivative."""
     dtype = accumulator(x.dtype)
     s = torch.sigmoid(x.to(dtype))
     return (grad.to(dtype) * s * (1 + x.to(dtype) * (1 - s))).to(grad.dtype)
