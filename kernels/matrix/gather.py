@@ -38,8 +38,6 @@ from .problem import (
     matrix,
     new_moments,
     new_parts,
-    picked,
-    picked_weight,
     weight_strides,
 )  # fmt: skip
 
@@ -298,7 +296,7 @@ def weight_grad_kernel(grad, code, x, dw, outputs, channels, groups, parts, META
 
 def forward(problem: Problem) -> torch.Tensor | None:
     """Launch a product; see Path."""
-    it, at = problem, picked(problem)
+    it, at = problem, problem.picked
     tile, weight, y = at.tile, matrix(it.weight), it.y
     walks, code = it.window.walks(it.transposed), it.unpool.code if it.unpool else None
     moments = new_moments(it, at.row_tiles)
@@ -317,7 +315,7 @@ def forward(problem: Problem) -> torch.Tensor | None:
 
 def weight_grad(problem: WeightProblem) -> None:
     """Launch a weight gradient; see Path."""
-    it, at = problem, picked_weight(problem)
+    it, at = problem, problem.picked
     tile, code = at.tile, it.unpool.code if it.unpool else None
     parts = new_parts(it, tile.parts)
     meta = Meta.of(

@@ -9,6 +9,8 @@ Gathered products and those by TMA pick their tile together, so both take their 
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -27,7 +29,8 @@ from .meta import WeightStrides
 from .pool_code import Pooled
 
 
-class Problem(NamedTuple):
+@dataclass(frozen=True)
+class Problem:
     """y = epilogue(product of x and weight by a window), forward or transposed. y may have the accumulator's dtype.
 
     precision: of float32 dots, "tf32" or "ieee"
@@ -42,7 +45,7 @@ class Problem(NamedTuple):
     groups: int
     transposed: bool
     precision: str
-    epilogue: Epilogue = Epilogue()
+    epilogue: Epilogue = field(default_factory=Epilogue)
     moments: bool = False
     unpool: Pooled | None = None
 
@@ -73,8 +76,14 @@ class Problem(NamedTuple):
             return "epilogue"
         return self.unpool.extra_registers if self.unpool else ""
 
+    @cached_property
+    def picked(self) -> "Picked":
+        """Images and tile of the product if it is gathered, or by TMA; the tile says which."""
+        return _picked(self)
 
-class WeightProblem(NamedTuple):
+
+@dataclass(frozen=True)
+class WeightProblem:
     """dw = Σ over pixels of grad · x̂, with the memory of the matrix [K, R·S·C/groups]. unpool: the pooling that grad is
     read through."""
 
@@ -95,6 +104,11 @@ class WeightProblem(NamedTuple):
     def is_empty(self) -> bool:
         """True if there is nothing to compute."""
         return self.dw.numel() == 0
+
+    @cached_property
+    def picked(self) -> "PickedWeight":
+        """Images and tile of the gradient if it is gathered, or by TMA; the tile says which."""
+        return _picked_weight(self)
 
 
 class Path(NamedTuple):
@@ -168,8 +182,7 @@ class Picked(NamedTuple):
     precision: str
 
 
-def picked(problem: Problem) -> Picked:
-    """Return what a gathered product, or one by TMA, is computed with."""
+def _picked(problem: Problem) -> Picked:
     it, chip = problem, chips.chip_name()
     walks = it.window.walks(it.transposed)
     precision = precision_on(chip, it.precision)
@@ -200,8 +213,7 @@ class PickedWeight(NamedTuple):
     precision: str
 
 
-def picked_weight(problem: WeightProblem) -> PickedWeight:
-    """Return what a gathered weight gradient, or one by TMA, is computed with."""
+def _picked_weight(problem: WeightProblem) -> PickedWeight:
     it, chip = problem, chips.chip_name()
     walks, taps = it.window.walks(False), it.window.taps
     precision = precision_on(chip, it.precision)

@@ -39,8 +39,6 @@ from .problem import (
     matrix,
     new_moments,
     new_parts,
-    picked,
-    picked_weight,
 )  # fmt: skip
 
 
@@ -277,13 +275,12 @@ def weight_grad_tma_kernel(grad, x, dw, outputs, channels, parts, META: tl.const
 
 def serves(problem: Problem | WeightProblem) -> bool:
     """True if the tile that is picked is one of boxes."""
-    at = picked(problem) if isinstance(problem, Problem) else picked_weight(problem)
-    return at.tile.box is not None
+    return problem.picked.tile.box is not None
 
 
 def forward(problem: Problem) -> torch.Tensor | None:
     """Launch a product; see Path."""
-    it, at = problem, picked(problem)
+    it, at = problem, problem.picked
     tile, weight = at.tile, matrix(it.weight)
     moments = new_moments(it, at.row_tiles)
     meta = Meta.of(
@@ -299,7 +296,7 @@ def forward(problem: Problem) -> torch.Tensor | None:
 
 def weight_grad(problem: WeightProblem) -> None:
     """Launch a weight gradient; see Path."""
-    it, at = problem, picked_weight(problem)
+    it, at = problem, problem.picked
     tile, (outputs, channels) = at.tile, it.dw.shape[:2]
     parts = new_parts(it, tile.parts)
     meta = Meta.of(
