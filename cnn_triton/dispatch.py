@@ -26,16 +26,10 @@ def backend(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def as_on_a_gpu() -> Iterator[None]:
-    """Within, tensors on any device go to the operators, as those on a GPU do, unless 'aten' is in force."""
-    with _force("operators" if _forced == "auto" else _forced):
-        yield
-
-
-@contextlib.contextmanager
-def operators() -> Iterator[None]:
-    """Within, tensors on any device go to the operators."""
-    with _force("operators"):
+def as_on_a_gpu(even_if_aten: bool = False) -> Iterator[None]:
+    """Within, tensors on any device go to the operators, as those on a GPU do: where 'aten' is in force, only with
+    `even_if_aten`."""
+    with _force("operators" if even_if_aten or _forced == "auto" else _forced):
         yield
 
 
@@ -50,19 +44,19 @@ def _force(name: str) -> Iterator[None]:
 
 
 def runs_kernels(device: torch.device) -> bool:
-    """Do tensors on this device go to the Triton kernels, here and now?"""
+    """True if tensors on this device go to the Triton kernels, here and now."""
     if _forced != "auto":
         return _forced == "operators"
     return device.type == "cuda" or (device.type == "cpu" and INTERPRETING)
 
 
 def launches() -> dict[str, int]:
-    """Number of kernel launches so far, by operator."""
+    """Return the number of kernel launches so far, by operator."""
     return dict(_launches)
 
 
 def where(device: torch.device) -> str:
-    """What runs the layers on this device, in a few words."""
+    """Return what runs the layers on this device, in a few words."""
     if not runs_kernels(device):
         return "PyTorch's own operators"
     if device.type == "cuda":

@@ -17,7 +17,7 @@ _library = torch.library.Library("cnn_triton", "DEF")
 
 
 def operator(op: Op) -> Any:
-    """The torch.library operator of a record."""
+    """Return the torch.library operator of a record."""
     return getattr(torch.ops.cnn_triton, op.name).default
 
 
@@ -41,8 +41,11 @@ def _register(op: Op) -> None:
 def batched(
     op: Op, call: Callable[..., Any], names: Sequence[str], batch: int, dims: Sequence[Any], args: Sequence[Any]
 ) -> tuple[Any, Any]:
-    """A batch of calls, of an operator or of what differs from it in its other arguments, as one call; and the batch's
-    dimension in each result. `dims`: that of each argument by these names, None for those that all calls share."""
+    """Return the results of a batch of calls of an operator, made as one `call`, and the batch's dimension in each.
+
+    call: takes the operator's arguments, by these names; names, dims, args: one for each argument: dims its batch's
+    dimension, None for what all calls share
+    """
     differ = {name for name, dim in zip(names, dims, strict=True) if isinstance(dim, int)}
     rule = next(rule for rule in op.vmap if differ <= rule.args.keys())
     results = call(*(_batched(rule, batch, *each) for each in zip(names, dims, args, strict=True)))
@@ -52,7 +55,7 @@ def batched(
 
 
 def _batched(rule: VmapRule, batch: int, name: str, dim: Any, value: Any) -> Any:
-    """An argument for the whole batch."""
+    """Return an argument for the whole batch."""
     if name not in rule.args or value is None:
         return value
     axis = rule.args[name]
@@ -65,7 +68,9 @@ def _batched(rule: VmapRule, batch: int, name: str, dim: Any, value: Any) -> Any
 
 
 def _unbatched(result: torch.Tensor, axis: int, batch: int) -> torch.Tensor:
-    return result.unflatten(axis, (batch, result.shape[axis] // batch))
+    """Return a result whose batch is a dimension of its own."""
+    parts: torch.Tensor = result.unflatten(axis, (batch, result.shape[axis] // batch))
+    return parts
 
 
 for _op in OPS:

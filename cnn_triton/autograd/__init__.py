@@ -50,7 +50,7 @@ max_unpool2d = differentiable(MaxUnpool2d)
 avg_pool2d = differentiable(AvgPool2d)
 
 
-@torch.compiler.allow_in_graph
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
 def max_pool2d(input: torch.Tensor, output_size: Any, window: Any, indices: bool) -> Any:
     """Return (maximum, winning tap, winning pixel) of each window: the taps for derivatives alone."""
     if needs_grad((input,)):

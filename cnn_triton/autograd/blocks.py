@@ -171,7 +171,7 @@ class BatchNorm(Function):
     def tangent(cls, inputs: Args, outputs: Args, tangents: Args) -> Any:
         input, _, _, weight, bias, residual, slope, eps, activation = inputs
         dz, _, _, dw, db, dr, of_slope = tangents[:7]
-        normal = lambda *given: norm.norm_reference(*given, None, eps, "none")  # noqa: E731
+        normal = lambda z, w, b, r: norm.norm_reference(z, w, b, r, None, eps, "none")  # noqa: E731
         x, step = along(normal, (input, weight, bias, residual), (dz, dw, db, dr))
         if slope is not None:
             of_slope = None if of_slope is None else Conv2d.beside(of_slope)
@@ -190,7 +190,8 @@ class BatchNorm(Function):
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
         *saved, slope, kept = ctx.saved_tensors
-        weight, bias, activation, of_slope = *saved[3:], ctx.activation, None
+        _, _, _, weight, bias = saved
+        activation, of_slope = ctx.activation, None
         if ctx.apart:
             x = apply(BatchNorm, *saved, kept, None, ctx.eps, "none") if ctx.again else kept
             if slope is None:

@@ -68,4 +68,6 @@ class PreluGrad(Formula):
 def prelu_tangent(x: torch.Tensor, slope: torch.Tensor, step: Any, of_slope: Any) -> torch.Tensor | None:
     """Return the change of PReLU(x) along steps of x and the slope, None for 0; a slope [K, 1, ...] beside x."""
     along_x = None if step is None else torch.where(x > 0, step, step * slope)
-    return total(along_x, None if of_slope is None else torch.where(x > 0, 0, x * of_slope))
+    along_slope = None if of_slope is None else torch.where(x > 0, 0, x * of_slope)
+    tangent: torch.Tensor | None = total(along_x, along_slope)
+    return tangent

@@ -1,5 +1,7 @@
-"""torch.autograd.Functions over the operators: what they all have. Backward passes are made of differentiable functions
-again, and rules for derivatives along tangents and for batches follow from each one's operator.
+"""torch.autograd.Functions over the operators: what they all have.
+
+Backward passes are made of differentiable functions again, and rules for derivatives along tangents and for batches
+follow from each one's operator.
 """
 
 import functools
@@ -38,12 +40,12 @@ class Function(torch.autograd.Function):
     PARTS = 1
 
     def __init_subclass__(cls) -> None:
-        """Makes the operator the forward pass, and keeps TorchDynamo out of a backward pass within what it follows."""
+        """Make the operator the forward pass, and keep TorchDynamo from tracing the backward pass."""
         if "OP" in vars(cls):
-            cls.forward = staticmethod(operator(cls.OP))
+            cls.forward = staticmethod(operator(cls.OP))  # type: ignore[method-assign]
         method = vars(cls).get("backward")  # a class method or a static one
         if method is not None:
-            cls.backward = type(method)(torch.compiler.disable(method.__func__))
+            cls.backward = type(method)(torch.compiler.disable(method.__func__))  # type: ignore[method-assign]
 
     @classmethod
     def tangent(cls, inputs: Args, outputs: Args, tangents: Args) -> Any:
@@ -57,62 +59,62 @@ class Function(torch.autograd.Function):
 class Formula(Function):
     """A Function whose own derivatives are PyTorch's: those of `formula`, which computes the same results."""
 
-    @staticmethod
-    def formula(*inputs):
-        raise NotImplementedError
+    formula: Callable[..., Any]
 
     @classmethod
-    def tangent(cls, inputs, outputs, tangents):
+    def tangent(cls, inputs: Args, outputs: Args, tangents: Args) -> Any:
         return along(cls.formula, inputs, tangents)[1]
 
     @classmethod
-    def setup_context(cls, ctx, inputs, output):
+    def setup_context(cls, ctx: Any, inputs: Args, output: Any) -> None:
         ctx.others = [None if isinstance(value, torch.Tensor) else value for value in inputs]
         ctx.save_for_backward(*(value if isinstance(value, torch.Tensor) else None for value in inputs))
 
     @classmethod
-    def backward(cls, ctx, *grads):
+    def backward(cls, ctx: Any, *grads: Any) -> Any:
         inputs = [other if saved is None else saved for saved, other in zip(ctx.saved_tensors, ctx.others, strict=True)]
-        function, tensors = _of_tensors(cls.formula, inputs)
-        results, back = torch.func.vjp(function, *tensors)
+        results, back = _vjp(cls.formula, inputs)
         given = (torch.zeros_like(y) if grad is None else grad for y, grad in zip(results, grads, strict=True))
         back = iter(back(tuple(given)))
         return tuple(next(back) if isinstance(value, torch.Tensor) else None for value in inputs)
 
 
-def along(function, args, steps):
-    """The function's results, and their derivative along the arguments' steps. By reverse mode twice: forward mode
-    can't be nested in every way that this may be called."""
+def along(function: Callable[..., Any], args: Args, steps: Args) -> tuple[Any, Any]:
+    """Return the function's results, and their derivative along the arguments' steps. By reverse mode twice: forward
+    mode can't be nested in every way that this may be called."""
     steps = tuple(
         torch.zeros_like(arg) if step is None else step
         for arg, step in zip(args, steps, strict=True)
         if isinstance(arg, torch.Tensor)
     )
-    function, tensors = _of_tensors(function, args)
-    results, back = torch.func.vjp(function, *tensors)
+    results, back = _vjp(function, args)
     several = isinstance(results, tuple)
     like = map(torch.zeros_like, results if several else (results,))
-    tangents = torch.func.vjp(lambda *grads: back(grads if several else grads[0]), *like)[1](steps)
+    _, forth = _vjp(lambda *grads: back(grads if several else grads[0]), tuple(like))
+    tangents = forth(steps)
     return results, tangents if several else tangents[0]
 
 
-def _of_tensors(function, args):
-    """The function of those arguments that are tensors, and these."""
+def _vjp(function: Callable[..., Any], args: Args) -> tuple[Any, Any]:
+    """Return the function's results, and their gradients in those arguments that are tensors as a function of the
+    results'."""
 
-    def call(*tensors):
+    def call(*tensors: torch.Tensor) -> Any:
         each = iter(tensors)
         return function(*(next(each) if isinstance(arg, torch.Tensor) else arg for arg in args))
 
-    return call, [arg for arg in args if isinstance(arg, torch.Tensor)]
+    both: Any = torch.func.vjp(call, *(arg for arg in args if isinstance(arg, torch.Tensor)))
+    results, back = both
+    return results, back
 
 
 def apply(function: type[Function], *args: Any) -> Any:
-    """The function's results, differentiable."""
+    """Return the function's results, differentiable."""
     if transforming():
-        return _transformable(function).apply(*args)
+        return _transformable(function).apply(*args)  # type: ignore[no-untyped-call]
     # Function.apply would look up forward's signature, which takes longer than all the rest of a call.
     args = unwrap_dead_wrappers(args)
-    return super(torch.autograd.Function, function).apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
 def transforming() -> bool:
@@ -127,13 +129,13 @@ def names_of(function: type[Function]) -> list[str]:
 
 
 @functools.cache
-def _transformable(function):
-    """The function with rules for derivatives along tangents and for batches."""
+def _transformable(function: type[Function]) -> type[Function]:
+    """Return the function with rules for derivatives along tangents and for batches."""
     names = names_of(function)
 
-    class Transformable(function):
+    class Transformable(function):  # type: ignore[valid-type, misc]
         @staticmethod
-        def setup_context(ctx, inputs, output):
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             function.setup_context(ctx, inputs, output)
             ctx.set_materialize_grads(False)  # or PyTorch makes zeros for what has no tangent
             outputs = output if isinstance(output, tuple) else (output,)
@@ -141,25 +143,25 @@ def _transformable(function):
             ctx.save_for_forward(*(value if isinstance(value, torch.Tensor) else None for value in inputs), *outputs)
 
         @staticmethod
-        def backward(ctx, *grads):
+        def backward(ctx: Any, *grads: Any) -> Any:
             return (None,) * len(names) if all(grad is None for grad in grads) else function.backward(ctx, *grads)
 
         @staticmethod
-        def jvp(ctx, *tangents):
+        def jvp(ctx: Any, *tangents: Any) -> Any:
             tensors = zip(ctx.saved_tensors, ctx.constants, strict=False)
             inputs = [constant if tensor is None else tensor for tensor, constant in tensors]
             return function.tangent(inputs, ctx.saved_tensors[len(names) :], tangents)
 
         @staticmethod
-        def vmap(info, dims, *args):
+        def vmap(info: Any, dims: Args, *args: Any) -> Any:
             return batched(function.OP, lambda *args: apply(function, *args), names, info.batch_size, dims, args)
 
     return Transformable
 
 
-def total(*terms):
-    """The sum of those that are there, or None."""
-    terms = [term for term in terms if term is not None]
+def total(*terms: Any) -> Any:
+    """Return the sum of those terms that are not None; None if all are."""
+    terms = tuple(term for term in terms if term is not None)
     return functools.reduce(torch.add, terms) if terms else None
 
 

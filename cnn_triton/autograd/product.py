@@ -45,8 +45,8 @@ class Product(Function):
         cls, grad: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, rest: Args, needs: Args,
         accumulate_dtype: bool = False,
     ) -> tuple[Any, Any]:  # fmt: skip
-        """Return the product's gradients in input and weight, those that are needed, differentiable; the weight's in the
-        dtype of its sums, if `accumulate_dtype`."""
+        """Return the product's gradients in input and weight, those that are needed, differentiable; the weight's in
+        the dtype of its sums, if `accumulate_dtype`."""
         raise NotImplementedError
 
     @classmethod
@@ -71,8 +71,8 @@ class Product(Function):
 
     @classmethod
     def unscaled(cls, dw: Any, weight: torch.Tensor, scale: Any, rest: Args) -> tuple[Any, Any]:
-        """Return the gradients of weight and scale, from the scaled weight's, which has the dtype of sums: divided by the
-        scale, it may be larger than the weight's own dtype holds."""
+        """Return the gradients of weight and scale, from the scaled weight's, which has the dtype of sums: divided by
+        the scale, it may be larger than the weight's own dtype holds."""
         if scale is None or dw is None:
             return dw, None
         ds = cls.by_column(dw * weight.to(dw.dtype), rest).to(scale.dtype)
@@ -95,7 +95,8 @@ class Product(Function):
 
     @classmethod
     def tangent(cls, inputs: Args, outputs: Args, tangents: Args) -> Any:
-        step, slope = cls.step(outputs[0].shape, inputs[:5], inputs[6:-1], tangents[:5]), inputs[5]
+        step: Any = cls.step(outputs[0].shape, inputs[:5], inputs[6:-1], tangents[:5])
+        slope = inputs[5]
         if slope is None:
             y = activations.of(inputs[-1]).reference_grad(step, outputs[-1])
         else:
@@ -135,7 +136,8 @@ class Product(Function):
 
     @classmethod
     def through(cls, grad: torch.Tensor, saved: Any, slope: Any, activation: str, bias: Any) -> Any:
-        """Return the gradients of x, of a bias of this shape, None for none, and of the slope; of images [N, K, P, Q]."""
+        """Return the gradients of x, of a bias of this shape, None for none, and of the slope, from that of images
+        [N, K, P, Q]."""
         if slope is not None and len(slope) == grad.shape[1]:
             masked, sums = apply(PreluGrad, grad, saved, slope)
             return masked, sums[0], sums[1].to(slope.dtype)

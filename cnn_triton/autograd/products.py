@@ -112,17 +112,20 @@ class LocallyConnected2d(Product):
         return vector.permute(2, 0, 1) if vector.dim() == 3 else super().beside(vector)
 
     @classmethod
-    def through(cls, grad: torch.Tensor, saved: Any, slope: Any, activation: str, bias: Any) -> tuple[Any, Any, Any]:
+    def through(cls, grad: torch.Tensor, saved: Any, slope: Any, activation: str, bias: Any) -> Any:
         if bias is None or len(bias) == 1:
             return super().through(grad, saved, slope, activation, bias)
         if 0 in grad.shape:
             masked, _, of_slope = super().through(grad, saved, slope, activation, None)
             return masked, grad.new_zeros(bias), of_slope
-        # Each pixel's columns are columns of their own: of images of one pixel.
         n, k, p, q = grad.shape
-        one = lambda t: None if t is None else t.permute(0, 2, 3, 1).reshape(n, p * q * k, 1, 1)  # noqa: E731
-        below = None if slope is None else slope.repeat(p * q)
-        masked, sums, of_slope = super().through(one(grad), one(saved), below, activation, bias)
+
+        def one_pixel(images: torch.Tensor) -> torch.Tensor:
+            """Return them as images of one pixel: each pixel's columns are columns of their own."""
+            return images.permute(0, 2, 3, 1).reshape(n, p * q * k, 1, 1)
+
+        kept, below = None if saved is None else one_pixel(saved), None if slope is None else slope.repeat(p * q)
+        masked, sums, of_slope = super().through(one_pixel(grad), kept, below, activation, bias)
         of_slope = None if slope is None else of_slope.view(p * q, k).sum(0)
         return masked.reshape(n, p, q, k).permute(0, 3, 1, 2), sums.view(bias), of_slope
 
