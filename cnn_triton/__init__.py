@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import functional, nn
     from .dispatch import backend, launches, where
-    from .fusion.capture import captures
+    from .fusion.backend import captures
     from .fusion.convert import convert, revert
     from .tools.warmup import warmup
 
@@ -19,7 +19,7 @@ __all__ = [
 ]  # fmt: skip
 
 _FROM = {
-    "backend": ".dispatch", "captures": ".fusion.capture", "convert": ".fusion.convert",
+    "backend": ".dispatch", "captures": ".fusion.backend", "convert": ".fusion.convert",
     "launches": ".dispatch", "revert": ".fusion.convert", "warmup": ".tools.warmup", "where": ".dispatch",
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a feature extractor is made of: each layer's receptive field, feature maps and number of weights."""
+"""The anatomy of a feature extractor: each layer's receptive field, feature maps and number of weights."""
 
 import copy
 from typing import NamedTuple
@@ -14,9 +14,9 @@ __all__ = ["Field", "Stage", "feature_maps", "stages", "weight_counts"]
 
 
 class Field(NamedTuple):
-    """The receptive field of a layer's output: pixel (p, q) depends on the `size` input pixels from start + p·step.
+    """The receptive field of a layer's output: pixel (p, q) depends on `size` input pixels from start + (p, q)·step on.
 
-    Each is (vertical, horizontal); the start is negative where the layers' padding reaches beyond the image.
+    Each is (vertical, horizontal); the start is negative if the layers' padding reaches beyond the image.
     """
 
     size: tuple[int, int]
@@ -24,11 +24,11 @@ class Field(NamedTuple):
     start: tuple[int, int]
 
     def box(self, p: int, q: int) -> tuple[int, int, int, int]:
-        """(top, left, height, width) of what output pixel (p, q) sees, in input pixels."""
+        """Return (top, left, height, width) of the input pixels that output pixel (p, q) depends on."""
         return (self.start[0] + p * self.step[0], self.start[1] + q * self.step[1], *self.size)
 
     def after(self, window: Window) -> "Field":
-        """The field of a layer with this window on top.
+        """Return the field of a layer with this window on top.
 
         size' = size + (span − 1) · step        step' = step · stride        start' = start − pad · step
         Source: Araujo et al., "Computing receptive fields of convolutional neural networks", Distill, 2019.
@@ -45,7 +45,7 @@ class Field(NamedTuple):
 class Stage(NamedTuple):
     """One layer of a feature extractor, on images of one size. input and output are (channels, height, width).
 
-    convolves: has it weights for a window, shared or not?
+    convolves: True if it has weights for a window, shared or not
     """
 
     name: str
@@ -58,7 +58,7 @@ class Stage(NamedTuple):
 
 
 def stages(features: torch.nn.Sequential, channels: int, size: tuple[int, int]) -> list[Stage]:
-    """The layers of a feature extractor, convolutions and pools, on images of (channels, *size)."""
+    """Return the layers of a feature extractor, convolutions and pools, for images of (channels, *size)."""
     found = []
     shape, field = (channels, *size), Field((1, 1), (1, 1), (0, 0))
     for layer in features:
@@ -72,7 +72,7 @@ def stages(features: torch.nn.Sequential, channels: int, size: tuple[int, int]) 
 
 
 def _name(layer: torch.nn.Module, window: Window) -> str:
-    """What a layer is, in words."""
+    """Return the name of a layer's kind."""
     size = "×".join(map(str, window.size))
     if isinstance(layer, FullReLU2d):
         return "fully connected + ReLU"
@@ -84,7 +84,7 @@ def _name(layer: torch.nn.Module, window: Window) -> str:
 
 
 def _window(layer: torch.nn.Module, image: tuple[int, ...]) -> Window:
-    """A layer's window over an image (H, W); a fully connected one's is the image, whichever pixel it is for."""
+    """Return a layer's window over an image (H, W); for a fully connected layer the whole image at every pixel."""
     if isinstance(layer, FullReLU2d):
         return Window((image[0], image[1]), (0, 0), (0, 0, 0, 0), (1, 1))
     dilation = getattr(layer, "dilation", 1)
@@ -92,18 +92,18 @@ def _window(layer: torch.nn.Module, image: tuple[int, ...]) -> Window:
 
 
 def _output(layer: torch.nn.Module, window: Window, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Shape (K, P, Q) of a layer's maps for images (C, H, W), also for others than it was made for."""
+    """Return the shape (K, P, Q) of a layer's maps for images (C, H, W), of any size."""
     if isinstance(layer, FullReLU2d):
         return (layer.out_channels, *shape[1:])
     if isinstance(layer, LocallyConnected2d):
         return (layer.out_channels, *conv_output(window, shape[1:]))
-    # On the meta device a layer computes nothing but its output's shape.
+    # On the meta device a layer computes only its output's shape.
     k, p, q = copy.deepcopy(layer).to("meta", torch.float32)(torch.empty(1, *shape, device="meta")).shape[1:]
     return k, p, q
 
 
 def weight_counts(stage: Stage) -> tuple[int, int, int]:
-    """Weights, biases apart, that give a stage's feature maps: (fully connected, locally connected, convolution).
+    """Return the weights, without biases, of a stage: (fully connected, locally connected, convolution).
 
     fully connected:    every output value has a weight for every input value         C·H·W · K·P·Q
     locally connected:  every output value has weights for its window alone           C/groups·R·S · K·P·Q
@@ -115,7 +115,7 @@ def weight_counts(stage: Stage) -> tuple[int, int, int]:
 
 
 def feature_maps(features: torch.nn.Sequential, image: torch.Tensor) -> list[torch.Tensor]:
-    """The maps (K, P, Q), float32 on the CPU, that an image (1, C, H, W) gives after each layer."""
+    """Return the feature maps (K, P, Q) of an image (1, C, H, W) after each layer, float32 on the CPU."""
     maps = []
     with torch.no_grad():
         for layer in features:

@@ -39,7 +39,7 @@ class ImageSet(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """The same for the same images in the same parts, for no others."""
+        """A hash of all images and labels, part by part."""
         total = hashlib.sha256(repr(self.classes).encode())
         for tensor in self[:4]:
             total.update(repr(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
@@ -47,10 +47,10 @@ class ImageSet(NamedTuple):
 
 
 def read(source: str, seed: int, size: tuple[int, int] | None = None) -> ImageSet:
-    """The images that a name or a folder stands for: 'digits', MNIST's files, or a folder with a sub-folder a class.
+    """Return the images of a name or a folder: 'digits', MNIST's files, or a folder with one sub-folder for each class.
 
-    size: (height, width) that a folder's images are brought to, 32 x 32 unless given; the others have their own
-    Errors: ValueError, in one line.
+    size: (height, width) for a folder's images, 32 x 32 unless given; the others have their own
+    errors: ValueError, in one line
     """
     folder = Path(source)
     try:
@@ -68,7 +68,7 @@ def read(source: str, seed: int, size: tuple[int, int] | None = None) -> ImageSe
 
 
 def digits(seed: int) -> ImageSet:
-    """Handwritten digits: 1,797 real images, 8 x 8, white on black; a stratified 80/20 split by seed.
+    """Return handwritten digits: 1,797 real images, 8 x 8, white on black; a stratified 80/20 split by seed.
 
     Source: scikit-learn's load_digits, from the UCI data set "Optical Recognition of Handwritten Digits".
     """
@@ -80,7 +80,7 @@ def digits(seed: int) -> ImageSet:
 
 
 def sample_photograph(name: str) -> Path:
-    """The file of one of scikit-learn's sample photographs: 'china' or 'flower', 427 x 640 pixels, in colour."""
+    """Return the file of one of scikit-learn's sample photographs: 'china' or 'flower', 427 x 640 pixels, in colour."""
     import sklearn.datasets
 
     path = Path(sklearn.datasets.__file__).parent / "images" / f"{name}.jpg"
@@ -90,7 +90,7 @@ def sample_photograph(name: str) -> Path:
 
 
 def _split(images: torch.Tensor, labels: torch.Tensor, classes: tuple[str, ...], seed: int) -> ImageSet:
-    """A fifth of the images, but at least as many as classes, for the test; each class in proportion."""
+    """Hold back a fifth of the images for the test, but at least as many as classes; each class in proportion."""
     from sklearn.model_selection import train_test_split
 
     held_back = max(len(classes), -(-len(labels) // 5))
@@ -101,15 +101,15 @@ def _split(images: torch.Tensor, labels: torch.Tensor, classes: tuple[str, ...],
 
 
 def image_folder(folder: Path, seed: int, size: tuple[int, int]) -> ImageSet:
-    """PNG and JPEG files, one sub-folder a class, brought to size = (H, W); a stratified 80/20 split by seed.
+    """Return PNG and JPEG files, one sub-folder for each class, at size = (H, W); a stratified 80/20 split by seed.
 
-    Grey if every image is grey, else RGB. Warns of files that are neither PNG nor JPEG, and leaves them out.
+    Grey if every image is grey, else RGB. Files that are neither PNG nor JPEG are left out, with a warning.
     Errors: ValueError for fewer than two classes, a class of fewer than two images, an image that can't be read.
     """
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if len(classes) < 2:
         found = f"only {classes[0].name!r}" if classes else "none"
-        raise ValueError(f"{folder}: needs two or more sub-folders, one a class, but has {found}")
+        raise ValueError(f"{folder}: needs two or more sub-folders, one for each class, but has {found}")
     for path in classes:
         if not path.name.isprintable():
             raise ValueError(f"{folder}: the name of the sub-folder {path.name!a} can't be printed; rename it")
@@ -130,7 +130,7 @@ def image_folder(folder: Path, seed: int, size: tuple[int, int]) -> ImageSet:
 
 
 def _idx_pairs(folder: Path) -> dict[str, dict[str, Path]]:
-    """The IDX files of a folder: {'train' or 'test': {'images' or 'labels': file}}."""
+    """Return the IDX files of a folder: {'train' or 'test': {'images' or 'labels': file}}."""
     pairs: dict[str, dict[str, Path]] = {}
     for path in sorted(folder.iterdir()):
         found = re.search(r"(train|t10k|test)-(images|labels)[-.]idx\d-ubyte(\.gz)?$", path.name)
@@ -140,7 +140,8 @@ def _idx_pairs(folder: Path) -> dict[str, dict[str, Path]]:
 
 
 def idx_files(folder: Path, seed: int) -> ImageSet:
-    """MNIST's files, also of its successors: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-..., plain or .gz.
+    """Return the images of MNIST's files, or its successors': train-images-idx3-ubyte, train-labels-idx1-ubyte and
+    t10k-..., plain or .gz.
 
     Without a test pair, a fifth of the training images is held back, by seed. Errors: ValueError for a missing half
     of a pair, a file that is not IDX, or numbers of images and labels that differ.
@@ -169,7 +170,7 @@ def idx_files(folder: Path, seed: int) -> ImageSet:
 
 
 def _idx(path: Path, dimensions: int) -> np.ndarray:
-    """An IDX file of bytes: two zeros, the type 8, the number of dimensions, the sizes in big-endian, the values."""
+    """Return the values of an IDX file of bytes: 0, 0, the type 8, number of dimensions, big-endian sizes, values."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -188,12 +189,12 @@ def _idx(path: Path, dimensions: int) -> np.ndarray:
 
 
 def load_image(path: Path, channels: int, size: tuple[int, int] | None = None) -> torch.Tensor:
-    """An image file as (channels, H, W) float32 in [0, 1], shrunk or enlarged to size = (H, W) if one is given.
+    """Return an image file as (channels, H, W) float32 in [0, 1], shrunk or enlarged to size = (H, W) if given.
 
-    channels: 1 (grey) or 3 (RGB). The ink is taken as it is: a network trained on white digits expects white digits.
-    A camera's note of which side is up is followed, 16-bit grey is scaled to the same range, transparent parts are
-    taken as black. Errors: ValueError, in one line, for a file that is missing, no readable image, or enormous (more
-    than Pillow's Image.MAX_IMAGE_PIXELS).
+    channels: 1 (grey) or 3 (RGB). Colours are not inverted: a network trained on white digits expects white digits.
+    The image is turned upright as its EXIF orientation says, 16-bit grey is scaled to the same range, and transparent
+    parts become black. Errors: ValueError, in one line, for a file that is missing, no readable image, or larger than
+    Pillow's Image.MAX_IMAGE_PIXELS.
     """
     with _opened(path) as file:
         image = eight_bit(_upright(file)).convert("L" if channels == 1 else "RGB")
@@ -205,10 +206,10 @@ def load_image(path: Path, channels: int, size: tuple[int, int] | None = None) -
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image file, open; whatever is wrong with it becomes a ValueError of one line."""
+    """Open an image file. Errors: ValueError, in one line."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow finds odd, and reads all the same
+            warnings.simplefilter("ignore")  # of files that Pillow finds odd, but reads
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
                 yield file
@@ -216,11 +217,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise ValueError(f"{path}: no such image") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{path}: too large an image ({error})") from None
-    except Exception as error:  # torn files make Pillow's decoders fail in every way
+    except Exception as error:  # on torn files Pillow's decoders fail in any way
         raise ValueError(f"{path}: not a readable image ({error})") from None
 
 
-# EXIF's orientation, to how the image is brought upright.
+# How to turn an image upright, by its EXIF orientation.
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -234,7 +235,7 @@ _UPRIGHT = {
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image as the camera's note says it stands; a note that can't be read turns nothing."""
+    """Return the image turned upright by its EXIF orientation; as it is if that can't be read."""
     turn = None
     with contextlib.suppress(Exception):  # the pixels may be fine
         turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
@@ -242,12 +243,13 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _is_grey(path: Path) -> bool:
+    """True if the file holds a grey image."""
     with _opened(path) as file:
         return file.mode in ("1", "L", "LA", "I", "I;16", "I;16B", "F")
 
 
 def eight_bit(image: Image.Image) -> Image.Image:
-    """The image with 8 bits a channel and nothing transparent. Errors: ValueError for pixels of unknown range."""
+    """Return the image with 8 bits a channel and no transparency. Errors: ValueError for pixels of unknown range."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.array(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):

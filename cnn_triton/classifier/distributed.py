@@ -17,54 +17,54 @@ T = TypeVar("T")
 
 
 class Processes:
-    """One process that trains alone: it has every share, and its figures are everyone's."""
+    """One process that trains alone: it has the whole of every batch, and its figures are the training's."""
 
     kind, rank, size = "one process", 0, 1
 
     @property
     def first(self) -> bool:
-        """Is this the process that prints and writes?"""
+        """True if this is the process that prints and writes."""
         return self.rank == 0
 
-    def spread(self, model: torch.nn.Module) -> torch.nn.Module:
-        """What to call in the model's stead, whose gradients are then the mean of all processes'."""
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return the module to call instead of the model; gradients are then means over all processes."""
         return model
 
     def share(self, batch: torch.Tensor) -> torch.Tensor:
-        """This process's part of a batch; empty where there are fewer rows than processes."""
+        """Return this process's part of a batch; it is empty if there are fewer rows than processes."""
         return batch.tensor_split(self.size)[self.rank]
 
     def totals(self, *values: float) -> list[float]:
-        """Sums over all processes, the same in each."""
+        """Return the sums over all processes, the same in each."""
         return list(values)
 
-    def counted(self, counts: dict[str, int]) -> dict[str, int]:
-        """Counts by name, summed over all processes."""
+    def sum_counts(self, counts: dict[str, int]) -> dict[str, int]:
+        """Return counts by name, summed over all processes."""
         return counts
 
-    def told(self, value: T) -> T:
-        """The first process's value."""
+    def broadcast(self, value: T) -> T:
+        """Return the first process's value."""
         return value
 
-    def whole(self, value: Any) -> Any:
-        """A tensor, or dicts and lists of them: what is split among the processes put together, in each of them."""
+    def gather(self, value: Any) -> Any:
+        """Return a tensor, or dicts and lists of them, with tensors that are split among the processes made whole."""
         return value
 
-    def placed(self, value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """A whole tensor, of which each process keeps the part that it has of another one."""
+    def split_like(self, value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Return a whole tensor, split among the processes as another one is."""
         return value
 
 
 class Group(Processes):
-    """Several processes, each with a model alike; every method but share() and placed() is called by all of them."""
+    """Several processes with equal models; all of them call every method, except share() and split_like()."""
 
     def __init__(self, device: torch.device, fsdp: bool) -> None:
         self.device, self.fsdp = device, fsdp
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.kind = f"{self.size} processes, {'FSDP2' if fsdp else 'DDP'}"
 
-    def spread(self, model: torch.nn.Module) -> torch.nn.Module:
-        """DDP around the model; or FSDP2 in it, each layer's parameters split on their own."""
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return DDP around the model; or the model with FSDP2 in it, each layer's parameters split on their own."""
         if not self.fsdp:
             from torch.nn.parallel import DistributedDataParallel
 
@@ -72,7 +72,7 @@ class Group(Processes):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        # It warns of operators in place on a layer's output, of which there are none.
+        # It warns about in-place operators on a layer's output; there are none here.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
         mesh = init_device_mesh(self.device.type, (self.size,))
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 splits no others
@@ -83,37 +83,37 @@ class Group(Processes):
         return model
 
     def totals(self, *values: float) -> list[float]:
-        """Sums over all processes, the same in each."""
+        """Return the sums over all processes, the same in each."""
         sums = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(sums)
         found: list[float] = sums.tolist()
         return found
 
-    def counted(self, counts: dict[str, int]) -> dict[str, int]:
-        """Counts by name, summed over all processes."""
+    def sum_counts(self, counts: dict[str, int]) -> dict[str, int]:
+        """Return counts by name, summed over all processes."""
         each: list[dict[str, int]] = [{}] * self.size
         dist.all_gather_object(each, counts)
         names = dict.fromkeys(name for own in each for name in own)
         return {name: sum(own.get(name, 0) for own in each) for name in names}
 
-    def told(self, value: T) -> T:
-        """The first process's value."""
+    def broadcast(self, value: T) -> T:
+        """Return the first process's value."""
         values = [value]
         dist.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
 
-    def whole(self, value: Any) -> Any:
-        """A tensor, or dicts and lists of them: what FSDP2 has split put together on the CPU, in each process."""
+    def gather(self, value: Any) -> Any:
+        """Return a tensor, or dicts and lists of them, with tensors that FSDP2 has split made whole on the CPU."""
         from torch.distributed.tensor import DTensor
 
         if isinstance(value, DTensor):
             return value.full_tensor().cpu()
         if isinstance(value, dict):
-            return {name: self.whole(part) for name, part in value.items()}
-        return [self.whole(part) for part in value] if isinstance(value, list) else value
+            return {name: self.gather(part) for name, part in value.items()}
+        return [self.gather(part) for part in value] if isinstance(value, list) else value
 
-    def placed(self, value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """A whole tensor, split as another one is."""
+    def split_like(self, value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Return a whole tensor, split as another one is."""
         from torch.distributed.tensor import DTensor, distribute_tensor
 
         if not isinstance(like, DTensor):
@@ -123,10 +123,10 @@ class Group(Processes):
 
 @contextlib.contextmanager
 def joined(device: torch.device, fsdp: bool = False) -> Iterator[Group]:
-    """The processes that torchrun started, this one among them; within, only what the first one prints is shown.
+    """Join the processes that torchrun started; within the context only the first one prints.
 
-    device: of this process; CUDA ones talk by NCCL, others by gloo
-    fsdp: split parameters, gradients and the optimizer's state among them (FSDP2), instead of a copy in each (DDP)
+    device: of this process; processes on CUDA devices communicate by NCCL, others by gloo
+    fsdp: True to split parameters, gradients and the optimizer's state (FSDP2), False for a copy in each process (DDP)
     """
     cuda = device.type == "cuda"
     if cuda:
@@ -139,8 +139,8 @@ def joined(device: torch.device, fsdp: bool = False) -> Iterator[Group]:
         group = Group(device, fsdp)
         with contextlib.nullcontext() if group.first else contextlib.redirect_stdout(None):
             yield group
-        # Gloo's threads need Python's lock to drop the last collectives' tensors. A group's end waits for them with the
-        # lock held, and Python's end they don't survive: here they get it.
+        # Gloo's threads need Python's lock to drop the last collectives' tensors. The end of a group waits for them but
+        # holds the lock, and the end of Python kills them: so they get the lock here.
         dist.barrier()
         time.sleep(0.3)
     finally:
@@ -149,14 +149,14 @@ def joined(device: torch.device, fsdp: bool = False) -> Iterator[Group]:
 
 @functools.cache
 def _store() -> Any:
-    """What torchrun's processes find each other by; it is there as long as torchrun is."""
+    """Return the store by which torchrun's processes find each other; it lives as long as torchrun."""
     from torch.distributed.rendezvous import rendezvous
 
     return next(rendezvous("env://"))[0]
 
 
 def first_to(do: str) -> bool:
-    """Is this process the first of those that torchrun started to ask for this?"""
+    """True if this is the first of torchrun's processes to ask for this."""
     try:
         return bool(_store().add(f"cnn_triton/{do}", 1) == 1)
     except dist.DistError:  # torchrun itself has ended: nobody else is left to ask

@@ -13,10 +13,10 @@ __all__ = ["FIRST", "MODELS", "VGG", "Classifier", "FullReLU2d", "LeNet5"]
 
 
 class Classifier(torch.nn.Module):
-    """`features` turn images into maps, `classifier` turns the maps into logits; the models below say which.
+    """An image classifier: `features` turn images into maps, `classifier` turns the maps into logits.
 
     input: (N, in_channels, H, W) of the given image_size (H, W); returns logits (N, num_classes). Pools keep ragged
-    edges (ceil_mode), so that any image size will do: `halvings` of them leave ceil(H / 2^halvings) rows.
+    edges (ceil_mode), so that any image size works: n pools leave ceil(H / 2^n) rows.
     errors: ValueError for sizes below 1
     """
 
@@ -39,15 +39,15 @@ class Classifier(torch.nn.Module):
 
     @property
     def first(self) -> "Conv2d | LocallyConnected2d | FullReLU2d":
-        """The first layer: the one that sees pixels."""
+        """The first layer, whose input is the image."""
         layer = self.features[0]
         assert isinstance(layer, Conv2d | LocallyConnected2d | FullReLU2d)
         return layer
 
     @property
     def kernels(self) -> torch.Tensor:
-        """What the first layer's maps look for, float32 on the CPU: its kernels (K, C, R, S), or those of the maps'
-        middle pixel where each pixel has its own."""
+        """The first layer's kernels (K, C, R, S), float32 on the CPU; if every pixel has its own, those of the middle
+        pixel."""
         layer = self.first
         weight = layer.weight.detach().float().cpu()
         if isinstance(layer, LocallyConnected2d):
@@ -59,12 +59,13 @@ class Classifier(torch.nn.Module):
         return weight
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (N, num_classes) of images (N, in_channels, H, W)."""
+        """Return the logits (N, num_classes) of images (N, in_channels, H, W)."""
         logits: torch.Tensor = self.classifier(self.features(images).flatten(1))
         return logits
 
 
-def _checked(in_channels: int, image_size: tuple[int, int], num_classes: int, width: int) -> None:
+def _check(in_channels: int, image_size: tuple[int, int], num_classes: int, width: int) -> None:
+    """Check sizes. Errors: ValueError."""
     if min(in_channels, *image_size, num_classes, width) < 1:
         raise ValueError(
             "in_channels, image_size, num_classes and width must be at least 1, "
@@ -87,7 +88,7 @@ class FullReLU2d(LinearReLU):
         self.in_channels, self.out_channels, self.input_size = in_channels, out_channels, input_size
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to (N, K, H, W)."""
+        """Return maps (N, K, H, W) of images (N, C, H, W)."""
         pixels = super().forward(images.flatten(1))
         return pixels.unflatten(1, (self.out_channels, *self.input_size))  # type: ignore[no-any-return]
 
@@ -97,7 +98,7 @@ FIRST: dict[str, Callable[[int, int, tuple[int, int]], torch.nn.Module]] = {
     "locally connected": lambda c, k, size: LocallyConnected2d(c, k, size, 3, padding="same", activation="relu"),
     "fully connected": FullReLU2d,
 }
-"""First layers of LeNet5 that give maps of the image's size: what sharing weights, and windows, are worth."""
+"""First layers of LeNet5 by name, all with maps of the image's size; they differ in windows and shared weights."""
 
 
 class LeNet5(Classifier):
@@ -106,7 +107,7 @@ class LeNet5(Classifier):
         features:    [conv 3x3 'same' + ReLU, max pool 2x2] twice: width, then 2·width channels
         classifier:  120, 84, num_classes
 
-    first: what gives the first maps, a word of FIRST. Shapes and errors: see `Classifier`.
+    first: a name in FIRST. Shapes and errors: see `Classifier`.
     Source: LeCun et al., "Gradient-based learning applied to document recognition", 1998, with ReLU and max pooling.
     """
 
@@ -118,7 +119,7 @@ class LeNet5(Classifier):
         width: int = 16,
         first: str = "convolution",
     ) -> None:
-        _checked(in_channels, image_size, num_classes, width)
+        _check(in_channels, image_size, num_classes, width)
         if first not in FIRST:
             raise ValueError(f"first must be one of {', '.join(map(repr, FIRST))}, but got {first!r}")
         layers = [
@@ -133,16 +134,16 @@ class LeNet5(Classifier):
 class VGG(Classifier):
     """A small VGG-like network: three blocks of two 3x3 convolutions and a pool, then two fully connected layers.
 
-        features:    [conv 3x3 'same' + ReLU, conv 3x3 'same' + ReLU, max pool 2x2] thrice: width, 2·width, 4·width
+        features:    [conv 3x3 'same' + ReLU, conv 3x3 'same' + ReLU, max pool 2x2] three times: width, 2·width, 4·width
         classifier:  128, num_classes
 
-    Weights start as He et al. have it ("Delving deep into rectifiers", 2015), biases at 0: signals keep their size
-    through the deeper stack. Shapes and errors: see `Classifier`.
+    Weights are initialised by the method of He et al. ("Delving deep into rectifiers", 2015), biases with 0, so that
+    signals keep their size through the deeper stack. Shapes and errors: see `Classifier`.
     Source: Simonyan and Zisserman, "Very deep convolutional networks for large-scale image recognition", 2014.
     """
 
     def __init__(self, in_channels: int, image_size: tuple[int, int], num_classes: int, width: int = 16) -> None:
-        _checked(in_channels, image_size, num_classes, width)
+        _check(in_channels, image_size, num_classes, width)
         layers: list[torch.nn.Module] = []
         channels = in_channels
         for k in (width, 2 * width, 4 * width):
@@ -164,4 +165,4 @@ MODELS: dict[str, Callable[[int, tuple[int, int], int], Classifier]] = {
     "lenet5-full": partial(LeNet5, first="fully connected"),
     "vgg": VGG,
 }
-"""Models by the name that a run's configuration holds; each takes channels, (height, width), number of classes."""
+"""Models by the name in a run's configuration; each takes channels, (height, width), number of classes."""

@@ -14,7 +14,7 @@ from .training import Config, normalised
 
 __all__ = ["EDGES", "write_photograph"]
 
-# Hand-set 3x3 kernels: what a first layer may learn to find.
+# Hand-set 3x3 kernels, similar to those that a first layer may learn.
 EDGES = {
     "bright on the left": ((1, 0, -1), (2, 0, -2), (1, 0, -1)),
     "bright on the right": ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1)),
@@ -30,10 +30,10 @@ EDGES = {
 def write_photograph(
     image: torch.Tensor, name: str, layer: tuple[Classifier, Config] | None, device: torch.device, out: Path
 ) -> None:
-    """Writes a page with a photograph's feature maps, at full size, after convolution + ReLU and after a 2x2 pool.
+    """Write a page with a photograph's feature maps, at full size, after convolution + ReLU and after a 2x2 pool.
 
     image: (C, H, W) in [0, 1]; grey for the hand-set kernels, with a run's channels for its trained first layer
-    Errors: OSError; ValueError for a run whose first layer fits no other size than its images'.
+    errors: OSError; ValueError for a run whose first layer only fits images of its own size
     """
     if layer is None:
         labels = list(EDGES)
@@ -45,8 +45,8 @@ def write_photograph(
         trained, weight = model.first, model.kernels
         if not isinstance(trained, Conv2d):
             raise ValueError(
-                f"--run: a {config.model} network's first layer is for images of {config.height} x {config.width} "
-                "alone; a run of --model lenet5 or vgg would do"
+                f"--run: a {config.model} network's first layer only fits images of {config.height} x {config.width}; "
+                "a run of --model lenet5 or vgg fits any size"
             )
         labels = [f"kernel {k}" for k in range(len(weight))]
         with torch.no_grad():
@@ -69,7 +69,7 @@ def write_photograph(
 
 
 def _bright(values: torch.Tensor) -> str:
-    """A map (P, Q) in grey; its largest half percent is white."""
+    """Return a map (P, Q) in grey, with its largest half percent white."""
     flat = values.flatten().float().cpu()
     white = flat.kthvalue(-(-len(flat) * 995 // 1000)).values.clamp_min(1e-12)
     return pictures.photograph((flat / white).view(values.shape)[None])

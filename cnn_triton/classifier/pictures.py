@@ -1,4 +1,4 @@
-"""Arrays as pictures for a page, in data: addresses: pixels, kernels and maps as PNG, curves and matrices as SVG."""
+"""Arrays as pictures for a page, as data: URLs: pixels, kernels and maps as PNG, curves and matrices as SVG."""
 
 import base64
 import io
@@ -16,35 +16,38 @@ __all__ = ["confusion", "curves", "kernels", "maps", "photograph", "pixels"]
 _GAP = 4  # pixels between the tiles of a sheet
 
 
-def _uri(content: bytes, kind: str) -> str:
+def _url(content: bytes, kind: str) -> str:
+    """Return an image file as a data: URL."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _png(array: np.ndarray) -> str:
+    """Return an array of bytes as a PNG."""
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG", optimize=True)
-    return _uri(buffer.getvalue(), "png")
+    return _url(buffer.getvalue(), "png")
 
 
 def _bytes(image: torch.Tensor) -> np.ndarray:
-    """An image (C, H, W) in [0, 1], grey or RGB, as (H, W, 3) bytes."""
+    """Return an image (C, H, W) in [0, 1], grey or RGB, as (H, W, 3) bytes."""
     return (image.expand(3, -1, -1).permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
 
 
 def pixels(image: torch.Tensor) -> str:
-    """An image (C, H, W) in [0, 1] as it is, a PNG."""
+    """Return an image (C, H, W) in [0, 1] as a PNG."""
     return _png(_bytes(image))
 
 
 def photograph(image: torch.Tensor) -> str:
-    """An image (C, H, W) in [0, 1] as it is, a JPEG, for images of millions of pixels."""
+    """Return an image (C, H, W) in [0, 1] as a JPEG, for images of millions of pixels."""
     buffer = io.BytesIO()
     Image.fromarray(_bytes(image)).save(buffer, "JPEG", quality=90)
-    return _uri(buffer.getvalue(), "jpeg")
+    return _url(buffer.getvalue(), "jpeg")
 
 
 def kernels(weight: torch.Tensor, side: int = 48) -> str:
-    """A first layer's weights (K, C, R, S), a tile a kernel: in colour for C = 3, else blue below 0, red above."""
+    """Draw a first layer's weights (K, C, R, S), one tile for each kernel: in colour for C = 3, else blue below 0, red
+    above."""
     top = weight.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
     scaled = 0.5 + weight / (2 * top)
     if weight.shape[1] == 3:
@@ -54,18 +57,20 @@ def kernels(weight: torch.Tensor, side: int = 48) -> str:
 
 
 def maps(values: torch.Tensor, side: int = 48) -> str:
-    """Feature maps (K, P, Q), a tile a map, black at 0 (or the least value, if lower), brightest at their maximum."""
+    """Draw feature maps (K, P, Q), one tile for each, black at 0 (or at the least value, if lower), brightest at their
+    maximum."""
     low, high = min(values.min().item(), 0.0), values.max().item()
     scaled = (values - low) / max(high - low, 1e-12)
     return _sheet([_coloured(one.numpy(), colormaps["magma"]) for one in scaled], side)
 
 
 def _coloured(values: np.ndarray, colours: object) -> np.ndarray:
+    """Return values in [0, 1] in the colours of a map."""
     return colours(values, bytes=True)[..., :3]  # type: ignore[operator,no-any-return]
 
 
 def _sheet(tiles: list[np.ndarray], side: int, across: int = 16) -> str:
-    """Tiles (H, W, 3) side by side, `across` a row, each enlarged a whole number of times or shrunk to about `side`."""
+    """Put tiles (H, W, 3) side by side, `across` in a row, enlarged by a whole factor or shrunk to about `side`."""
     h, w = tiles[0].shape[:2]
     factor = max(side // max(h, w), 1)
     h, w = h * factor, w * factor
@@ -84,18 +89,19 @@ def _sheet(tiles: list[np.ndarray], side: int, across: int = 16) -> str:
 
 
 def _svg(figure: Figure) -> str:
+    """Return a figure as SVG."""
     buffer = io.BytesIO()
     with (
         warnings.catch_warnings(),
         rc_context({"svg.fonttype": "none", "svg.hashsalt": "cnn_triton", "font.family": "sans-serif"}),
     ):
-        warnings.simplefilter("ignore")  # of glyphs that Matplotlib lacks: the browser has them
+        warnings.simplefilter("ignore")  # about glyphs that Matplotlib lacks: the browser has them
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _uri(buffer.getvalue(), "svg+xml")
+    return _url(buffer.getvalue(), "svg+xml")
 
 
 def curves(metrics: list[dict[str, str]]) -> str:
-    """Loss and accuracy by epoch, of training and test images, from the rows of metrics.csv."""
+    """Plot loss and accuracy by epoch, of training and test images, from the rows of metrics.csv."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     epochs = [int(row["epoch"]) for row in metrics]
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
@@ -112,7 +118,7 @@ def curves(metrics: list[dict[str, str]]) -> str:
 
 
 def confusion(counts: torch.Tensor, classes: tuple[str, ...]) -> str:
-    """The confusion matrix: counts[i, j] images of class i that the network takes for class j."""
+    """Plot the confusion matrix: counts[i, j] images of class i that the network classifies as class j."""
     n = len(classes)
     side = min(max(3.2, 0.42 * n + 1.4), 12)
     figure = Figure(figsize=(side, side), layout="constrained")

@@ -1,4 +1,4 @@
-"""A run's report.html: what each layer sees, the training, the mistakes, and why convolution; and runs compared."""
+"""A run's report.html: feature maps, the training, the mistakes, the case for convolution; and a comparison of runs."""
 
 import math
 from dataclasses import replace as replaced
@@ -18,7 +18,7 @@ from .training import Config, normalised, probabilities
 
 __all__ = ["write_comparison", "write_report"]
 
-_MAPS = 32  # of a layer, at most, in a picture
+_MAPS = 32  # the most maps of a layer in a picture
 _BIG = (1000, 1000)
 
 
@@ -30,10 +30,10 @@ def write_report(
     device: torch.device,
     shown: tuple[str, ...] | None = None,
 ) -> Path:
-    """Writes a run's report.html, one file that needs no other; returns its path.
+    """Write a run's report.html, one file that needs no other; return its path.
 
-    shown: the classes of which an example is put through the network; the first ten unless given
-    Errors: ValueError for a class that is not there or figures that can't be read, OSError.
+    shown: the classes with an example that is put through the network; the first ten unless given
+    errors: ValueError for a class that is not there or figures that can't be read, OSError
     """
     metrics = read_metrics(folder)
     shares = probabilities(model, data.test_images, config, device)
@@ -71,10 +71,10 @@ def write_report(
 
 
 def write_comparison(folder: Path, runs: list[tuple[Path, Classifier, Config]]) -> Path:
-    """Writes compare.html, of runs on the same images whose networks differ in their first layers; returns its path.
+    """Write compare.html, for runs on the same images whose networks differ in their first layers; return its path.
 
-    runs: folder, model and configuration of each. Errors: ValueError for figures that can't be read, and for runs that
-    differ in more than their models; OSError.
+    runs: folder, model and configuration of each
+    errors: ValueError for figures that can't be read, and for runs that differ in more than their models; OSError
     """
     alike = [replaced(config, model="", data="") for _, _, config in runs]
     if any(each != alike[0] for each in alike):
@@ -101,7 +101,7 @@ def write_comparison(folder: Path, runs: list[tuple[Path, Classifier, Config]]) 
 
 
 def _answers(data: ImageSet, shares: torch.Tensor) -> dict[str, Any]:
-    """What the network says of the test images, and where it errs."""
+    """Return the network's answers for the test images, and its mistakes."""
     said, labels, n = shares.argmax(1), data.test_labels, len(data.classes)
     wrong = (said != labels).nonzero()[:, 0]
     worst = wrong[shares[wrong].amax(1).argsort(descending=True)][:12].tolist()
@@ -123,7 +123,8 @@ def _answers(data: ImageSet, shares: torch.Tensor) -> dict[str, Any]:
 
 
 def _weights(model: Classifier, config: Config, layers: list[Stage]) -> dict[str, Any]:
-    """Weights of fully connected, locally connected and convolutional layers, for this image size and a big one."""
+    """Return the numbers of weights of fully connected, locally connected and convolutional layers, for this image size
+    and a big one."""
     one = next(stage for stage in layers if stage.convolves)._replace(groups=1)
     sizes = ((config.height, config.width), _BIG)
     return {
@@ -141,7 +142,7 @@ def _weights(model: Classifier, config: Config, layers: list[Stage]) -> dict[str
 def _example(
     model: Classifier, config: Config, image: torch.Tensor, name: str, layers: list[Stage], device: torch.device
 ) -> dict[str, Any]:
-    """An image's way through the network: its pixels, its maps after each layer, its class probabilities."""
+    """Return an image's pixels, its maps after each layer, and its class probabilities."""
     model.eval()
     sheets = feature_maps(model.features, normalised(image[None], config, device))
     shares = probabilities(model, image[None], config, device)[0]
@@ -158,5 +159,5 @@ def _example(
 
 
 def _middle(stage: Stage) -> tuple[int, int]:
-    """A stage's output pixel (p, q) in the middle."""
+    """Return the middle pixel (p, q) of a stage's output."""
     return stage.output[1] // 2, stage.output[2] // 2

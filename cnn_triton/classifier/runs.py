@@ -1,13 +1,13 @@
-"""A run's folder: configuration, weights, figures and the training's state, whole at every moment.
+"""A run's folder: configuration, weights, figures and the training's state, complete at every moment.
 
-    config.json          what decides the result (training.Config)
+    config.json          everything that decides the result (training.Config)
     model.safetensors    the weights after the last finished epoch
-    metrics.csv          a row of figures an epoch (training.Epoch)
-    training.pt          what the remaining epochs depend on (training.Trainer.state_dict)
+    metrics.csv          a row of figures for each epoch (training.Epoch)
+    training.pt          everything that the remaining epochs depend on (training.Trainer.state_dict)
     report.html          the pictures (report.py)
 
 A folder appears complete, by a rename. Each file is replaced by a rename, figures first, weights last: a kill at any
-moment leaves every file whole, and training.pt says which epoch a continued training starts from.
+moment leaves every file complete, and training.pt says from which epoch a resumed training goes on.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ _LOCK, _UNFINISHED = ".lock", ".unfinished-"
 
 
 class Run:
-    """The folder of a training that goes on here; no other process can write to it until it is closed."""
+    """The folder of a training in progress; no other process can write to it until it is closed."""
 
     def __init__(self, folder: Path, lock: Any) -> None:
         self.folder = folder
@@ -54,7 +54,7 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path, trainer: Trainer) -> "Run":
-        """A new folder, with the untrained weights. Errors: FileExistsError if one with files is there, OSError."""
+        """Make a folder, with the untrained weights. Errors: FileExistsError if one with files is there, OSError."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
         try:
@@ -76,9 +76,9 @@ class Run:
 
     @classmethod
     def resume(cls, folder: Path, trainer: Trainer) -> "Run":
-        """Goes on in a folder: the trainer takes its state.
+        """Go on in a folder: the trainer takes its state.
 
-        Errors: BlockingIOError if another process trains there, ValueError for a state that can't be used, OSError.
+        errors: BlockingIOError if another process trains there, ValueError for a state that can't be used, OSError
         """
         run = cls(folder, _locked(folder))
         for left in folder.glob(f"{_UNFINISHED}*"):
@@ -88,17 +88,17 @@ class Run:
             trainer.load_state_dict(state)
         except OSError:
             raise
-        except Exception as error:  # whatever a torn file or a stranger's makes of torch.load
+        except Exception as error:  # a torn file, or another program's, makes torch.load fail in any way
             raise ValueError(f"{folder / STATE}: not a state of this training ({_line(error)})") from None
         rows = read_metrics(folder)
         if len(rows) < trainer.epoch:
             raise ValueError(f"{folder / METRICS}: has {len(rows)} epochs, but {STATE} is of epoch {trainer.epoch}")
-        trainer.processes.told(state)
+        trainer.processes.broadcast(state)
         run._save(trainer, rows[: trainer.epoch])
         return run
 
     def add(self, epoch: Epoch, trainer: Trainer) -> None:
-        """Saves what an epoch gave. Errors: OSError; what was saved before is still there."""
+        """Save an epoch's figures and the state after it. Errors: OSError; the last saved state stays."""
         figures = {name: str(value) for name, value in asdict(epoch).items() if name != "launches"}
         counts = {"launches": sum(epoch.launches.values()), **dict(sorted(epoch.launches.items()))}
         row = figures | {name: str(count) for name, count in counts.items()}
@@ -114,29 +114,29 @@ class Run:
         state = io.BytesIO()
         torch.save(trainer.state_dict(), state)
         replace(self.folder / STATE, state.getvalue())
-        self.epochs = epochs  # from here on this is where a continued training starts
+        self.epochs = epochs  # a resumed training goes on after these from now on
         replace(self.folder / WEIGHTS, save_weights(trainer.model_weights()))
 
     @property
     def saved(self) -> int:
-        """Number of epochs after which a continued training starts."""
+        """Number of epochs after which a resumed training goes on."""
         return len(self.epochs)
 
     def close(self) -> None:
-        """Lets other processes write to the folder."""
+        """Let other processes write to the folder."""
         self._lock.close()
 
 
 class Onlooker:
-    """What the other processes of a training have for the first one's Run: they take and give their parts of it."""
+    """The counterpart of the first process's Run in another process, which takes and gives its part of the state."""
 
     def __init__(self, trainer: Trainer, going_on: bool) -> None:
         if going_on:
-            trainer.load_state_dict(trainer.processes.told({}))
+            trainer.load_state_dict(trainer.processes.broadcast({}))
         self._give(trainer)
 
     def add(self, epoch: Epoch, trainer: Trainer) -> None:
-        """Hands over what the first process saves."""
+        """Give this process's part of the state that the first process saves."""
         self._give(trainer)
 
     def _give(self, trainer: Trainer) -> None:
@@ -146,7 +146,7 @@ class Onlooker:
 
 
 def _locked(folder: Path) -> Any:
-    """The folder's lock; it goes with the process. Errors: BlockingIOError if another process has it."""
+    """Return the folder's lock; it ends with the process. Errors: BlockingIOError if another process has it."""
     lock = (folder / _LOCK).open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,7 +157,7 @@ def _locked(folder: Path) -> Any:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Writes a file under another name, and gives it its own once it is on the disk. Errors: OSError."""
+    """Write a file under another name, and give it its own once it is on the disk. Errors: OSError."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=_UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -178,12 +178,12 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def is_run(folder: Path) -> bool:
-    """Is a run in the folder?"""
+    """True if the folder holds a run."""
     return (folder / CONFIG).exists() or (folder / WEIGHTS).exists()
 
 
 def read_metrics(folder: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv. Errors: ValueError, in one line."""
+    """Return the rows of metrics.csv. Errors: ValueError, in one line."""
     try:
         with (folder / METRICS).open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -199,7 +199,7 @@ def read_metrics(folder: Path) -> list[dict[str, str]]:
 
 
 def launch_counts(rows: list[dict[str, str]]) -> dict[str, int]:
-    """The kernel launches of all epochs, by operator, from the rows of metrics.csv."""
+    """Return the kernel launches of all epochs, by operator, from the rows of metrics.csv."""
     operators = dict.fromkeys(name for row in rows for name in row)
     for field in fields(Epoch):
         operators.pop(field.name, None)
@@ -207,13 +207,13 @@ def launch_counts(rows: list[dict[str, str]]) -> dict[str, int]:
 
 
 def _line(error: object) -> str:
-    """An error's message, in one line of bearable length."""
+    """Return an error's message in one line, at most about 300 characters long."""
     text = " ".join(str(error).split())
     return text if len(text) < 300 else text[:300] + "..."
 
 
 def read_config(folder: Path) -> Config:
-    """The configuration of a run. Errors: ValueError, in one line."""
+    """Return the configuration of a run. Errors: ValueError, in one line."""
     if not is_run(folder):
         raise ValueError(f"{folder}: no run is here ({CONFIG} and {WEIGHTS} are missing)")
     try:
@@ -223,7 +223,7 @@ def read_config(folder: Path) -> Config:
 
 
 def _checked(values: dict[str, Any]) -> Config:
-    """The configuration of JSON's values. Errors: KeyError, TypeError, ValueError."""
+    """Return the configuration of JSON's values. Errors: KeyError, TypeError, ValueError."""
     config = Config(**{**values, "classes": tuple(values["classes"])})
     for field in fields(Config):
         name, kind, value = field.name, field.type, getattr(config, field.name)
@@ -243,7 +243,8 @@ def _checked(values: dict[str, Any]) -> Config:
 
 
 def load(folder: Path, device: torch.device) -> tuple[Classifier, Config]:
-    """The model of a run. Errors: ValueError, in one line, for a folder without one or weights of another model."""
+    """Return the model of a run, and its configuration. Errors: ValueError, in one line, for a folder without a run or
+    weights of another model."""
     config = read_config(folder)
     try:
         model = build(config, device)

@@ -1,4 +1,4 @@
-"""Runs the command line: `python -m cnn_triton.cli`."""
+"""Run the command line: `python -m cnn_triton.cli`."""
 
 from .main import main
 

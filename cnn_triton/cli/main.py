@@ -3,81 +3,39 @@
 import io
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .jobs import choose, compare_runs, fail, free_folder, guarded, open_run, place, run_data, train_run, write_report
+from .jobs import choose, fail, free_folder, guarded, open_run, place, run_data, write_report
+from .options import (
+    BatchSize,
+    Data,
+    Device,
+    Dtype,
+    Epochs,
+    Images,
+    Kind,
+    Model,
+    Network,
+    OtherData,
+    Out,
+    Rate,
+    Resume,
+    Run,
+    Seed,
+    Sharded,
+    Size,
+    Where,
+    typed,
+)
+from .train_command import compare_runs, train_run
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    help="Trains image classifiers whose every layer is a Triton kernel, and shows what they see.",
+    help="Train image classifiers in which every layer is a Triton kernel, and show their feature maps.",
 )  # fmt: skip
-
-
-class Device(StrEnum):
-    """Where to run."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Dtype(StrEnum):
-    """What to compute in."""
-
-    float32 = "float32"
-    float64 = "float64"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-
-class Model(StrEnum):
-    """Which network."""
-
-    lenet5 = "lenet5"
-    lenet5_local = "lenet5-local"
-    lenet5_full = "lenet5-full"
-    vgg = "vgg"
-
-
-DATA = "'digits', or a folder: of image files, a sub-folder a class, or of MNIST's IDX files."
-Data = Annotated[str, typer.Option(help=DATA)]
-OtherData = Annotated[str | None, typer.Option(help=f"{DATA} The run's own unless given.")]
-Size = Annotated[
-    str | None, typer.Option(help="What a folder's images are brought to, 32 unless given: SIDE or HEIGHTxWIDTH.")
-]
-Network = Annotated[
-    Model,
-    typer.Option(
-        help="Like LeNet-5, its first layer a convolution, or locally or fully connected; or like a small VGG."
-    ),
-]
-Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training images.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images per step.")]
-Rate = Annotated[float, typer.Option(help="Highest learning rate.")]
-Seed = Annotated[
-    int, typer.Option(min=0, max=2**32 - 1, help="Decides the split, the weights' start and the order of images.")
-]
-Where = Annotated[Device, typer.Option(help="auto: a CUDA GPU if there is one, else the CPU.")]
-Kind = Annotated[Dtype, typer.Option(help="Of weights and activations.")]
-Out = Annotated[Path | None, typer.Option(help="The run's folder; a new one in runs/ unless given.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or begin it if none is there.")]
-Sharded = Annotated[
-    bool, typer.Option("--fsdp", help="Under torchrun: split weights and optimizer among the processes (FSDP2).")
-]
-Run = Annotated[Path, typer.Argument(help="Folder that `train` wrote.")]
-Images = Annotated[
-    list[Path], typer.Argument(help="Image files, as those of the training: white digits on black, say.")
-]
-
-
-def typed(context: typer.Context) -> set[str]:
-    """The options that were given, whose values do not just stand at their defaults."""
-    source = context.get_parameter_source
-    return {name for name in context.params if getattr(source(name), "name", "") == "COMMANDLINE"}
 
 
 @app.command()
@@ -97,9 +55,9 @@ def train(
     resume: Resume = False,
     fsdp: Sharded = False,
 ) -> None:
-    """Trains a network on images, every layer a Triton kernel; keeps weights, figures and a page of pictures.
+    """Train a network on images, every layer a Triton kernel; keep weights, figures and a page of pictures.
 
-    Under torchrun, its processes share every batch.
+    Under torchrun, the processes share every batch.
     """
     folder = train_run(
         out, device, resume, fsdp, typed(context),
@@ -121,7 +79,7 @@ def demo(
     dtype: Kind = Dtype.float32,
     out: Out = None,
 ) -> None:
-    """Trains on handwritten digits, shows what the network says of a few unseen ones, and writes a page of pictures."""
+    """Train on handwritten digits, classify a few unseen ones, and write a page of pictures."""
     folder = train_run(
         out or free_folder("demo"), device,
         data="digits", model=model.value, size=None,
@@ -160,8 +118,8 @@ def compare(
     out: Out = None,
     resume: Resume = False,
 ) -> None:
-    """Trains a network thrice, its first layer a convolution, locally connected, and fully connected, and writes a page
-    of what sharing weights buys: accuracy, number of weights, learned kernels."""
+    """Train a network three times, its first layer a convolution, locally connected, and fully connected, and write a
+    page that shows the effect of shared weights: accuracy, number of weights, learned kernels."""
     page = compare_runs(
         out, device, resume, typed(context),
         data=data, size=size, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, dtype=dtype.value,
@@ -172,7 +130,7 @@ def compare(
 @app.command()
 @guarded
 def evaluate(run: Run, data: OtherData = None, device: Where = Device.auto) -> None:
-    """Says how many of the test images a run classifies right, class by class."""
+    """Print how many of the test images a run classifies correctly, class by class."""
     where = choose(device)
     model, config = open_run(run, where)
     images = run_data(run, config, data)
@@ -195,7 +153,7 @@ def evaluate(run: Run, data: OtherData = None, device: Where = Device.auto) -> N
 @app.command()
 @guarded
 def predict(run: Run, images: Images, device: Where = Device.auto) -> None:
-    """Names the class of each image, with its probability."""
+    """Print the class of each image, with its probability."""
     where = choose(device)
     model, config = open_run(run, where)
     import torch
@@ -222,7 +180,7 @@ def report(
     data: OtherData = None,
     device: Where = Device.auto,
 ) -> None:
-    """Writes report.html anew: what each layer sees, the training, the mistakes, and why convolution."""
+    """Write report.html anew: feature maps of each layer, the training, the mistakes, and the case for convolution."""
     where = choose(device)
     model, config = open_run(run, where)
     images = run_data(run, config, data)
@@ -233,11 +191,11 @@ def report(
 @guarded
 def show(
     image: Annotated[str, typer.Argument(help="An image file, or scikit-learn's 'china' or 'flower'.")],
-    run: Annotated[Path | None, typer.Option(help="A run whose first layer to use, instead of edge kernels.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The page to write; IMAGE.html, here, unless given.")] = None,
+    run: Annotated[Path | None, typer.Option(help="A run whose first layer is used instead of edge kernels.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page to write; IMAGE.html in this folder unless given.")] = None,
     device: Where = Device.auto,
 ) -> None:
-    """Puts a photograph through a first layer, at full size, and writes a page of its feature maps."""
+    """Put a photograph through a first layer, at full size, and write a page of its feature maps."""
     where = choose(device)
     layer = open_run(run, where) if run else None
     from ..classifier.data import load_image, sample_photograph
@@ -261,23 +219,27 @@ def profile(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help=f"{', '.join(Model)}; a run's folder; or module:function of your own.")],
     input: Annotated[str | None, typer.Option(help="Images: CHANNELSxHEIGHTxWIDTH.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 32,
-    training: Annotated[bool, typer.Option("--training", help="A training step: forward and backward.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a step.")] = 32,
+    training: Annotated[
+        bool, typer.Option("--training", help="Profile a training step: forward and backward.")
+    ] = False,
     compare: Annotated[
-        bool, typer.Option("--compare", help="PyTorch's own operators beside ours, in one run.")
+        bool, typer.Option("--compare", help="Show PyTorch's own operators beside ours, in one run.")
     ] = False,
     device: Where = Device.auto,
     dtype: Kind = Dtype.float32,
-    steps: Annotated[int, typer.Option(min=1, help="Steps that the figures are of.")] = 10,
+    steps: Annotated[int, typer.Option(min=1, help="Steps over which the figures are taken.")] = 10,
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
     trace: Annotated[Path | None, typer.Option(help="File for a trace that Chrome and Perfetto open.")] = None,
-    roofline: Annotated[Path | None, typer.Option(help="File for a plot, as roofline.png.")] = None,
-    proton: Annotated[Path | None, typer.Option(help="File for the tree of Triton's profiler, where it is.")] = None,
-    ncu: Annotated[str | None, typer.Option(help="A kernel that Nsight Compute is to count for, by its name.")] = None,
+    roofline: Annotated[Path | None, typer.Option(help="File for a plot, for example roofline.png.")] = None,
+    proton: Annotated[
+        Path | None, typer.Option(help="File for the tree of Triton's profiler, if it is installed.")
+    ] = None,
+    ncu: Annotated[str | None, typer.Option(help="The name of a kernel for Nsight Compute to profile.")] = None,
 ) -> None:
-    """Where a step's time goes: by layer, operator and kernel, against what the chip can do."""
+    """Show where a step's time goes: by layer, operator and kernel, beside the limits of the device."""
     if ncu is not None:
-        from .profiled import ncu as count
+        from .profile_command import ncu as count
 
         words = [model]
         for name in sorted(typed(context) - {"ncu", "model"}):
@@ -287,7 +249,7 @@ def profile(
     where = place(device)
     import torch
 
-    from .profiled import profile_model
+    from .profile_command import profile_model
 
     profile_model(
         model, input, batch_size, where, getattr(torch, dtype.value), steps,
@@ -301,30 +263,38 @@ def profile(
 def inspect_command(
     op: Annotated[
         str,
-        typer.Argument(help="A function of cnn_triton.functional, as conv2d_relu; or file.py:function of your own."),
+        typer.Argument(
+            help="A function of cnn_triton.functional, for example conv2d_relu; or file.py:function of your own."
+        ),
     ],
     arguments: Annotated[
         list[str] | None,
         typer.Argument(help="NAME=VALUE: input=32x64x56x56, padding=1; a layer of ResNet-50 unless given."),
     ] = None,
     target: Annotated[
-        list[str] | None, typer.Option(help="A chip, as sm_90 or gfx942; may be given several times. All unless given.")
+        list[str] | None, typer.Option(help="A chip, for example sm_90; may be given several times. All unless given.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16, tf32, float32 or float64.")] = "bfloat16",
-    layout: Annotated[str, typer.Option(help="Of images: channels_last or contiguous.")] = "channels_last",
-    gradients: Annotated[bool, typer.Option("--gradients", help="The backward pass, too.")] = False,
-    operator: Annotated[str | None, typer.Option(help="Only this operator of those that the call runs.")] = None,
-    tile: Annotated[str | None, typer.Option(help="Another tile than is picked, as 128x64x64,stages=3.")] = None,
-    tiles: Annotated[bool, typer.Option("--tiles", help="A table of every tile that could serve.")] = False,
-    sort: Annotated[str | None, typer.Option(help="The figure that sorts the table of tiles, as registers.")] = None,
+    layout: Annotated[
+        str, typer.Option(help="Memory format of images: channels_last or contiguous.")
+    ] = "channels_last",
+    gradients: Annotated[bool, typer.Option("--gradients", help="Compile the backward pass, too.")] = False,
+    operator: Annotated[str | None, typer.Option(help="Show only this operator of those that the call runs.")] = None,
+    tile: Annotated[
+        str | None, typer.Option(help="A tile instead of the pick, for example 128x64x64,stages=3.")
+    ] = None,
+    tiles: Annotated[bool, typer.Option("--tiles", help="Show a table of every tile that could serve.")] = False,
+    sort: Annotated[
+        str | None, typer.Option(help="The figure that sorts the table of tiles, for example registers.")
+    ] = None,
     dump: Annotated[Path | None, typer.Option(help="Folder for TTIR, TTGIR, LLIR, PTX or AMDGCN, and SASS.")] = None,
     html: Annotated[Path | None, typer.Option(help="File for a page: source beside code, linked both ways.")] = None,
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
 ) -> None:
-    """What a call compiles to on any chip, and what limits it there; no GPU is needed."""
-    if "cnn_triton.kernels.base.lang" not in sys.modules:  # which decides once whether kernels are interpreted
+    """Show the code that a call compiles to on any chip, and its limits there; no GPU is needed."""
+    if "cnn_triton.kernels.base.lang" not in sys.modules:  # on import it decides if kernels are interpreted
         os.environ["TRITON_INTERPRET"] = "0"
-    from .inspecting import inspect_op
+    from .inspect_command import inspect_op
 
     inspect_op(
         op, arguments or [], targets=target or ["all"], dtype=dtype, layout=layout, gradients=gradients,
@@ -333,7 +303,7 @@ def inspect_command(
 
 
 def main() -> None:
-    """The command `cnn-triton`."""
+    """Run the command `cnn-triton`."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be any bytes
     app()

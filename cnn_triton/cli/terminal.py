@@ -1,4 +1,4 @@
-"""What the command line shows while it works: a progress bar, a line an epoch, images in characters."""
+"""Output of the command line while it works: a progress bar, a line for each epoch, images in characters."""
 
 from typing import Self
 
@@ -12,9 +12,9 @@ __all__ = ["TrainingProgress", "drawing"]
 
 
 class TrainingProgress:
-    """A progress bar with the loss, accuracy and images per second of the epoch so far, and a line an epoch.
+    """A progress bar with the loss, accuracy and images per second of the epoch so far, and a line for each epoch.
 
-    The bar is for terminals only; the lines, whose figures are those of metrics.csv, go to files and pipes too.
+    The bar is for terminals only. The lines also go to files and pipes; their figures are those of metrics.csv.
     """
 
     def __init__(self, epochs: int, finished: int, images: int) -> None:
@@ -34,12 +34,12 @@ class TrainingProgress:
         return self
 
     def on_batch(self, count: int, loss: float, accuracy: float, rate: float) -> None:
-        """Moves the bar by a batch of images."""
+        """Move the bar by a batch of images."""
         text = f"loss {loss:.4f}  accuracy {accuracy:.3f}  {rate:.0f} images/s"
         self.bar.update(self.task, advance=count, description=text)
 
     def on_epoch(self, epoch: Epoch) -> None:
-        """Prints an epoch's figures."""
+        """Print an epoch's figures."""
         print(
             f"epoch {epoch.epoch:2d} of {self.epochs}  loss {epoch.train_loss:.4f}  "
             f"accuracy {epoch.train_accuracy:.3f}  test accuracy {epoch.test_accuracy:.3f}  "
@@ -52,5 +52,5 @@ class TrainingProgress:
 
 
 def drawing(image: torch.Tensor) -> list[str]:
-    """An image (H, W) in [0, 1] as lines of text, two characters a pixel."""
+    """Return an image (H, W) in [0, 1] as lines of text, two characters for each pixel."""
     return ["".join(2 * " ░▒▓█"[min(int(v * 5), 4)] for v in row) for row in image.tolist()]

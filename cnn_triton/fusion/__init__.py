@@ -1,1 +1,1 @@
-"""What TorchDynamo captured of a model, with our kernels put in: graph passes, torch.compile's backend, `convert`."""
+"""Our kernels in the graphs that TorchDynamo captures of a model: graph passes, torch.compile's backend, `convert`."""

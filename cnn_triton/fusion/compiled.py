@@ -1,11 +1,12 @@
-"""A converted model's call: the graphs that TorchDynamo captured of it, with our kernels in them (capture.py).
+"""A converted model's call: it runs the graphs that TorchDynamo captured of the model, with our kernels in them.
 
 model(x)
-    somebody else follows the call (torch.compile, export, jit, fx, functorch, modes, hooks of all modules)?
-                               the layers, one by one
-    a graph of before fits?    it runs
-    Dynamo captures one?       it runs
-    it can't                   the layers, one by one; from then on, unless it is the model that fails
+    if something else follows the call (torch.compile, export, jit, fx, functorch, modes, hooks of all modules):
+        the layers run, one by one
+    if a graph captured before fits, or Dynamo captures a new one (backend.py):
+        the graph runs
+    if Dynamo fails:
+        the layers run, one by one; from then on at every call, unless the error is the model's own
 """
 
 import functools
@@ -26,24 +27,24 @@ from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.hooks import RemovableHandle
 
-from ..modules import hooked
-from .capture import Captures, OfOne, backend_of
+from ..modules import has_hooks
+from .backend import Captures, ModelCaptures, backend_of
 
 __all__ = ["CompiledCall"]
 
 _OWN = "_cnn_triton_call"  # in the model's __dict__, so that its copies get one of their own
-# Graphs of a model, until what is new runs layer by layer; Dynamo's own limit is 8, and train, no_grad, autocast,
-# layout and dtype need one each.
+# The most graphs of a model; past that, calls that need a new one run layer by layer. Dynamo's own limit is 8, and
+# train, no_grad, autocast, layout and dtype need one each.
 _GRAPHS = 64
-# A TorchDispatchMode that doesn't say that Dynamo may capture within it.
+# True within a TorchDispatchMode that doesn't let Dynamo capture under it.
 _in_a_mode = getattr(_python_dispatch, "is_in_any_mode_without_ignore_compile_internals", is_in_torch_dispatch_mode)
 _TRIES = 4  # of capturing a model as a whole
 _numbers = itertools.count()
 _CALLER = torch.nn.Module._wrapped_call_impl.__code__
 
-_capturing = threading.RLock()  # Dynamo passes over what another thread calls while it captures, for good
+_capturing = threading.RLock()  # held by the thread that captures: Dynamo skips code of other threads then, for good
 
-# What Dynamo is to do while it captures: of a model that has had hooks, notice those that come and go, too.
+# Dynamo's settings while it captures; for a model that has had hooks, it also guards against new and removed hooks.
 _settings = {
     had_hooks: config._make_closure_patcher(skip_nnmodule_hook_guards=not had_hooks, recompile_limit=_GRAPHS)
     for had_hooks in (False, True)
@@ -51,14 +52,15 @@ _settings = {
 
 
 def _forward(model: torch.nn.Module, ran: list[bool], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What is captured. `ran`: not empty once something has run; then, whether what was captured has."""
+    """Call the model: the code that is captured. It appends to `ran`: True if a captured graph runs, False if the
+    layers do; while nothing has run, `ran` is empty."""
     ran.append(torch.compiler.is_compiling())
     return model._call_impl(*args, **kwargs)
 
 
 class _Code:
-    """Code that Dynamo captures: it keeps graphs by the code that they are of, and passes over code for good where
-    something was in its way once; so each model, and mode, has its own, and gets other code then."""
+    """Code that Dynamo captures. Dynamo keeps graphs by their code, and after a failure skips that code for good. So
+    each model has its own in each mode, and gets new code after a failure."""
 
     def __init__(self, backend: Callable[..., Any], captures: Captures, had_hooks: bool) -> None:
         self._backend = backend
@@ -91,16 +93,16 @@ class _Code:
 
 
 class CompiledCall:
-    """What a model's `__call__` does, installed where torch.nn.Module.compile installs its own.
+    """A converted model's `__call__`, installed where torch.nn.Module.compile installs its own.
 
-    rest: the backend that compiles what is not ours
-    captures: what was captured of the model
-    failure: why it is not captured, if it can't be
+    rest:     name of the backend that compiles the calls that are not ours
+    captures: of this model
+    failure:  why the model can't be captured; empty if it can
     """
 
     def __init__(self, rest: str) -> None:
         self.rest = rest
-        self.captures = OfOne()
+        self.captures = ModelCaptures()
         self.failure = ""
         self._model: Callable[[], torch.nn.Module | None] = lambda: None
         self._forward: Any = None
@@ -109,7 +111,7 @@ class CompiledCall:
 
     @classmethod
     def install(cls, model: torch.nn.Module, rest: str) -> "CompiledCall":
-        """Gives a model such a call."""
+        """Give a model its compiled call."""
         call = cls(rest)
         call._model = weakref.ref(model)
         vars(model)["_compiled_call_impl"] = vars(model)[_OWN] = call
@@ -117,13 +119,13 @@ class CompiledCall:
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> "CompiledCall | None":
-        """The model's, if it has one."""
+        """Return the model's compiled call, None if it has none."""
         found = vars(model).get(_OWN)
         return found if isinstance(found, cls) and found._model() is model else None
 
     @classmethod
     def remove(cls, model: torch.nn.Module) -> None:
-        """Takes it from a model, if it has one."""
+        """Take the compiled call from a model, if it has one."""
         if vars(model).pop(_OWN, None) is not None and isinstance(vars(model).get("_compiled_call_impl"), cls):
             del vars(model)["_compiled_call_impl"]
 
@@ -136,29 +138,30 @@ class CompiledCall:
         if called is not model:  # a copy that has the same __dict__
             return called._call_impl(*args, **kwargs)
         assert model is not None
-        if self.failure or _followed():
+        if self.failure or _is_followed():
             return model._call_impl(*args, **kwargs)
         ran: list[bool] = []
         try:
             return self._code(model)(model, ran, args, kwargs)
-        except (TorchDynamoException, AssertionError) as error:  # of Dynamo's defects, assertions come as they are
-            if ran:  # what has run must not run twice
+        except (TorchDynamoException, AssertionError) as error:  # Dynamo doesn't wrap its own failed assertions
+            if ran:  # a part of the model has run, and must not run twice
                 raise _own(error) from None
             reason = getattr(error, "inner_exception", error)
-        result = model._call_impl(*args, **kwargs)  # where it is the model that fails, with PyTorch's own error
+        result = model._call_impl(*args, **kwargs)  # an error of the model's own is raised here, as PyTorch has it
         self.failure = f"{type(reason).__name__}: {reason}".split("\n")[0]
         return result
 
     def _look_for_hooks(self, model: torch.nn.Module) -> None:
-        """Hooks that come are known by the handles that were made of them; those that there were at a capture, Dynamo
-        guards. From the first that came on, it guards that there are no others: for each module, which takes longer
-        than all other guards."""
+        """Look for hooks, and from the first one on have Dynamo guard every module against new ones. By itself Dynamo
+        guards only the hooks that are there at a capture, since guards of every module take longer than all others
+        together. A new hook shows in the number of handles that were made."""
         self._handles = RemovableHandle.next_id
-        if not self._had_hooks and any(map(hooked, model.modules())):
+        if not self._had_hooks and any(map(has_hooks, model.modules())):
             self._had_hooks, self._codes = True, {}
 
     def _code(self, model: torch.nn.Module) -> _Code:
-        """What is captured in the model's mode; anew for another forward of its class, which Dynamo overlooks."""
+        """Return the code to capture in the model's mode; new code if its class has another forward, which Dynamo
+        overlooks."""
         if self._handles != RemovableHandle.next_id:
             self._look_for_hooks(model)
         forward = type(model).forward
@@ -171,24 +174,25 @@ class CompiledCall:
         return code
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CompiledCall":
-        copied = memo.get(id(self._model()))  # under way, if the model is copied as modules are
+        copied = memo.get(id(self._model()))  # the unfinished copy, if the model is copied as modules are
         return CompiledCall(self.rest) if copied is None else self.install(copied, self.rest)
 
     def __reduce__(self) -> Any:
         model = self._model()
-        if model is None or isinstance(model, torch.fx.GraphModule):  # whose pickles can't hold themselves
+        if model is None or isinstance(model, torch.fx.GraphModule):  # a GraphModule's pickle can't hold itself
             return CompiledCall, (self.rest,)
         return self.install, (model, self.rest)
 
 
 def _names(model_of: Callable[[], torch.nn.Module | None]) -> dict[str, str]:
-    """The names of a model's modules, by their id. Dynamo keeps backends for ever, so theirs holds no model."""
+    """Return the names of a model's modules, by their id. Dynamo keeps backends for ever, so a backend gets this
+    function and not the model."""
     model = model_of()
     return {} if model is None else {str(id(module)): name for name, module in model.named_modules()}
 
 
 def _own(error: BaseException) -> BaseException:
-    """PyTorch's error within that of a capture, if an operator raised one."""
+    """Return PyTorch's own error behind one of a capture, if an operator raised one."""
     inner: BaseException | None = error
     while isinstance(error, TorchRuntimeError) and _is_dynamos(inner):
         inner = inner.__cause__ or inner.__context__  # type: ignore[union-attr]
@@ -196,13 +200,13 @@ def _own(error: BaseException) -> BaseException:
 
 
 def _is_dynamos(error: BaseException | None) -> bool:
-    """Is it what Dynamo says of another error?"""
+    """True if Dynamo made the error, to report another one."""
     return isinstance(error, TorchDynamoException) or str(error).startswith("Dynamo failed to run FX node")
 
 
-def _followed() -> bool:
-    """Does torch.jit, torch.fx, functorch or a mode follow what is called, or a hook of all modules, which Dynamo
-    overlooks?"""
+def _is_followed() -> bool:
+    """True if torch.jit, torch.fx, functorch or a mode follows the call, or a hook of all modules, which Dynamo
+    overlooks."""
     return bool(
         torch._C._is_tracing()
         or _in_a_mode()

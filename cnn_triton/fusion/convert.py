@@ -1,8 +1,8 @@
-"""Makes a model's layers ours, in place, and back.
+"""Conversion: makes a model's layers this library's, in place, and back.
 
 a layer    becomes ours by its class: parameters, buffers, hooks, mode, identity, state_dict stay as they are
-the model  gets a call of its own (compiled.py): what TorchDynamo captures of it, with our kernels in the place of a
-           convolution or a linear layer and what follows it. No class of the model's is touched
+the model  gets a call of its own (compiled.py): it runs the graph that TorchDynamo captures, in which one kernel stands
+           for a convolution or a linear layer and the calls that follow it. The model's own classes stay as they are
 """
 
 from collections import Counter
@@ -15,9 +15,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .. import nn
 from ..kernels.base.precision import PRECISION
-from ..tools.warmup import arguments, faked
-from .capture import Captures
+from .backend import Captures
 from .compiled import CompiledCall
+from .fakes import arguments, faked
 
 __all__ = ["Conversion", "Layer", "convert", "revert"]
 
@@ -27,7 +27,7 @@ _MARK = "_cnn_triton_converted"  # in a swapped layer's __dict__, so that copies
 
 
 class Layer(NamedTuple):
-    """What became of a layer that this library has: `outcome` is "swapped" or "left"; `why` says more, if there is."""
+    """A layer of torch.nn that this library has, too. outcome: "swapped" or "left"; why: the reason if it was left."""
 
     name: str
     kind: str
@@ -37,11 +37,11 @@ class Layer(NamedTuple):
 
 @dataclass
 class Conversion:
-    """What `convert` did; str() is a report for people, of what has been captured until then.
+    """The result of `convert`; str() is a report, of all that has been captured until then.
 
-    layers: those of torch.nn's that this library has
-    call: the model's call; `call.captures` has what was captured, and fused with what; `call.failure`, why nothing is.
-    None where the model has another one
+    layers: the model's layers of torch.nn that this library has, too
+    call: the model's compiled call, with `call.captures` and, if nothing can be captured, the reason in `call.failure`;
+    None if the model has another compiled call
     """
 
     layers: list[Layer]
@@ -49,11 +49,11 @@ class Conversion:
 
     @property
     def captures(self) -> Captures:
-        """What was captured of the model until now; what is captured again, for another mode or size, counts once."""
+        """The captures of the model until now; a call that is captured again, for another mode or size, counts once."""
         return self.call.captures if self.call else Captures()
 
     def count(self, outcome: str) -> int:
-        """How many layers are "swapped" or "left"."""
+        """Return how many layers are "swapped" or "left"."""
         return sum(layer.outcome == outcome for layer in self.layers)
 
     def __str__(self) -> str:
@@ -63,52 +63,51 @@ class Conversion:
         lines = [f"{count} layer{'s' * (count != 1)} swapped" + (f": {said}" if said else "")]
         lines += [f"  {each.name} ({each.kind}) is {each.outcome}: {each.why}" for each in self.layers if each.why]
         if self.call is None:
-            return "\n".join(
-                [*lines, "not captured: the model is compiled already; torch.compile's backend fuses, too"]
-            )
+            said = "not captured: the model is compiled already; torch.compile's backend fuses, too"
+            return "\n".join([*lines, said])
         if self.call.failure:
             return "\n".join([*lines, f"not captured, the layers run one by one: {self.call.failure}"])
         if not self.captures.graphs:
-            return "\n".join([*lines, "what is fused is known after the first call, or of convert(model, example)"])
+            return "\n".join([*lines, "captures come with the first call, or with convert(model, example)"])
         return "\n".join([*lines, str(self.captures)])
 
 
 def convert(model: torch.nn.Module, example: Any = None, *, rest: str = "eager") -> Conversion:
-    """Makes the layers of a model this library's, in place, and has each convolution and linear layer run as one kernel
-    with what follows it; results stay the same, in training and in eval mode.
+    """Make the layers of a model this library's, in place, and run each convolution and linear layer as one kernel with
+    the calls that follow it. Results stay the same, in training and in eval mode.
 
-    Swapped: the layers of torch.nn that `cnn_triton.nn` has. Fused, and functions of torch.nn.functional replaced: in
-    what TorchDynamo captures of the model, as by torch.compile(model, backend="cnn_triton"); see docs/fusing.md. The
-    first call captures, as does one in another mode, memory format or dtype; up to 64 graphs. What changes in the model
-    later, hooks too, is noticed. Names, parameters (tied ones, too), buffers, hooks, modes and requires_grad stay.
-    Copies (copy.deepcopy, pickle, torch.save) are converted, too. The layers run one by one, ours but not fused, where
-    the model is called under torch.jit.trace, torch.fx, torch.export, a transform of torch.func, or within another
-    torch.compile, which then sees them; and where Dynamo can't follow it. DistributedDataParallel may come before or
-    after; convert before torch.distributed's fully_shard.
+    Layers of torch.nn that `cnn_triton.nn` has are swapped. In the graphs that TorchDynamo captures of the model, as
+    with torch.compile(model, backend="cnn_triton"), calls are fused, and functions of torch.nn.functional replaced; see
+    docs/fusing.md. The first call captures a graph, and so does the first in another mode, memory format or dtype, up
+    to 64 graphs. Later changes of the model, hooks too, are noticed. Names, parameters (also tied ones), buffers,
+    hooks, modes and requires_grad stay. Copies (copy.deepcopy, pickle, torch.save) are converted, too. The layers run
+    one by one, ours but not fused, where Dynamo can't follow the model, and where the model is called under
+    torch.jit.trace, torch.fx, torch.export, a transform of torch.func, or another torch.compile, which then sees the
+    layers. DistributedDataParallel may come before or after; convert before torch.distributed's fully_shard.
 
     Equivalent to: model.compile(backend="cnn_triton"), for its results
 
     model: any torch.nn.Module; its layers run as `cnn_triton.functional` says: our kernels on a GPU
-    example: what the model is called with: a tensor, a tuple of arguments or a dict of keyword arguments. The report
-    then says what is fused in the present mode; nothing is computed, as in `cnn_triton.warmup`
-    rest: the backend of torch.compile that compiles what is not ours: "eager", which runs it as it is and can be
+    example: the model's argument or arguments: a tensor, a tuple of arguments or a dict of keyword arguments. With an
+    example the report has the captures of the present mode; nothing is computed, as in `cnn_triton.warmup`
+    rest: the backend of torch.compile for the calls that are not ours: "eager" runs them as they are, and can be
     differentiated twice; "aot_eager", "inductor"
-    returns: a Conversion, which says what was swapped, what is fused, and why what might be is not
-    errors: TypeError for what is no module or no example; ValueError for a backend that there is not; RuntimeError for
-    an example whose values the model needs
+    returns: a Conversion, with the swapped layers, the fused calls, and the reasons for calls that are left
+    errors: TypeError if model or example is something else; ValueError for an unknown backend; RuntimeError for a model
+    that needs the example's values
     """
     backends = torch._dynamo.list_backends(exclude_tags=())
     if rest not in backends:
         raise ValueError(f"rest must be one of {', '.join(backends)}, but got {rest!r}")
     args, kwargs = ((), {}) if example is None else arguments(model, example)
     layers = [_converted(name, module) for name, module in _modules(model).items()]
-    root = model.module if isinstance(model, DistributedDataParallel) else model  # whose own forward Dynamo passes over
+    root = model.module if isinstance(model, DistributedDataParallel) else model  # Dynamo skips DDP's own forward
     for module in model.modules():
         if module is not root:
-            CompiledCall.remove(module)  # of a part that was converted before: the whole has it now
+            CompiledCall.remove(module)  # from a part that was converted before: the whole model has it now
     call = CompiledCall.of(root)
     if root._compiled_call_impl is not None and not isinstance(root._compiled_call_impl, CompiledCall):
-        call = None  # torch.nn.Module.compile's is in force
+        call = None  # that of torch.nn.Module.compile stays in force
     elif call is None or call.failure or call.rest != rest:
         call = CompiledCall.install(root, rest)
     if example is not None:
@@ -118,9 +117,9 @@ def convert(model: torch.nn.Module, example: Any = None, *, rest: str = "eager")
 
 
 def revert(model: torch.nn.Module) -> None:
-    """Undoes `convert`: every module is of the class that it was, with the weights that it has now.
+    """Undo `convert`: every module gets back its class, and keeps its present weights.
 
-    errors: TypeError for what is no module
+    errors: TypeError if model is no module
     """
     for module in _modules(model).values():
         CompiledCall.remove(module)
@@ -129,14 +128,14 @@ def revert(model: torch.nn.Module) -> None:
 
 
 def _modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """A model's modules by name; errors: TypeError."""
+    """Return a model's modules by name. Errors: TypeError."""
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
     return dict(model.named_modules())
 
 
 def _converted(name: str, module: torch.nn.Module) -> Layer | None:
-    """Swaps a layer, unless it is none of those that this library has, or it can't be."""
+    """Swap a layer if this library has it, and it can be swapped; None if this library doesn't have it."""
     kind = next((kind for kind in type(module).__mro__ if kind in _OURS), None)
     if kind is None:
         return None
@@ -149,9 +148,9 @@ def _converted(name: str, module: torch.nn.Module) -> Layer | None:
 
 
 def _unfit(module: torch.nn.Module, kind: type) -> str:
-    """Why a layer can't be ours; nothing if it can, or is."""
+    """Return why a layer can't be swapped; nothing if it can, or is ours already."""
     base = _base(module)
-    if base.__module__ == nn.__name__:
+    if getattr(nn, base.__name__, None) is base:
         return ""
     if base is not kind:
         return f"a subclass of {kind.__name__}, whose forward may do something else"
@@ -162,13 +161,13 @@ def _unfit(module: torch.nn.Module, kind: type) -> str:
 
 
 def _base(module: torch.nn.Module) -> type:
-    """The module's class, or the one that torch.nn.utils.parametrize made its class of."""
+    """Return the module's class; for a parametrized module, the class that it had before."""
     kind = type(module)
     return kind.__bases__[0] if is_parametrized(module) else kind
 
 
 def _become(module: torch.nn.Module, kind: type) -> None:
-    """Changes the module's class; a parametrized module's is made anew, with its properties."""
+    """Change the module's class; a parametrized module gets a new subclass with the properties of its old one."""
     if is_parametrized(module):
         own = {name: value for name, value in vars(type(module)).items() if name not in ("__dict__", "__weakref__")}
         kind = type(type(module).__name__, (kind,), own)

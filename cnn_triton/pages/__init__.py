@@ -1,4 +1,4 @@
-"""Pages made of the templates beside this file."""
+"""HTML pages from the templates beside this file."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ __all__ = ["count", "render"]
 
 
 def render(template: str, /, **values: Any) -> bytes:
-    """A page, as UTF-8: the template filled with the values; texts are escaped."""
+    """Return a page, as UTF-8: the template filled with the values; texts are escaped."""
     environment = Environment(
         loader=PackageLoader("cnn_triton", "pages"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -20,7 +20,7 @@ def render(template: str, /, **values: Any) -> bytes:
 
 
 def count(number: int) -> str:
-    """A whole number, from ten millions on as a power of ten."""
+    """Return a whole number as text, from ten millions on as a power of ten."""
     if number < 10**7:
         return f"{number:,}"
     factor, exponent = f"{number:.1e}".split("e+")

@@ -1,1 +1,1 @@
-"""What helps to work with the layers: warm-up, profile, and what a call compiles to; no command line."""
+"""Tools for work with the layers: warm-up, profile, and the code that a call compiles to; no command line."""

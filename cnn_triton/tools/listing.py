@@ -1,4 +1,4 @@
-"""A kernel's source beside the code that it became, each line of which knows the lines that it is from."""
+"""A kernel's source beside its code; each line of code has the places in the source that it is from."""
 
 import ast
 import re
@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..kernels.compiler import aot
+from ..kernels.compiler import figures
 
 __all__ = ["Line", "Source", "listings", "sources"]
 
@@ -14,14 +14,14 @@ Place = tuple[str, int]  # a file, and a line of it
 
 
 class Line(NamedTuple):
-    """A line of code, and the places in the source that it is from: its own, then who called that, outwards."""
+    """A line of code, and the places in the source that it is from: its own, then those of its callers, outwards."""
 
     text: str
     places: tuple[Place, ...]
 
 
 class Source(NamedTuple):
-    """The functions of a file that code is from: (number, text) of each line."""
+    """The functions of a file that code is from. lines: (number, text) of each."""
 
     path: str
     lines: tuple[tuple[int, str], ...]
@@ -40,15 +40,15 @@ _SASS = re.compile(r"\s*(?:/\*[0-9a-f]{4,}\*/.*;|\.L_\w+:)")
 
 
 def listings(chip: str, texts: dict[str, Any]) -> dict[str, list[Line]]:
-    """The listings of a kernel by name, "PTX" and "SASS", or "AMDGCN", of what aot.recording keeps of it."""
+    """Return the listings of a kernel by name, "PTX" and "SASS", or "AMDGCN", from its texts (aot.recording)."""
     if not chip.startswith("sm_"):
         return {"AMDGCN": _assembly(texts["amdgcn"])}
     ptx = _assembly(texts["ptx"])
-    return {"PTX": ptx, "SASS": _sass(aot.disassembled(chip, texts), ptx)}
+    return {"PTX": ptx, "SASS": _sass(figures.disassembled(chip, texts), ptx)}
 
 
 def _assembly(text: str) -> list[Line]:
-    """The lines of PTX or of AMD's assembly. What called a place is in the comment behind a .loc, as in
+    """Return the lines of PTX or of AMD's assembly. The comment behind a .loc has a place's callers, for example
     "device.py:63:23 @[ conv2d.py:77:73 ]"; lines without a place are the compiler's own."""
     files: dict[str, str] = {}
     for line in text.splitlines():
@@ -72,8 +72,8 @@ def _assembly(text: str) -> list[Line]:
 
 
 def _sass(text: str, ptx: list[Line]) -> list[Line]:
-    """The lines of machine code. The disassembler names only a line's own place: callers are those that all of the
-    PTX from there has."""
+    """Return the lines of machine code. The disassembler names only a line's own place; its callers are those that all
+    the PTX from that place has."""
     callers: dict[Place, Counter[Place]] = {}
     count: Counter[Place] = Counter()
     for line in ptx:
@@ -93,7 +93,7 @@ def _sass(text: str, ptx: list[Line]) -> list[Line]:
 
 
 def sources(listed: list[list[Line]], first: str) -> list[Source]:
-    """The functions that listings are from, by file, that of the kernel first."""
+    """Return the functions that listings are from, by file, the kernel's first."""
     found: dict[str, set[int]] = {first: set()}
     for lines in listed:
         for line in lines:
@@ -103,7 +103,7 @@ def sources(listed: list[list[Line]], first: str) -> list[Source]:
 
 
 def _functions(path: str, rows: set[int]) -> Source:
-    """The functions of a file that hold one of these lines, whole."""
+    """Return the functions of a file that have one of these lines, each as a whole."""
     try:
         text = Path(path).read_text()
         tree = ast.parse(text)

@@ -1,10 +1,8 @@
-"""Compiles what a training step of a model launches ahead of its first batch.
+"""Warm-up: compiles the kernels of a model's training step ahead of its first batch.
 
-What is left of the step when nothing is computed:
-
-    the model's forward and backward, on fake tensors:    shapes and strides, no memory, no arithmetic
-        each of our operators on the way: its launcher    picks tiles as ever; its launches are noted, not run
-    for each noted launch, in parallel threads:           Triton's compiler, most of which runs outside of Python
+the model's forward and backward, on fake tensors:    shapes and strides, no memory, no arithmetic
+    each of our operators on the way:                 its launcher picks tiles as always; launches are noted, not run
+for each noted launch, in parallel threads:           Triton's compiler, which runs mostly outside of Python
 """
 
 import contextlib
@@ -18,30 +16,28 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 from ..dispatch import as_on_a_gpu
-from ..fusion.capture import eagerly
 from ..fusion.compiled import CompiledCall
-from ..kernels.base.lang import INTERPRETING, require, triton
+from ..fusion.fakes import ForDynamo, arguments, faked
+from ..kernels.base.lang import INTERPRETING, require, triton  # type: ignore[attr-defined]
 from ..kernels.compiler import aot
 from ..kernels.core.chips import NAMES
 from ..kernels.core.op import Launch, noting
 from ..kernels.registry import op_of
 
-__all__ = ["FakesForDynamo", "WarmUp", "arguments", "faked", "warmup"]
+__all__ = ["Noting", "WarmUp", "compile_launches", "step_launches", "warmup"]
 
 
 class WarmUp(NamedTuple):
-    """What `warmup` found and did; str() says it in a sentence.
+    """The result of `warmup`; str() says it in a sentence.
 
-    kernels:  distinct kernels that a step launches
-    launches: how often it launches one
-    seconds:  from the call to its end
-    chip:     what they are compiled for, as in "sm_90"; "cpu" or "interpreter" where nothing is compiled
-    new:      those of the kernels that this process did not have: compiled now, or found in Triton's cache on disk
+    kernels:  number of distinct kernels that a step launches
+    launches: number of a step's launches
+    seconds:  duration of the call
+    chip:     the chip that they are compiled for, for example "sm_90"; "cpu" or "interpreter" where nothing is compiled
+    new:      number of kernels that this process did not have: compiled now, or found in Triton's cache on disk
     """
 
     kernels: int
@@ -67,28 +63,29 @@ class WarmUp(NamedTuple):
 
 
 def warmup(model: torch.nn.Module, example: Any, *, chip: str | None = None, workers: int | None = None) -> WarmUp:
-    """Compiles every kernel that a training step of the model on such inputs launches, so that the first step, which
-    would compile them one after the other, finds them ready.
+    """Compile every kernel that a training step of the model launches on inputs like the example. The first step finds
+    them ready; without a warm-up it compiles them one after the other.
 
     Nothing is computed and no memory is taken. The model's forward runs once, as Python, on copies of its tensors
     that have shapes and strides only, then backward from all of its outputs that require gradients, each with a
-    gradient laid out like the output. Parameters, buffers, gradients and the random state stay as they are; what
-    forward does to anything else (a counter, a tensor that is neither) it does. The step is the one that a call would
-    make here: in the model's mode, under the autocast in force (but backward outside of it), and forward alone where
-    no output requires a gradient (frozen parameters, torch.no_grad()). A model that returns its loss has that in the
-    step, too.
+    gradient laid out like the output. Parameters, buffers, gradients and the random state stay as they are; other
+    effects of forward (on a counter, or a tensor that is neither parameter nor buffer) do take place. The step is the
+    one that a call would make here: in the model's mode, under the autocast in force (but backward outside of it), and
+    forward alone where no output requires a gradient (frozen parameters, torch.no_grad()). If a model returns its loss,
+    the loss is in the step, too.
 
     Equivalent to: model(*example).backward(...), for its effect on Triton's cache
 
-    model: on the GPU it will run on, or for a `chip` anywhere, "meta" too
-    example: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments, on the
+    model: on the GPU it will run on; with `chip` on any device, "meta" too
+    example: the model's argument or arguments: a tensor, a tuple of arguments, or a dict of keyword arguments, on the
     model's device; sizes, strides and dtypes count, values don't
-    chip: another than the GPU here, one of cnn_triton.kernels.tiles.CHIPS, as in "sm_90": the kernels go into
-    Triton's cache on disk (TRITON_CACHE_DIR) without such a GPU. Other threads must not launch kernels meanwhile
-    workers: threads that compile; as many as there are CPUs unless given
+    chip: the chip to compile for if it isn't the GPU here, one of cnn_triton.kernels.core.chips.NAMES, for example
+    "sm_90": the kernels go into Triton's cache on disk (TRITON_CACHE_DIR), and no GPU is needed. Other threads must not
+    launch kernels meanwhile
+    workers: number of threads that compile; unless given, the number of CPUs
     returns: a WarmUp. On a CPU without `chip`, and in Triton's interpreter, there is nothing to compile: 0 kernels
-    errors: TypeError (types), ValueError (an unknown chip, workers below 1), RuntimeError: a `chip` in the
-    interpreter, a kernel that does not compile, a forward that needs its tensors' values; and what the model raises
+    errors: TypeError (types), ValueError (an unknown chip, workers below 1), RuntimeError (a `chip` in the interpreter,
+    a kernel that does not compile, a forward that needs its tensors' values), and the model's own errors
     """
     args, kwargs = _checked(model, example, chip, workers)
     begun = time.perf_counter()
@@ -104,17 +101,17 @@ def warmup(model: torch.nn.Module, example: Any, *, chip: str | None = None, wor
     if on_gpu and chip == _chip_here():
         chip = None
     with contextlib.nullcontext() if chip is None else _compiling_for(chip), warnings.catch_warnings():
-        # Triton asks each tensor for its address; a fake one's is its offset, as if from a well aligned start.
+        # Triton asks each tensor for its address; a fake tensor gives its offset, as if its memory were well aligned.
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         launches = step_launches(model, args, kwargs)
         workers = workers or getattr(os, "process_cpu_count", os.cpu_count)() or 1
-        # Triton's own mark of a compilation in threads would outlive a failure, but for a context of its own.
+        # In a context of its own: Triton's mark of a compilation in threads would outlive a failure.
         kernels, new = contextvars.copy_context().run(compile_launches, launches, workers, load=chip is None)
         return WarmUp(len(kernels), len(launches), time.perf_counter() - begun, _chip_here(), len(new))
 
 
 def _checked(model: Any, example: Any, chip: Any, workers: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and the keyword arguments that the example is."""
+    """Return the positional and the keyword arguments that the example stands for. Errors: TypeError, ValueError."""
     found = arguments(model, example)
     if chip is not None and not isinstance(chip, str):
         raise TypeError(f"chip must be a string, but got {type(chip).__name__}")
@@ -127,28 +124,8 @@ def _checked(model: Any, example: Any, chip: Any, workers: Any) -> tuple[tuple[A
     return found
 
 
-def arguments(model: Any, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and the keyword arguments that an example for a model is; errors: TypeError for what is none, or
-    no model, RuntimeError for a model without shapes."""
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if torch.nn.parameter.is_lazy(tensor):
-            raise RuntimeError(f"model's {name} has no shape yet; run the model once, then warm it up")
-    if not isinstance(example, torch.Tensor | tuple | dict):
-        raise TypeError(
-            "example must be a tensor, a tuple of arguments or a dict of keyword arguments, "
-            f"but got {type(example).__name__}"
-        )
-    if isinstance(example, dict) and not all(isinstance(key, str) for key in example):
-        raise TypeError(f"example must have strings as keys, the model's keyword arguments, but got {list(example)}")
-    if isinstance(example, dict):
-        return (), example
-    return (example,) if isinstance(example, torch.Tensor) else example, {}
-
-
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors in a value: itself, or those in containers and dataclasses, however deep."""
+    """Yield the tensors in a value: the value itself, or those in containers and dataclasses at any depth."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -163,8 +140,8 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 class Noting(TorchDispatchMode):
-    """Within, on whichever of autograd's threads: our operators launch nothing, and `launches` lists what they would
-    have launched; their results are uninitialised."""
+    """A mode, in force on all of autograd's threads, under which our operators launch nothing: `launches` lists the
+    launches that they would have made, and their results are uninitialised."""
 
     supports_higher_order_operators = True
 
@@ -182,43 +159,12 @@ class Noting(TorchDispatchMode):
         return results
 
 
-class _ForDynamo:
-    """A mode that TorchDynamo captures within; it keeps out of others."""
-
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        """So it asks."""
-        return True
-
-
-class FakesForDynamo(_ForDynamo, FakeTensorMode):
-    """Within, tensors have shapes and strides, and no memory."""
-
-
-class _NotingForDynamo(_ForDynamo, Noting):
-    pass
-
-
-@contextlib.contextmanager
-def faked(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Callable[[], Any]]:
-    """Within, a call of the model on copies of its tensors, and of these, that have shapes and strides only. Errors:
-    RuntimeError for a model that needs their values."""
-    mode = FakesForDynamo if CompiledCall.of(model) else FakeTensorMode  # other compilers would compute
-    with eagerly(), mode(allow_non_fake_inputs=True) as fake:  # tensors that are neither parameters nor buffers
-        named = (*model.named_parameters(), *model.named_buffers())
-        state: dict[str, torch.Tensor] = {name: fake.from_tensor(tensor) for name, tensor in named}
-        args, kwargs = tree_map_only(torch.Tensor, fake.from_tensor, (args, kwargs))
-        try:
-            yield lambda: torch.func.functional_call(model, state, args, kwargs)
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            raise RuntimeError(
-                f"model's step needs the values of its tensors ({error.func}), which the example does not give; "
-                "take those of its parts that do not"
-            ) from error
+class _NotingForDynamo(ForDynamo, Noting):
+    """The same, and TorchDynamo captures under it."""
 
 
 def step_launches(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Launch]:
-    """What a forward and a backward pass of the model launch, in order."""
+    """Return the launches of a forward and a backward pass of the model, in order."""
     noted = _NotingForDynamo() if CompiledCall.of(model) else Noting()
     with faked(model, args, kwargs) as forward, noted:
         step(forward)
@@ -226,14 +172,14 @@ def step_launches(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[st
 
 
 def step(forward: Callable[[], Any]) -> None:
-    """Forward, and backward from every output that requires a gradient; leaves no gradient behind."""
+    """Run forward, and backward from every output that requires a gradient; leave no gradient behind."""
     outputs = [t for t in _tensors(forward()) if t.requires_grad]
     before = [(leaf, leaf.grad) for leaf in _leaves(outputs)]  # real ones, where the model has weights of its own
     try:
         with contextlib.ExitStack() as stack:
             for kind in filter(torch.amp.is_autocast_available, {t.device.type for t in outputs}):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-            # Not from the sum: its gradient is one number, broadcast, and kernels are compiled for strides.
+            # Not from the outputs' sum: its gradient is one number, broadcast, and kernels are compiled for strides.
             torch.autograd.backward(outputs, [torch.empty_like(t) for t in outputs])
     finally:
         for leaf, grad in before:
@@ -241,7 +187,7 @@ def step(forward: Callable[[], Any]) -> None:
 
 
 def _leaves(outputs: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The tensors to whose gradients a backward pass from these outputs adds."""
+    """Yield the tensors whose gradients grow in a backward pass from these outputs."""
     yield from (t for t in outputs if t.is_leaf)
     nodes: list[Any] = [t.grad_fn for t in outputs]
     seen: set[Any] = {None}
@@ -256,20 +202,21 @@ def _leaves(outputs: list[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 @contextlib.contextmanager
 def _compiling_for(chip: str) -> Iterator[None]:
-    """Within, Triton compiles for the chip, and the layers run as on a GPU wherever their tensors are."""
+    """Have Triton compile for the chip within the context, and layers run as on a GPU wherever their tensors are."""
     with aot.compiling_for(chip), as_on_a_gpu():
         yield
 
 
 def _chip_here() -> str:
-    """The chip that Triton compiles for now."""
+    """Return the name of the chip that Triton compiles for now."""
     target = triton.runtime.driver.active.get_current_target()
     return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch).split(":")[0]
 
 
 def compile_launches(launches: list[Launch], workers: int, load: bool) -> tuple[set[str], set[str]]:
-    """(all, new): the hashes of the launches' kernels, each compiled and, with `load`, brought onto its GPU; and of
-    those that this process did not have. Errors: RuntimeError for one that does not compile; the others are."""
+    """Compile the launches' kernels and, with `load`, bring each onto its GPU. Return (all, new): the hashes of the
+    kernels, and of those that this process did not have. Errors: RuntimeError for a kernel that does not compile; the
+    others are compiled all the same."""
     kernels: set[str] = set()
     new: set[str] = set()
     for device in {launch.device for launch in launches}:  # each GPU has a cache of its own, and loads for itself
@@ -292,13 +239,14 @@ def compile_launches(launches: list[Launch], workers: int, load: bool) -> tuple[
 
 
 def _compiled(launch: Launch) -> Any:
-    """The launch's kernel, from Triton's caches or compiled; in Triton's asynchronous mode it may be under way."""
+    """Return the launch's kernel, from Triton's caches or compiled; in Triton's asynchronous mode it may be under
+    way."""
     return launch.kernel.run(*launch.args, grid=(1,), warmup=True, **launch.constants)
 
 
 def _finished(kernel: Any, launch: Launch) -> Any:
-    """The launch's kernel, of one that was under way. One that failed among threads is compiled once more, alone:
-    CPython 3.11 has threads that parse at once fail now and then (github.com/python/cpython/issues/106905)."""
+    """Return the launch's kernel, finished. A kernel that failed among threads is compiled once more, alone: in CPython
+    3.11, threads that parse at the same time fail now and then (github.com/python/cpython/issues/106905)."""
     if not isinstance(kernel, triton.FutureKernel):
         return kernel
     try:
@@ -312,14 +260,14 @@ def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
 
 
 def _load(kernel: Any, device: torch.device) -> None:
-    """Brings a kernel onto the GPU and makes its launcher, which its first launch would do."""
+    """Bring a kernel onto the GPU and make its launcher, as its first launch would."""
     with _on(device):
         _ = kernel.run
 
 
 def _settle(launches: list[Launch]) -> None:
-    """Leaves no kernel under way in Triton's caches: one that failed or was interrupted is compiled when it is asked
-    for again."""
+    """Remove unfinished kernels from Triton's caches, so that a kernel that failed or was interrupted is compiled anew
+    when it is next needed."""
     for kernel in {launch.kernel for launch in launches}:
         for cache, *_ in kernel.device_caches.values():
             for key in [key for key, entry in cache.items() if isinstance(entry, triton.FutureKernel)]:

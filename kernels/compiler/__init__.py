@@ -1,1 +1,1 @@
-"""What a launch compiles to, on any chip, without having one."""
+"""Compilation of launches for any chip, without having one, and the figures of the code."""

@@ -1,7 +1,7 @@
-"""Machine code as its disassemblers print it, NVIDIA's and AMD's: the main loop, what it issues, loads and computes.
+"""Disassembled machine code of NVIDIA and AMD: the main loop, its instructions, loads and FLOPs.
 
-An instruction is a `Step`: its name, and which steps may follow it. Loops are the strongly connected parts of that
-flow, so a wait that the compiler put behind the kernel's end still belongs to the loop that jumps there and back.
+An instruction is a `Step`: its name, and the steps that may follow it. Loops are the strongly connected parts of this
+graph, so a wait that the compiler put behind the kernel's end still belongs to the loop that jumps there and back.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Step(NamedTuple):
-    """One instruction: its name with modifiers, the steps it may jump to, and whether the next one may follow."""
+    """One instruction: its name with modifiers, the steps it may jump to, and True if the next one may follow."""
 
     name: str
     jumps: tuple[int, ...] = ()
@@ -25,7 +25,7 @@ _ENDS = ("EXIT", "RET", "BRX")
 
 
 def nvidia(text: str) -> list[Step]:
-    """The steps of a kernel disassembled by nvdisasm --binary, where jumps name addresses."""
+    """Return the steps of a kernel disassembled by nvdisasm --binary, where jumps name addresses."""
     lines = _SASS.findall(text)
     at = {int(address, 16): index for index, (address, *_) in enumerate(lines)}
     steps = []
@@ -39,7 +39,7 @@ def nvidia(text: str) -> list[Step]:
 
 
 def amd(text: str) -> list[Step]:
-    """The steps of a kernel in LLVM's assembly, where jumps name labels."""
+    """Return the steps of a kernel in LLVM's assembly, where jumps name labels."""
     lines = re.findall(r"^(?:(\.LBB\w+):|[ \t]+([a-z]\w+)([^;\n]*))", text.split(".Lfunc_end")[0], re.MULTILINE)
     labels, count = {}, 0
     for label, name, _ in lines:
@@ -58,30 +58,31 @@ def amd(text: str) -> list[Step]:
 
 
 def main_loop(steps: list[Step]) -> tuple[list[str], bool]:
-    """(names, looped): the instructions of the innermost loop that has the most matrix instructions; in a kernel
-    without any, fused multiply-adds; without those, global loads. Of the whole kernel where no loop has one."""
+    """Return (names, True): the instructions of the innermost loop with the most matrix instructions; in a kernel
+    without them, with the most fused multiply-adds; without those, with the most global loads. (names, False), those of
+    the whole kernel, if no loop has any."""
     names = [step.name for step in steps]
-    for counted in (is_matrix, is_fma, load_bytes):
-        if any(map(counted, names)):
+    for works in (is_matrix, is_fma, load_bytes):
+        if any(map(works, names)):
             break
     else:
         return names, False
     inner: list[list[int]] = []
     for loop in _loops(steps):  # from the outside inwards
-        if any(counted(names[i]) for i in loop):
+        if any(works(names[i]) for i in loop):
             inner = [other for other in inner if not set(loop) < set(other)] + [loop]
     if not inner:
         return names, False
-    return [names[i] for i in max(inner, key=lambda loop: sum(bool(counted(names[i])) for i in loop))], True
+    return [names[i] for i in max(inner, key=lambda loop: sum(bool(works(names[i])) for i in loop))], True
 
 
 def _loops(steps: list[Step]) -> Iterator[list[int]]:
-    """Every loop's steps, those of an outer loop before those of the loops inside it."""
+    """Yield every loop's steps, those of an outer loop before those of the loops inside it."""
     starts = {0} | {jump for step in steps for jump in step.jumps}
     starts |= {i + 1 for i, step in enumerate(steps[:-1]) if step.jumps or not step.falls}
     blocks = [range(*pair) for pair in pairwise([*sorted(starts), len(steps)])]
     number = {block.start: n for n, block in enumerate(blocks)}
-    after = []  # of each block: a bit for every block that may follow
+    after = []  # for each block, a bit for every block that may follow
     for block in blocks:
         last = steps[block.stop - 1]
         follow = [*last.jumps, block.stop] if last.falls else last.jumps
@@ -94,11 +95,11 @@ def _loops(steps: list[Step]) -> Iterator[list[int]]:
         for part in _cycles(after, todo.pop()):
             yield [i for n in _bits(part) for i in blocks[n]]
             entries = part & (1 | _union(after[n] for n in _bits(reached & ~part)))
-            todo.append(part & ~entries)  # what still goes round without them is a loop inside
+            todo.append(part & ~entries)  # a cycle without the entries is an inner loop
 
 
 def _cycles(after: list[int], within: int) -> set[int]:
-    """The strongly connected parts of some blocks, as bits, by Warshall's algorithm."""
+    """Return the strongly connected parts of the blocks `within`, as bits, by Warshall's algorithm."""
     nodes = list(_bits(within))
     reach = {n: after[n] & within for n in nodes}
     for middle in nodes:
@@ -109,12 +110,14 @@ def _cycles(after: list[int], within: int) -> set[int]:
 
 
 def _bits(mask: int) -> Iterator[int]:
+    """Yield the positions of a mask's bits."""
     while mask:
         yield (mask & -mask).bit_length() - 1
         mask &= mask - 1
 
 
 def _union(masks: Iterable[int]) -> int:
+    """Return the bits that any of the masks has."""
     total = 0
     for mask in masks:
         total |= mask
@@ -128,17 +131,17 @@ _FMA = re.compile(r"[DF]FMA(2?)\b|v_(pk_)?fma(?:c|mk|ak)?_f(?:32|64)")
 
 
 def is_matrix(name: str) -> bool:
-    """Does a tensor core (matrix core) execute it?"""
+    """True if a tensor core (AMD: a matrix core) executes the instruction."""
     return bool(_WARPGROUP.match(name) or _WARP.match(name) or _BLOCK.match(name))
 
 
 def is_fma(name: str) -> bool:
-    """Is it a fused multiply-add of floats?"""
+    """True if the instruction is a fused multiply-add of floats."""
     return bool(_FMA.match(name))
 
 
 def flops(name: str) -> float:
-    """FLOPs of an instruction that one warp issues; 0 for one whose shape its name doesn't say."""
+    """Return the FLOPs of an instruction that one warp issues; 0 if its name doesn't have its shape."""
     if found := _WARPGROUP.match(name):
         m, n, k = map(int, found.groups())
         return 2 * m * n * k / 4
@@ -151,7 +154,7 @@ def flops(name: str) -> float:
 
 
 def tcgen05_flops(ptx: str) -> int:
-    """FLOPs of one tcgen05.mma of a kernel, 0 without one: its descriptor holds M and N, and K is 32 bytes.
+    """Return the FLOPs of one tcgen05.mma of a kernel, 0 without one: its descriptor holds M and N, and K is 32 bytes.
 
     Source: "Instruction descriptor" in the PTX ISA.
     """
@@ -164,7 +167,7 @@ def tcgen05_flops(ptx: str) -> int:
 
 
 def per_flop(names: list[str], warps: int, tcgen05: int) -> float | None:
-    """Instructions that `warps` warps issue for 1000 FLOPs, when each goes through these; None without arithmetic."""
+    """Return the instructions that `warps` warps issue for 1000 FLOPs if each runs these; None without arithmetic."""
     arithmetic = warps * sum(map(flops, names)) + tcgen05 * sum(bool(_BLOCK.match(name)) for name in names)
     return float(f"{1000 * warps * len(names) / arithmetic:.3g}") if arithmetic else None
 
@@ -174,35 +177,37 @@ _AMD_WIDTHS = {"dwordx4": 16, "b128": 16, "dwordx3": 12, "b96": 12, "dwordx2": 8
 
 
 def load_bytes(name: str) -> int:
-    """Bytes a thread loads from global memory with it; 16 for a box that the copy engine loads, 0 for no load."""
+    """Return the bytes that a thread loads from global memory by it; 16 for a load by TMA, 0 for no load."""
     return _access_bytes(name, ("LDG", "LDGSTS"), "load", "UTMALDG")
 
 
 def store_bytes(name: str) -> int:
-    """Bytes a thread stores to global memory with it; 16 for a box that the copy engine stores, 0 for no store."""
+    """Return the bytes that a thread stores to global memory by it; 16 for a store by TMA, 0 for no store."""
     return _access_bytes(name, ("STG",), "store", "UTMASTG")
 
 
-def _access_bytes(name: str, plain: tuple[str, ...], verb: str, box: str) -> int:
+def _access_bytes(name: str, plain: tuple[str, ...], verb: str, tma: str) -> int:
+    """Return the bytes of an access: NVIDIA's by the names `plain` and `tma`, AMD's by the verb."""
     base, *modifiers = name.split(".")
     if base in plain:
         return next((_WIDTHS[word] for word in modifiers if word in _WIDTHS), 4)
     if found := re.match(rf"(?:global|buffer|flat)_{verb}_(?:lds_)?(\w+?)(?:_|$)", name):
         return _AMD_WIDTHS.get(found[1], 1 if "byte" in found[1] or found[1][1:] == "8" else 2)
-    return 16 if base == box else 0
+    return 16 if base == tma else 0
 
 
 def widths(names: list[str], bytes_of: Callable[[str], int]) -> str:
-    """How many accesses of each width there are: "16 B x 12, 2 B x 1", boxes of the copy engine apart."""
+    """Return in words how many accesses of each width there are, for example "box x 4, 16 B x 12"; a box is by TMA."""
     found = Counter("box" if name.startswith("UTMA") else f"{bytes_of(name)} B" for name in names if bytes_of(name))
     return ", ".join(f"{width} x {found[width]}" for width in sorted(found, key=_width, reverse=True))
 
 
 def atomics(names: list[str]) -> str:
-    """How many there are: "atomic x 8"."""
+    """Return in words how many atomics there are, for example "atomic x 8"."""
     count = sum(bool(re.match(r"(?:RED|ATOMG?)(?:\.|$)|(?:global|buffer|flat)_atomic_", name)) for name in names)
     return f"atomic x {count}" if count else ""
 
 
-def _width(what: str) -> int:
-    return 64 if what == "box" else int(what.split()[0])
+def _width(word: str) -> int:
+    """Return the sort key of a width in words."""
+    return 64 if word == "box" else int(word.split()[0])

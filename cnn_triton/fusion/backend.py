@@ -1,9 +1,9 @@
-"""torch.compile's backend: what TorchDynamo captures of any model, with our kernels put in.
+"""torch.compile's backend: our kernels in the graphs that TorchDynamo captures of any model.
 
 torch.compile(model, backend="cnn_triton")
-    Dynamo      follows the model's forward, guards what it relied on, breaks the graph at what it can't follow
-    fusing.py   puts our kernels into each graph
-    `Captured`  runs that where kernels run, and the graph as it was where they don't, chosen at each call
+    Dynamo      follows the model's forward, guards its assumptions, breaks the graph at code that it can't follow
+    fuse.py     puts our kernels into each graph
+    `Captured`  runs that graph where kernels run, and the graph as it was elsewhere; each call chooses anew
 """
 
 import contextlib
@@ -19,18 +19,22 @@ from torch._higher_order_ops.wrap import tag_activation_checkpoint
 from torch.utils.checkpoint import checkpoint
 
 from ..dispatch import runs_kernels
-from .fusing import Fused, changed, fuse, plain
+from .chain import Fused
+from .effects import changed_arguments
+from .fuse import fuse, use_pytorch
 
-__all__ = ["Captures", "backend_of", "captures", "compile_graph", "eagerly", "node_by_node"]
+__all__ = [
+    "Captured", "Captures", "ModelCaptures", "backend_of", "captures", "compile_graph", "eagerly", "node_by_node",
+]  # fmt: skip
 
 Interpreter = Callable[[fx.GraphModule], fx.Interpreter]
 
 
 class Captures:
-    """What the backend was given and made of it, since the start or `clear`; str() is a report for people.
+    """The captured graphs, and the calls that were fused in them, since the start or `clear`. str() is a report.
 
     graphs: how many graphs were captured
-    fused:  every convolution and linear layer in them, with what is in its kernel
+    fused:  every convolution and linear layer in them, with the calls in its kernel
     """
 
     def __init__(self) -> None:
@@ -38,24 +42,24 @@ class Captures:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets what was captured."""
+        """Forget all captures."""
         with self._lock:
             self.graphs, self.fused = 0, list[Fused]()
 
     def add(self, found: list[Fused]) -> None:
-        """Notes a graph."""
+        """Note a graph."""
         with self._lock:
             self.graphs += 1
             self.fused += found
 
     @property
     def patterns(self) -> Counter[str]:
-        """How often each pattern is there, as in "conv2d + batch_norm + relu"."""
+        """How often each pattern is there, for example "conv2d + batch_norm + relu"."""
         return Counter(map(str, self.fused))
 
     @property
     def apart(self) -> list[tuple[str, str]]:
-        """Why calls that a kernel might have taken on are left, each with the module it follows."""
+        """Reasons for calls left out of a kernel that might have had them, each with the module of the product."""
         return [(each.apart, each.where) for each in self.fused if each.apart]
 
     def __str__(self) -> str:
@@ -71,11 +75,11 @@ class Captures:
         return "\n".join(lines)
 
 
-class OfOne(Captures):
-    """The captures of one model: what is captured again, for another mode or size, counts once."""
+class ModelCaptures(Captures):
+    """The captures of one model; a call that is captured again, for another mode or size, counts once."""
 
     def add(self, found: list[Fused]) -> None:
-        """Notes a graph."""
+        """Note a graph."""
         before = Counter(map(_key, self.fused))
         again = Counter[Any]()
         new = []
@@ -91,14 +95,14 @@ def _key(fused: Fused) -> tuple[str, str, str]:
 
 
 captures = Captures()
-"""What this process captured."""
+"""All captures of this process."""
 
 _interpreter: Interpreter | None = None
 
 
 @contextlib.contextmanager
 def node_by_node(interpreter: Interpreter) -> Iterator[None]:
-    """Within, what runs a captured graph is made by this, from the graph; for those who watch."""
+    """Run captured graphs within the context by the interpreter that this function makes of each; for profilers."""
     global _interpreter
     before, _interpreter = _interpreter, interpreter
     try:
@@ -112,7 +116,8 @@ _eagerly = False
 
 @contextlib.contextmanager
 def eagerly() -> Iterator[None]:
-    """Within, what is not ours is not compiled: for tensors that have no memory."""
+    """Run the calls that are not ours as they are within the context, instead of compiling them: for tensors without
+    memory."""
     global _eagerly
     before, _eagerly = _eagerly, True
     try:
@@ -131,11 +136,11 @@ class Captured:
 
     @property
     def chosen(self) -> fx.GraphModule:
-        """The one to run here and now."""
+        """The graph to run here and now."""
         return self.ours if any(map(runs_kernels, self.devices)) else self.theirs
 
     def __call__(self, *args: Any) -> Any:
-        # Not a call of the module, which is none of the model's: it has no part in hooks of all modules.
+        # `forward` instead of a call: hooks of all modules must not see a module that the model doesn't have.
         run = self.chosen.forward if _interpreter is None else _interpreter(self.chosen).run
         return run(*args)
 
@@ -143,15 +148,16 @@ class Captured:
 def compile_graph(
     graph_module: fx.GraphModule, example_inputs: list[Any], *, options: dict[str, Any] | None = None
 ) -> Callable[..., Any]:
-    """The backend "cnn_triton" of torch.compile: convolutions, transposed convolutions and linear layers run as our
-    kernels, each with the batch normalisation, the addition, the activation and the pool that follow it; pools too.
+    """Compile a graph: the backend "cnn_triton" of torch.compile. Convolutions, transposed convolutions and linear
+    layers run as our kernels, each with the batch normalisation, the addition, the activation and the pool that follow
+    it; other pools run as our kernels, too.
 
-    Equivalent to: torch.compile(model, backend="eager"), to rounding
+    Equivalent to: torch.compile(model, backend="eager"), up to rounding
 
-    options: {"rest": name of a backend} compiles what is not ours: "eager" unless given, which runs it as it is and can
-    be differentiated twice; "aot_eager", "inductor"
-    returns: what runs the graph; `captures` says what was fused with what
-    errors: ValueError for options that there are not
+    options: {"rest": name of a backend} compiles the calls that are not ours: "eager", the default, runs them as they
+    are and can be differentiated twice; "aot_eager", "inductor"
+    returns: a function that runs the graph; `captures` has the calls that were fused
+    errors: ValueError for unknown options
     """
     rest = dict(options or {})
     name = rest.pop("rest", "eager")
@@ -163,15 +169,18 @@ def compile_graph(
 def backend_of(
     rest: str, names: Callable[[], dict[str, str]] = dict, own: Captures | None = None
 ) -> Callable[[fx.GraphModule, list[Any]], Callable[..., Any]]:
-    """The backend whose rest is compiled by this one. `names`: of modules, by their id; `own`: notes the captures,
-    too."""
+    """Return the backend that has another one, `rest`, compile the calls that are not ours.
+
+    names: returns the names of the model's modules, by their id
+    own:   notes the captures, beside `captures`
+    """
 
     def cnn_triton(graph_module: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         ours = _copied(graph_module)
         found = fuse(ours, names())
         for each in filter(None, (captures, own)):
             each.add(found)
-        plain(graph_module)
+        use_pytorch(graph_module)
         devices = tuple({each.device for each in example_inputs if isinstance(each, torch.Tensor)})
         captured = Captured(graph_module, ours, devices)
         if rest != "eager" and not _eagerly:
@@ -184,7 +193,7 @@ def backend_of(
 
 
 def _copied(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """The graph, and those in it, once more, with what is known of its nodes."""
+    """Return a copy of the graph and of the graphs that it calls, with the metadata of their nodes."""
     graph = fx.Graph()
     output: Any = graph.graph_copy(graph_module.graph, {}, return_output_node=True)
     graph.output(output[0])
@@ -197,11 +206,11 @@ def _copied(graph_module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _run_checkpoints(graph_module: fx.GraphModule, original: fx.GraphModule) -> None:
-    """Has a graph that runs as it is call torch.utils.checkpoint itself: the operator that Dynamo puts in its place is
-    for backends that take it apart, and neither keeps random numbers nor lets a part change its statistics."""
+    """Put torch.utils.checkpoint itself in place of the operator by which Dynamo captures it. That operator is for
+    backends that take it apart: run as it is, it neither keeps random numbers nor lets its body change statistics."""
     for node in graph_module.graph.find_nodes(op="call_function", target=tag_activation_checkpoint):
         body, *args = node.args
-        node.target, node.args = _checkpointed, (body, changed(getattr(original, body.target)), *args)
+        node.target, node.args = _checkpointed, (body, changed_arguments(getattr(original, body.target)), *args)
     graph_module.recompile()
     for name, part in graph_module.named_children():
         if isinstance(part, fx.GraphModule):
@@ -209,7 +218,7 @@ def _run_checkpoints(graph_module: fx.GraphModule, original: fx.GraphModule) -> 
 
 
 def _checkpointed(body: fx.GraphModule, changed: list[int], *args: Any, **how: Any) -> Any:
-    """torch.utils.checkpoint of a body, without the arguments that it changes, which count as its own."""
+    """Run torch.utils.checkpoint of a body that owns the arguments it changes: the checkpoint is given the others."""
     own = {i: args[i] for i in changed}
 
     def run(*given: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What `cnn-triton profile` does: finds a model, profiles it, and shows the figures."""
+"""`cnn-triton profile`: finds a model, profiles a step of it, and shows the figures."""
 
 import contextlib
 import difflib
@@ -18,17 +18,17 @@ from rich.table import Table
 from .. import backend, nn
 from ..classifier import runs
 from ..classifier.models import MODELS
-from ..fusion import convert
+from ..fusion.convert import convert
 from ..tools.profiling import Profile, Row, in_mode, profile, step_of
 from .jobs import fail, open_run
 
 __all__ = ["ncu", "profile_model"]
 
-_USUAL = {"vgg": (3, 32, 32)}  # images' (channels, height, width) of built-in models; else as MNIST's
+_USUAL = {"vgg": (3, 32, 32)}  # images' (channels, height, width) for built-in models; for others MNIST's
 
 
 class Found(NamedTuple):
-    """A model, the images that it takes, and whether its layers are this library's already."""
+    """A model, the shape of its images, and True if its layers are this library's already."""
 
     model: torch.nn.Module
     shape: tuple[int, int, int]
@@ -39,9 +39,9 @@ def profile_model(
     name: str, shape: str | None, batch: int, device: torch.device, dtype: torch.dtype, steps: int, *,
     training: bool, compare: bool, json: Path | None, trace: Path | None, roofline: Path | None, proton: Path | None,
 ) -> None:  # fmt: skip
-    """Profiles a step, and shows it as a table; writes what has a file."""
+    """Profile a step, show it as tables, and write the files that were asked for."""
     if compare and proton is not None:
-        fail("--proton: not with --compare, whose profiler would keep the GPU's counters to itself")
+        fail("--proton: can't be used with --compare, whose profiler keeps the GPU's counters to itself")
     found = find(name, _shape(shape), device)
     model = found.model.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.randn(batch, *found.shape).to(device, dtype, memory_format=torch.channels_last)
@@ -67,7 +67,8 @@ def profile_model(
 
 
 def find(name: str, shape: tuple[int, int, int] | None, device: torch.device) -> Found:
-    """The model of a name: a built-in one's, a run's folder, or module:function, which is called. Fails for others."""
+    """Return the model of a name: a built-in model's, a run's folder, or module:function, which is called. Fail for any
+    other name."""
     if name in MODELS:
         c, h, w = shape or _USUAL.get(name, (1, 28, 28))
         return Found(MODELS[name](c, (h, w), 10), (c, h, w), True)
@@ -91,12 +92,12 @@ def find(name: str, shape: tuple[int, int, int] | None, device: torch.device) ->
         sys.path.remove("")
     if not isinstance(model, torch.nn.Module):
         fail(f"MODEL {name}: it returned a {type(model).__name__}, and must return a torch.nn.Module")
-    ours = any(type(layer).__module__ == nn.__name__ for layer in model.modules())
+    ours = any(getattr(nn, type(layer).__name__, None) is type(layer) for layer in model.modules())
     return Found(model, shape or (3, 224, 224), ours)
 
 
 def _shape(text: str | None) -> tuple[int, int, int] | None:
-    """(channels, height, width) of 'CxHxW'."""
+    """Return (channels, height, width) of 'CxHxW'."""
     if text is None:
         return None
     numbers = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})x([1-9]\d{0,4})", text)
@@ -107,8 +108,11 @@ def _shape(text: str | None) -> tuple[int, int, int] | None:
 
 
 def show(result: Profile, original: Profile | None, into: dict[str, str]) -> None:
-    """The tables: layers, kernels, the step; and what is not known. `into`: the layer whose kernel does a layer's work
-    in the converted model, to which PyTorch's time for it is counted."""
+    """Print the tables of layers, of kernels and of the step, and the figures that are not known.
+
+    into: the layer whose kernel does another layer's work in the converted model, by that layer; PyTorch's time for the
+    other layer is counted to it
+    """
     console = Console(width=None if Console().is_terminal else 160)
     table = Table(title=f"{result.title}: {'training' if result.training else 'forward'} step by layer")
     names = ["layer", "kind", "pass", "operators", "launches", "ms", "GFLOP", "MB", "TFLOP/s", "GB/s", "of roofline"]
@@ -132,13 +136,14 @@ def show(result: Profile, original: Profile | None, into: dict[str, str]) -> Non
         print(f"{max(each.device - busy, 0):.4g} ms between them; the host took {each.host:.4g} ms")
     if original:
         print(f"PyTorch / ours: {original.device / result.device:.3g}")
-    for what, limit in result.ceilings.items():
-        print(f"measured here: {what}: {limit:.4g}")
+    for ceiling, limit in result.ceilings.items():
+        print(f"measured here: {ceiling}: {limit:.4g}")
     for line in result.unknown:
         print(f"note: {line}")
 
 
 def _by_layer(each: Profile, into: dict[str, str]) -> dict[tuple[str, str], list[Row]]:
+    """Return a profile's rows by (layer, phase)."""
     found: dict[tuple[str, str], list[Row]] = {}
     for row in each.rows:
         found.setdefault((into.get(row.layer, row.layer), row.phase), []).append(row)
@@ -146,6 +151,7 @@ def _by_layer(each: Profile, into: dict[str, str]) -> dict[tuple[str, str], list
 
 
 def _cells(result: Profile, layer: str, phase: str, rows: list[Row], others: list[Row], compared: bool) -> list[str]:
+    """Return the cells of a layer in one phase: of our rows, and of PyTorch's where they are compared."""
     time, before = (sum(row.milliseconds for row in each) for each in (rows, others))
     flops, moved, launched = (sum(getattr(row, of) for row in rows) for of in ("flops", "bytes", "launches"))
     whole = Row(layer, "", phase, "", milliseconds=time, flops=flops, bytes=moved)
@@ -162,11 +168,11 @@ def _cells(result: Profile, layer: str, phase: str, rows: list[Row], others: lis
 
 
 def _plot(path: Path, result: Profile) -> None:
-    """The roofline: each layer's arithmetic intensity and rate, below what the chip reaches."""
+    """Plot the roofline: each layer's arithmetic intensity and rate, below the ceilings of the device."""
     from matplotlib.figure import Figure
 
     if not result.ceilings:
-        raise ValueError("what this machine reaches is not known where kernels run in Triton's interpreter")
+        raise ValueError("the machine's ceilings are not known where kernels run in Triton's interpreter")
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     copy_rate, top = result.ceilings["copy, GB/s"] / 1e3, result.ceilings["product, TFLOP/s"]
@@ -185,7 +191,7 @@ def _plot(path: Path, result: Profile) -> None:
 
 
 def _replace(path: Path, write: Any) -> None:
-    """Writes a file beside its place, and moves it there."""
+    """Write a file beside its place, and move it there."""
     part = path.with_name(f".part-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,11 +204,11 @@ def _replace(path: Path, write: Any) -> None:
 
 
 def _proton(model: torch.nn.Module, x: torch.Tensor, training: bool, out: Path) -> None:
-    """Triton's own profiler, where it is there and there is a GPU."""
+    """Profile a step by Triton's own profiler. Fail without it, or without a GPU."""
     try:
         import triton.profiler as proton
     except ImportError as error:
-        fail(f"--proton: Triton's profiler is not here ({error})")
+        fail(f"--proton: Triton's profiler can't be imported ({error})")
     if x.device.type != "cuda":
         fail("--proton: Triton's profiler needs a GPU, and none is here")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -217,10 +223,10 @@ def _proton(model: torch.nn.Module, x: torch.Tensor, training: bool, out: Path) 
 
 
 def ncu(kernel: str, arguments: list[str]) -> None:
-    """Prints the command by which Nsight Compute counts for one kernel, and runs it where it is installed."""
+    """Print the command by which Nsight Compute profiles one kernel, and run it where it is installed."""
     words = ["ncu", "--kernel-name", f"regex:{kernel}", "--launch-skip", "3", "--launch-count", "1", "--set", "full"]
     command = [*words, "cnn-triton", "profile", *arguments]
     print(shlex.join(command))
     if shutil.which("ncu") and torch.cuda.is_available():
         raise SystemExit(subprocess.run(command, check=False).returncode)
-    print("note: Nsight Compute (ncu), or a GPU, is not here; run the command where they are")
+    print("note: Nsight Compute (ncu) or a GPU is missing here; run the command where both are")
