@@ -74,7 +74,7 @@ HERE := $(VENV)/triton/$(THERE_TRITON)
 gpu-prepare: $(READY) $(HERE)/.ready $(HERE)-python$(THERE_PYTHON)/.ready
 	PYTHONPATH=$(HERE) $(RUN) bench.prepare --there $(HERE)-python$(THERE_PYTHON) $(ARGS)
 
-# The README's table of results, and the plots, from the raw files in bench/results/.
+# The table of docs/results.md, and the plots, from the raw files in bench/results/.
 results: $(READY)
 	$(RUN) bench.publish
 

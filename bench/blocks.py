@@ -1,7 +1,7 @@
 """What convolution + ReLU + pooling compiles to: python -m bench.blocks [--out FILE], without a GPU.
 
 For VGG-16's pooled layers in bfloat16, on every chip: the forward kernel, and the gradients with what is pooled written
-out and read through its code. Registers, spills, and instructions for 1000 FLOPs in the main loops (kernels.aot.Code).
+out and read through its code. Registers, spills, and instructions for 1000 FLOPs in the main loops (figures.Code).
 """
 
 import argparse

@@ -21,7 +21,7 @@ os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported: a CPU's t
 import torch
 
 import cnn_triton
-from cnn_triton.fusion.capture import Captured
+from cnn_triton.fusion.backend import Captured
 
 from .converted import call
 from .measure import HostClock, interleaved

@@ -30,7 +30,11 @@ MINUTES = 9
 CORES = os.cpu_count() or 1
 TESTS = [
     f"tests/test_{name}.py"
-    for name in ("ops", "plan", "gradients", "tiles", "semantics", "nn", "capture", "warmup", "ecosystem")
+    for name in (
+        *("ops", "plan", "gradients", "tiles", "strips", "tile_picks", "semantics", "layouts", "dispatch", "nn"),
+        *("locally_connected", "capture", "capture_apart", "capture_calls", "warmup"),
+        *("ecosystem", "torch_func", "torch_compile"),
+    )
 ]
 if all(map(importlib.util.find_spec, ("typer", "rich", "sklearn", "safetensors", "PIL"))):
     TESTS.append("tests/test_cli.py")

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import cnn_triton
+from cnn_triton.fusion.fakes import FakesForDynamo
 from cnn_triton.nn import LocallyConnected2d
-from cnn_triton.tools.warmup import FakesForDynamo
 
 from .measure import DTYPES
 from .networks import vgg16_features

@@ -1,7 +1,7 @@
-"""The results table of README.md and the plots, from the raw files alone: python -m bench.publish, or make results.
+"""The table of docs/results.md and the plots, from the raw files alone: python -m bench.publish, or make results.
 
-Of each GPU that has a folder in bench/results/: what `bench.run` and `bench.host` left there. What no file has says
-'not measured yet'.
+The table has a column for each GPU that has a folder in bench/results/, made of the files that `bench.run` and
+`bench.host` left there. A cell without a file says 'not measured yet'. Without any GPU, a sentence replaces the table.
 """
 
 import argparse
@@ -21,11 +21,12 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 MARKS = ("<!-- results: made by make results -->", "<!-- end of results -->")
 NONE = "not measured yet"
+NO_GPU = "No GPU has run the kernels yet: `make gpu` measures one, and then `make results` writes its results here."
 Row = dict[str, Any]
 
 
 def read(folder: Path) -> tuple[dict[str, Row], dict[str, float], list[Row], set[str]]:
-    """(rows by problem, ceilings, rows of the host's time, commits) of a GPU's folder."""
+    """Return the (rows by problem, ceilings, rows of the host's time, commits) of a GPU's folder."""
     rows: dict[str, Row] = {}
     ceilings: dict[str, float] = {}
     commits: set[str] = set()
@@ -41,20 +42,24 @@ def read(folder: Path) -> tuple[dict[str, Row], dict[str, float], list[Row], set
 
 
 def best(row: Row) -> float:
-    """How much faster ours is than the row's best baseline, of those for whose host the GPU didn't wait, if any."""
+    """Return the time of the row's best baseline over ours; baselines that wait for the host count only if all do."""
     fair = [ratio for who, ratio in row["ratio"].items() if who not in row.get("host-bound", ())]
     return float(min(fair or row["ratio"].values()))
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """The geometric mean; None of nothing."""
+    """Return the geometric mean; None of no values."""
     every = list(values)
     return statistics.geometric_mean(every) if every else None
 
 
 class Line(NamedTuple):
-    """A line of the table: its words, the problems that it is of, and what is said of them: "ratio" to the best
-    baseline; "product", "copy", shares of what the chip reaches."""
+    """A line of the table.
+
+    words:      its first cell
+    part, mode, layers: which problems it sums up
+    quantities: "ratio", to the best baseline; "product" and "copy", the shares of what the chip reaches
+    """
 
     words: str
     part: str
@@ -62,8 +67,8 @@ class Line(NamedTuple):
     quantities: tuple[str, ...] = ("ratio",)
     layers: Callable[[Layer], bool] | None = None
 
-    def has(self, name: str) -> bool:
-        """Is it of this problem? Of networks' layers at the usual batch, and of no demo."""
+    def covers(self, name: str) -> bool:
+        """True if it sums up this problem. The batch is the usual one; a demo's problems are left out."""
         if part_of(name) != self.part or not name.endswith(f", {self.mode}"):
             return False
         if self.part == "model":
@@ -96,23 +101,25 @@ LINES = (
 )
 
 
-def said(line: Line, rows: dict[str, Row], quantity: str, every: list[str]) -> str:
-    """A cell: the geometric mean, and over how many of all."""
-    names = [name for name in rows if line.has(name)]
+def cell(line: Line, rows: dict[str, Row], quantity: str, every: list[str]) -> str:
+    """Return a cell: the geometric mean, and over how many problems of all."""
+    names = [name for name in rows if line.covers(name)]
     if quantity == "ratio":
         value, shown = mean(best(rows[name]) for name in names), "{:.2f}x"
     else:
         value, shown = mean(rows[name][f"share of {quantity}"] for name in names), "{:.0%}"
-    all_of_it = len({*names, *filter(line.has, every)})
+    all_of_it = len({*names, *filter(line.covers, every)})
     return NONE if value is None else f"{shown.format(value)} ({len(names)} of {all_of_it})"
 
 
 def table(folders: list[Path], arithmetic: str = "bf16") -> str:
-    """The table as Markdown: a column for each GPU."""
+    """Return the table as Markdown, with a column for each GPU; without any GPU, a sentence."""
+    if not folders:
+        return NO_GPU
     start = f"{arithmetic} "
     found = [(folder.name, *read(folder)) for folder in folders]
     every = [name for name in problems(torch.device("cuda")) if name.startswith(start)]
-    names = [name for name, *_ in found] or ["a GPU"]
+    names = [name for name, *_ in found]
     lines = [
         f"| {arithmetic}, channels_last unless said | | " + " | ".join(names) + " |",
         "| --- | --- |" + " --- |" * len(names),
@@ -121,7 +128,7 @@ def table(folders: list[Path], arithmetic: str = "bf16") -> str:
     columns = [{name: row for name, row in rows.items() if name.startswith(start)} for _, rows, *_ in found]
     for line in LINES:
         for quantity in line.quantities:
-            cells = [said(line, rows, quantity, every) for rows in columns] or [NONE]
+            cells = [cell(line, rows, quantity, every) for rows in columns]
             lines.append(f"| {line.words} | {words[quantity]} | " + " | ".join(cells) + " |")
     for mode in ("forward", "forward and backward"):
         cells = []
@@ -132,14 +139,14 @@ def table(folders: list[Path], arithmetic: str = "bf16") -> str:
                 if "PyTorch" in times
                 else NONE
             )
-        lines.append(f"| conv2d_relu of 1x16x8x8, {mode} | the host's time | " + " | ".join(cells or [NONE]) + " |")
-    commits = [", ".join(sorted({commit[:10] for commit in each})) for *_, each in found] or [NONE]
+        lines.append(f"| conv2d_relu of 1x16x8x8, {mode} | the host's time | " + " | ".join(cells) + " |")
+    commits = [", ".join(sorted({commit[:10] for commit in each})) for *_, each in found]
     lines.append("| commit | | " + " | ".join(commits) + " |")
     return "\n".join(lines)
 
 
 def plots(folder: Path) -> None:
-    """roofline.svg and ratios.svg of a folder with rows."""
+    """Write roofline.svg and ratios.svg into a folder that has rows."""
     rows, ceilings, *_ = read(folder)
     layers = {name: row for name, row in rows.items() if layer_of(name)}
     if not layers:
@@ -181,19 +188,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the GPUs' folders")
     parser.add_argument("--arithmetic", default="bf16", help="whose rows the table is of")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md", help="the page that has the table")
     options = parser.parse_args(arguments)
     folders = sorted(f for f in options.results.iterdir() if f.is_dir() and f.name != "no-gpu")
     for folder in folders:
         plots(folder)
-    text = options.readme.read_text()
+    text = options.page.read_text()
     before, _, rest = text.partition(MARKS[0])
     _, mark, after = rest.partition(MARKS[1])
     if not mark:
-        parser.error(f"{options.readme} has no lines {MARKS[0]!r} and {MARKS[1]!r}, between which the table goes")
-    part = options.readme.with_name(f"{options.readme.name}.part")
+        parser.error(f"{options.page} has no lines {MARKS[0]!r} and {MARKS[1]!r}, between which the table goes")
+    part = options.page.with_name(f"{options.page.name}.part")
     part.write_text(f"{before}{MARKS[0]}\n{table(folders, options.arithmetic)}\n{MARKS[1]}{after}")
-    part.replace(options.readme)
+    part.replace(options.page)
     return 0
 
 

@@ -20,7 +20,7 @@ except RuntimeError:
 import timm  # noqa: E402
 import transformers as hf  # noqa: E402
 
-from cnn_triton.fusion.capture import Captures  # noqa: E402
+from cnn_triton.fusion.backend import Captures  # noqa: E402
 
 _HIDDEN = {"hidden_sizes": [8, 16], "depths": [1, 1]}
 _FOUR = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4}

@@ -24,7 +24,7 @@ def gradients(processes, count):
     """Of one step, on a batch of so many images."""
     one = trainer(few(count, 3), processes, batch_size=count, epochs=1)
     one.run_epoch()
-    return {name: processes.whole(weight.grad.detach()) for name, weight in one.model.named_parameters()}
+    return {name: processes.gather(weight.grad.detach()) for name, weight in one.model.named_parameters()}
 
 
 def trained(processes, **changes):

@@ -34,6 +34,8 @@ _COPIED = (
     "bench",
     "examples",
     "docs",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
     "pyproject.toml",
     "README.md",
     "constraints.txt",

@@ -17,59 +17,87 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The test files of which each test names the operator, or the function, that it is about.
 _left_out = [0]
-_BY_OPERATOR = ("test_ops", "test_gradients", "test_plan", "test_semantics", "test_ecosystem", "test_conformance")
+# Test files of one subject, by its name.
+_TILES = ("test_tiles", "test_tile_picks", "test_strips")
+_SEMANTICS = ("test_semantics", "test_layouts", "test_dispatch")
+_ECOSYSTEM = ("test_ecosystem", "test_torch_func", "test_torch_compile")
+_NN = ("test_nn", "test_locally_connected")
+_CONVERT = ("test_convert", "test_convert_chains", "test_convert_forward", "test_convert_changes")
+_COMPILED = ("test_compiled", "test_compiled_errors", "test_compiled_others")
+_CAPTURE = ("test_capture", "test_capture_apart", "test_capture_calls")
+_INSPECT = ("test_inspect", "test_inspect_figures", "test_examples")
+_PAGES = ("test_report", "test_anatomy")
+_BENCH = ("test_bench", "test_gpu_run", "test_prepared", "test_results")
+# The test files in which each test names the operator, or the function, that it is about.
+_BY_OPERATOR = ("test_ops", "test_gradients", "test_plan", *_SEMANTICS, *_ECOSYSTEM, "test_conformance")
 # The packages' own files; the second names everything, on first use.
 ENTRANCES = {"kernels/__init__.py", "cnn_triton/__init__.py"}
 # Files of the package, and the test files that say whether they work: the first pattern that a file matches.
 TOUCHED = {
-    "kernels/tiles/*.py": ("test_tiles", "test_ops", "test_tune"),
+    "kernels/tiles/*.py": (*_TILES, "test_ops", "test_tune"),
     "kernels/core/replay.py": ("test_plan",),
+    "kernels/core/tape.py": ("test_plan",),
     "kernels/base/lang.py": ("test_interpreter", "test_package"),
     "kernels/base/interpreter.py": ("test_interpreter", "test_ops"),
-    "kernels/core/chips.py": ("test_tiles", "test_aot"),
+    "kernels/core/chips.py": (*_TILES, "test_aot"),
     "kernels/compiler/aot.py": ("test_aot", "test_compile"),
+    "kernels/compiler/figures.py": ("test_aot", "test_compile"),
     "kernels/compiler/sass.py": ("test_aot",),
-    "kernels/base/precision.py": ("test_tiles", "test_semantics", "test_nn", "test_plan", "test_ops"),
+    "kernels/base/precision.py": (*_TILES, *_SEMANTICS, *_NN, "test_plan", "test_ops"),
     "kernels/window/pooling.py": ("test_geometry", *_BY_OPERATOR, "test_errors"),
-    "kernels/window/convolution.py": ("test_geometry", *_BY_OPERATOR, "test_errors", "test_tiles"),
-    "kernels/matrix/tma.py": ("test_tiles", *_BY_OPERATOR),
-    "kernels/matrix/*.py": ("test_ops", "test_tiles", *_BY_OPERATOR[1:], "test_errors"),
+    "kernels/window/convolution.py": ("test_geometry", *_BY_OPERATOR, "test_errors", *_TILES),
+    "kernels/matrix/tma.py": (*_TILES, *_BY_OPERATOR),
+    "kernels/matrix/*.py": ("test_ops", *_TILES, *_BY_OPERATOR[1:], "test_errors"),
     "kernels/*.py": (*_BY_OPERATOR, "test_errors"),
-    "cnn_triton/autograd/*.py": ("test_ecosystem", "test_gradients", "test_semantics"),
-    "cnn_triton/ops.py": ("test_ops", "test_ecosystem"),
-    "cnn_triton/dispatch.py": ("test_semantics", "test_package", "test_ecosystem"),
-    "cnn_triton/functional.py": ("test_errors", "test_nn", "test_semantics", "test_gradients", "test_conformance"),
-    "cnn_triton/nn.py": ("test_nn", "test_conformance"),
-    "cnn_triton/modules.py": ("test_nn", "test_conformance"),
-    "cnn_triton/fusion/convert.py": ("test_convert", "test_compiled"),
-    "cnn_triton/fusion/compiled.py": ("test_compiled", "test_convert"),
-    "cnn_triton/fusion/fusing.py": ("test_capture", "test_convert", "test_networks"),
-    "cnn_triton/fusion/capture.py": ("test_capture", "test_compiled"),
+    "cnn_triton/autograd/*.py": (*_ECOSYSTEM, "test_gradients", *_SEMANTICS),
+    "cnn_triton/ops.py": ("test_ops", *_ECOSYSTEM),
+    "cnn_triton/dispatch.py": (*_SEMANTICS, "test_package", *_ECOSYSTEM),
+    "cnn_triton/functional/*.py": ("test_errors", *_NN, *_SEMANTICS, "test_gradients", "test_conformance"),
+    "cnn_triton/nn/*.py": (*_NN, "test_conformance"),
+    "cnn_triton/modules.py": (*_NN, "test_conformance"),
+    "cnn_triton/fusion/convert.py": (*_CONVERT, *_COMPILED),
+    "cnn_triton/fusion/compiled.py": (*_COMPILED, *_CONVERT),
+    "cnn_triton/fusion/backend.py": (*_CAPTURE, *_COMPILED),
+    "cnn_triton/fusion/fakes.py": ("test_warmup", *_CONVERT),
+    "cnn_triton/fusion/*.py": (*_CAPTURE, *_CONVERT, "test_networks"),
     "cnn_triton/tools/warmup.py": ("test_warmup",),
     "cnn_triton/classifier/data.py": ("test_data",),
-    "cnn_triton/classifier/models.py": ("test_training", "test_nn"),
+    "cnn_triton/classifier/models.py": ("test_training", *_NN),
     "cnn_triton/classifier/training.py": ("test_training",),
     "cnn_triton/classifier/runs.py": ("test_runs",),
     "cnn_triton/classifier/distributed.py": ("test_distributed",),
     "cnn_triton/tools/profiling.py": ("test_profile",),
-    "cnn_triton/tools/inspection.py": ("test_inspect",),
-    "cnn_triton/cli/inspecting.py": ("test_inspect",),
-    "cnn_triton/tools/listing.py": ("test_inspect",),
-    "cnn_triton/cli/profiled.py": ("test_profile", "test_inspect"),
+    "cnn_triton/tools/layers.py": ("test_profile",),
+    "cnn_triton/tools/clock.py": ("test_profile",),
+    "cnn_triton/tools/*.py": _INSPECT,
+    "cnn_triton/cli/inspect_*.py": _INSPECT,
+    "cnn_triton/cli/profile_command.py": ("test_profile", *_INSPECT),
+    "cnn_triton/cli/train_command.py": ("test_runs", "test_cli", "test_report", "test_distributed"),
     "cnn_triton/cli/main.py": ("test_cli",),
+    "cnn_triton/cli/options.py": ("test_cli",),
     "cnn_triton/cli/jobs.py": ("test_cli", "test_runs"),
-    "cnn_triton/*.py": ("test_report", "test_cli", "test_package"),
-    "cnn_triton/pages/*": ("test_report",),
+    "cnn_triton/*.py": (*_PAGES, "test_cli", "test_package"),
+    "cnn_triton/pages/*": _PAGES,
     "bench/ledger/*": ("test_ledger",),
     "bench/tune.py": ("test_tune",),
     "bench/fusing.py": ("test_networks",),
     "bench/zoo.py": ("test_networks",),
     "bench/layers.py": ("test_layers",),
-    "bench/*": ("test_bench",),
-    "examples/*": ("test_inspect",),
+    "bench/publish.py": ("test_results", "test_bench", "test_gpu_run"),
+    "bench/*": _BENCH,
+    "*.md": ("test_docs", "test_contributing", "test_architecture"),
+    "examples/*": _INSPECT,
     "tests/cases.py": ("test_ops",),
+    "tests/bad_calls.py": ("test_errors",),
+    "tests/capturing.py": _CAPTURE,
+    "tests/converted.py": _COMPILED,
+    "tests/converting.py": _CONVERT,
+    "tests/every_function.py": _ECOSYSTEM,
+    "tests/function_pairs.py": ("test_gradients",),
+    "tests/inspections.py": _INSPECT,
+    "tests/module_pairs.py": _NN,
+    "tests/semantics.py": _SEMANTICS,
 }
 
 

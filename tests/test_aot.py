@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cnn_triton.kernels.compiler import aot, sass
+from cnn_triton.kernels.compiler import figures, sass
 
 
 def listing(*lines):
@@ -216,7 +216,7 @@ RESIDENCY = [
 
 @pytest.mark.parametrize(("chip", "registers", "shared", "warps", "columns", "resident", "limit"), RESIDENCY)
 def test_residency(chip, registers, shared, warps, columns, resident, limit):
-    assert aot.residency(chip, registers, shared, warps, columns) == (resident, limit)
+    assert figures.residency(chip, registers, shared, warps, columns) == (resident, limit)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,8 @@ def test_spills_on_amd(vector, scalar, scratch, expected):
     .vgpr_spill_count: {vector}
 """
     metadata = SimpleNamespace(num_warps=4, shared=0)
-    code = aot._usage(aot.Code("k", "gfx942", "", ""), SimpleNamespace(asm={"amdgcn": text}, metadata=metadata)).code
+    compiled = SimpleNamespace(asm={"amdgcn": text}, metadata=metadata)
+    code = figures.usage(figures.Code("k", "gfx942", "", ""), compiled).code
     assert (code.registers, code.spills, code.resident, code.limit) == (96, expected, 5, "registers")
 
 
@@ -259,7 +260,7 @@ max_pool2d.max_kernel.hash = None
 aot._texts.cache_clear()
 assert pooling() == here, "a function that moves in its file is the same code"
 
-from compile_child import call
+from compile_calls import call
 
 runs = []
 run = triton.runtime.jit.JITFunction.run

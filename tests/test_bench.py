@@ -1,28 +1,20 @@
-"""The benchmarks as a test of themselves: every problem, baselines, both clocks, files and table, and their limits."""
+"""The benchmarks as a test of themselves: every problem, baselines, both clocks, the table's rows and means."""
 
 import json
 import math
 import os
-import re
-import shutil
-import signal
 import subprocess
 import sys
-import tarfile
-import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-import triton
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import cnn_triton  # noqa: E402
-from bench import gpu, layers, measure, memory, prepared, problems, publish, report, tune  # noqa: E402
-from bench.calls import PASSES  # noqa: E402
+from bench import layers, measure, memory, problems, publish, report  # noqa: E402
 from bench.networks import vgg16_features  # noqa: E402
 from bench.run import bench, planned  # noqa: E402
 
@@ -269,248 +261,6 @@ def test_gpu_clock(monkeypatch):
     assert times["eager"]["p50"] == 0.5
     assert times["ours"]["rounds"] == 5
     assert clock.flushes >= 2
-
-
-def test_commit_without_git(monkeypatch, tmp_path):
-    """A copy of the sources knows what it is, and other sources are something else."""
-    monkeypatch.setattr(report, "ROOT", tmp_path)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    (tmp_path / "kernels").mkdir()
-    (tmp_path / "kernels" / "a.py").write_text("one")
-    first = report.commit()
-    assert re.fullmatch("sources [0-9a-f]{16}", first)
-    assert report.commit() == first
-    (tmp_path / "kernels" / "a.py").write_text("two")
-    assert report.commit() not in (first, "unknown")
-    monkeypatch.setenv("CNN_TRITON_COMMIT", "1234")
-    assert report.commit() == "1234"
-
-
-@pytest.mark.cover
-@pytest.mark.parametrize("heed", [signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
-def test_a_part_out_of_time_leaves_its_log(heed, tmp_path):
-    """It is interrupted first, also where a shell began it all in the background, with interrupts ignored."""
-    code = "import time\ntry:\n print('begun', flush=True)\n time.sleep(600)\nexcept KeyboardInterrupt:\n print('end')"
-    before = signal.signal(signal.SIGINT, heed)
-    try:
-        assert gpu.run("slow", [sys.executable, "-c", code], tmp_path, 3).startswith("stopped, out of time, ")
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert (tmp_path / "slow.log").read_text() == "begun\nend\n"
-
-
-def tool(folder, name, text):
-    """A command of that name, for a PATH that begins with the folder."""
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
-    (folder / name).chmod(0o755)
-    return f"{folder}:{os.environ['PATH']}"
-
-
-def rehearse(*words, **variables):
-    """`make gpu` without a GPU: the same steps, small, in the interpreter."""
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # not of the make around
-    python = Path(sys.executable)
-    command = ["make", "gpu", f"BIN={python.parent}", "READY=", f"ARGS=--rehearse {' '.join(map(str, words))}"]
-    return subprocess.Popen(command, cwd=ROOT, env=alone | variables, stdout=subprocess.PIPE, text=True)
-
-
-@pytest.mark.cover
-@no_gpu
-def test_rehearsal(tmp_path, capsys):
-    """All of `make gpu` but the GPU: every step's own processes run, and one folder and archive hold the results."""
-    out, archive = tmp_path / "results" / "some-gpu", tmp_path / "back" / "all.tar.gz"
-    # The memory checker runs what it is given.
-    path = tool(tmp_path / "bin", "compute-sanitizer", 'while [ "${1#-}" != "$1" ]; do shift 2; done; exec "$@"')
-    run = rehearse("--out", out, "--archive", archive, PATH=path, CNN_TRITON_PREPARED=str(tmp_path / "kernels"))
-    said, _ = run.communicate()
-    with capsys.disabled():  # each step's time
-        print("", *[line for line in said.splitlines() if re.search(r": (exit|stopped|skipped)", line)], sep="\n")
-    assert run.returncode == 0, said
-    text = (out / "results.md").read_text()
-    for name in gpu.STEPS:
-        assert f"- {name}: exit 0, " in text
-        assert (out / f"{name}.log").stat().st_size > 0
-    assert re.search(r"sanitizer: exit 0, \d+ s; [1-9]\d* passed", text)
-    with tarfile.open(archive) as file:
-        assert set(file.getnames()) == {"some-gpu", *(f"some-gpu/{path.name}" for path in out.iterdir())}
-    parts = {part: json.loads((out / f"{part}.json").read_text()) for part in problems.PARTS if part != "linear"}
-    rows = {row["problem"]: row for found in parts.values() for row in found["rows"]}
-    assert set(rows) == {name for name in problems.problems(CPU, 4) if problems.part_of(name) != "linear"}
-    assert all(row["images/s"]["ours"] > 0 for name, row in rows.items() if " n2, " in name)
-    assert len(json.loads((out / "tune.json").read_text())["rows"]) == len(PASSES)
-    readme = tmp_path / "README.md"
-    readme.write_text("\n".join(["# Mine", *publish.MARKS, "the end"]))
-    for _ in range(2):  # the second time over what the first wrote
-        assert publish.main(["--results", str(out.parent), "--readme", str(readme), "--arithmetic", "fp32"]) == 0
-    table = readme.read_text()
-    assert table.startswith("# Mine\n")
-    assert table.endswith("\nthe end")
-    assert "| fp32, channels_last unless said | | some-gpu |" in table
-    ratio = publish.mean(
-        min(rows[name]["ratio"].values()) for name in rows if "conv2d_relu demo" in name and name.endswith(", forward")
-    )
-    assert f"| conv + bias + ReLU, forward | best baseline / ours | {ratio:.2f}x (2 of 2) |" in table
-    assert "| whole networks, training step | best baseline / ours | not" not in table
-    assert f"| 3x3, 128 channels or more, forward | of the product's ceiling | {publish.NONE} |" in table
-    assert f"| conv2d_relu of 1x16x8x8, forward | the host's time | {publish.NONE} |" in table  # PyTorch's isn't known
-
-
-@pytest.mark.cover
-@no_gpu
-def test_a_run_that_is_ended_leaves_its_archive(tmp_path):
-    """A step that was done, the log of the one under way, and nothing still running."""
-    archive = tmp_path / "all.tar.gz"
-    path = tool(tmp_path / "bin", "compute-sanitizer", f"echo begun; echo $$ > {tmp_path}/pid; exec sleep 600")
-    made = ["from bench import gpu", "every = gpu.STEPS", "gpu.STEPS = {n: every[n] for n in ('host', 'sanitizer')}"]
-    code = "; ".join([*made, f"gpu.main(['--rehearse', '--out', '{tmp_path}/gpu', '--archive', '{archive}'])"])
-    environment = os.environ | {"PATH": path, "CNN_TRITON_PREPARED": str(tmp_path / "kernels")}
-    run = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    pid = tmp_path / "pid"
-    while not (pid.exists() and pid.read_text()) and run.poll() is None:
-        time.sleep(0.1)
-    run.terminate()
-    said, _ = run.communicate()
-    assert "host: exit 0, " in said
-    assert "sanitizer: interrupted" in said
-    with tarfile.open(archive) as file:
-        held = {name: file.extractfile(f"gpu/{name}").read() for name in ("sanitizer.log", "results.md", "host.json")}
-    assert held["sanitizer.log"] == b"begun\n"
-    assert b"- sanitizer: interrupted" in held["results.md"]
-    assert json.loads(held["host.json"])["rows"]
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid.read_text()), 0)
-
-
-def test_steps_fit_the_time(tmp_path, monkeypatch, capsys):
-    """All of them, and the last ones if the first were late; one part alone gets all of the time."""
-    assert sum(step.seconds for step in gpu.STEPS.values()) <= 60 * gpu.MINUTES
-    assert {name: seconds for name, (_, seconds) in gpu.chosen(None, 4.5).items()} == {
-        name: step.seconds / 2 for name, step in gpu.STEPS.items()
-    }
-    for name in (*gpu.STEPS, *gpu.ALONE):
-        assert gpu.chosen(name, 2)[name][1] == 120
-        words = gpu.chosen(name, 2)[name][0].command(tmp_path, 1.0)
-        assert words[0] in (sys.executable, "compute-sanitizer")
-    given = []
-    monkeypatch.setattr(gpu, "run", lambda name, command, out, seconds, **rest: given.append(seconds) or "exit 0, 9 s")
-    step = gpu.Step(0, lambda out, minutes: ["true"])
-    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
-    steps = {"a": (step, 50.0), "b": (step, 70.0), "c": (step, 10.0)}
-    assert gpu.run_steps(steps, tmp_path, tmp_path / "x.tar.gz", 160.0, small=False)
-    assert given == [50.0, 60.0, 10.0]
-    given.clear()
-    gpu.run_steps(steps, tmp_path, tmp_path / "x.tar.gz", 90.0, small=False)
-    assert given == [1.0] * 3
-
-
-def test_first_problems():
-    """Heavy layers forward and in training in both layouts, two networks, pools, blocks, locally connected layers."""
-    names = list(filter(problems.first, problems.problems(torch.device("cuda"))))
-    heavy = sum(layer.heavy for layer in layers.LAYERS)
-    by_part = Counter(map(problems.part_of, names))
-    assert by_part["conv"] == heavy * 2 * 2
-    assert by_part["model"] == 2 * 2
-    assert by_part["linear"] == 0
-    assert all(by_part[part] for part in ("pool", "block", "local"))
-    assert all(name.startswith("bf16 ") and " n256" not in name for name in names)
-    assert set(tune.FIRST) <= {layer.name for layer in layers.LAYERS}
-
-
-@pytest.mark.cover
-@no_gpu
-def test_prepared_kernels_are_found(tmp_path):
-    """What was compiled ahead, for the chip of a GPU that isn't here, is in the file, and another process that unpacks
-    it compiles nothing anew; of other sources nothing is taken, and another build of Triton is noticed."""
-    code = """
-import sys
-from pathlib import Path
-from bench import prepare, prepared, report
-prepared.PACKED = Path(sys.argv[1]) / "packed.tar.xz"
-every = prepare.operators()
-some = [each for each in every if each[0] in ("max_pool2d", "linear")]
-prepare.operators, prepare.benchmarks, prepare.candidates = (lambda: some), (lambda: []), (lambda: [])
-if len(sys.argv) > 2:
-    print(prepared.unpack())
-print(prepared.count())
-assert prepare.main(["--chip", "sm_90", "--workers", "1"]) == 0
-print(prepared.count())
-"""
-
-    def child(*words):
-        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        environment["CNN_TRITON_PREPARED"] = str(tmp_path / "cache")
-        command = [sys.executable, "-c", code, str(tmp_path), *words]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-        return done.stdout.splitlines()
-
-    before, *_, after = child()
-    assert before == "0"
-    assert int(after) >= 4
-    shutil.rmtree(tmp_path / "cache")
-    said, before, *_, again = child("unpack")
-    assert said == f"{after} kernels were prepared for sm_90 by Triton {triton.__version__}"
-    assert before == after == again
-
-
-def test_prepared_for_another_build(tmp_path, monkeypatch):
-    """Triton's key is that of the files it is said to have; none but those of these sources stay."""
-    here = Path(triton.__file__).parents[1]
-    there = tmp_path / "there"
-    shutil.copytree(here / "triton", there / "triton", ignore=shutil.ignore_patterns("bin", "lib", "include", "_C"))
-    library = next((here / "triton" / "_C").glob("libtriton.*so"))
-    (there / "triton" / "_C").mkdir()
-    (there / "triton" / "_C" / library.name).write_bytes(library.read_bytes())
-    mine = prepared.key()
-    with prepared.as_if(there):
-        assert prepared.key() == mine
-    with (there / "triton" / "_C" / library.name).open("ab") as file:
-        file.write(b"!")
-    with prepared.as_if(there):
-        other = prepared.key()
-    assert other != mine == prepared.key()
-
-    for name, path in {"CACHE": "c", "KERNELS": "c/kernels", "ABOUT": "c/about.json", "PACKED": "p.tar.xz"}.items():
-        monkeypatch.setattr(prepared, name, tmp_path / path)
-    assert prepared.unpack().startswith("no kernels were prepared")
-    facts = {"sources": report.sources(), "chip": "sm_90", "triton": "3.6.0"}
-
-    def kernel(**found):
-        prepared.begin(**found)
-        (prepared.KERNELS / "x").mkdir(exist_ok=True)
-        (prepared.KERNELS / "x" / "y.cubin").write_text("code")
-        prepared.pack()
-        return prepared.unpack()
-
-    assert kernel(**facts, key=mine) == "1 kernels were prepared for sm_90 by Triton 3.6.0"
-    prepared.begin(**facts, key=other)
-    assert prepared.count() == 1  # of the same sources
-    prepared.pack()
-    assert "not by this build" in prepared.unpack()
-    assert "of other sources: not used" in kernel(**facts | {"sources": "others"}, key=mine)
-    assert prepared.count() == 0
-
-
-def test_readme_is_what_the_raw_files_say(tmp_path):
-    """`make results` changes nothing."""
-    copied = tmp_path / "README.md"
-    copied.write_text((ROOT / "README.md").read_text())
-    assert publish.main(["--readme", str(copied)]) == 0
-    assert copied.read_text() == (ROOT / "README.md").read_text()
-
-
-def test_table_says_what_failed():
-    empty = {"environment": {"commit": report.commit()}, "ceilings": {}, "rows": [], "left out": ["b"]}
-    text = report.table({**empty, "failed": {"a": "Error: x\ny"}})
-    assert "- failed: a: Error: x y" in text
-    assert "- left out for want of time: b" in text
-
-
-@no_gpu
-def test_gpu_command_says_what_it_needs():
-    done = subprocess.run([sys.executable, "-m", "bench.gpu"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: no CUDA GPU is here")
 
 
 def test_memory():

@@ -100,7 +100,7 @@ def test_evaluate_and_report_other_data(run, tmp_path):
     assert out.strip() == str(run[0] / "report.html")
     assert 'data-class="7"' in (run[0] / "report.html").read_text()
     refused(("report", run[0], "--data", other, "--class", "x"), "error: no test image is of a class 'x'")
-    refused(("evaluate", run[0], "--data", write_images(tmp_path / "b", ["7", "cat"])), "knows no class 'cat'")
+    refused(("evaluate", run[0], "--data", write_images(tmp_path / "b", ["7", "cat"])), "has no class 'cat'")
     refused(("evaluate", run[0], "--data", write_images(tmp_path / "c", ["7", "3"], 3)), "its images are (3, 8, 8)")
 
 
@@ -113,7 +113,7 @@ def test_changed_images(tmp_path, device):
     (images / "a" / "new.png").write_bytes((images / "b" / "1.png").read_bytes())
     code, _, error = command("evaluate", tmp_path / "run")
     assert code == 0
-    assert "is not what the training held back from" in error
+    assert "is not the data set of the training" in error
     (images / "a" / "new.png").rename(images / "a" / "new.txt")
     assert "files are no PNG or JPEG" in command("evaluate", tmp_path / "run")[2]
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from cases import ACTIVATIONS
 from cnn_triton.kernels.core import chips
 from cnn_triton.kernels.core.chips import COMPILED as CHIPS
 from cnn_triton.kernels.core.chips import NAMES
 from cnn_triton.kernels.registry import OPS
 from cnn_triton.kernels.tiles import model, pick
+from tables import ACTIVATIONS
 
 HALVES = ("float16", "bfloat16")
 MATRIX = ("conv2d", "conv2d_input_grad", "conv2d_weight_grad")
@@ -147,7 +147,8 @@ OPERATORS = as_picked(op.name for op in OPS)
 VARIANTS = ["conv2d without bias", "linear without bias", *(f"{name} reflect" for name in MATRIX)]
 VARIANTS += [f"{op.name} adaptive" for op in OPS if op.name.startswith(("max_pool", "avg_pool"))]
 VARIANTS += ["batch_norm added", *(f"{name} PReLU" for name in ("conv2d", "conv2d_with_preactivation", "batch_norm"))]
-VARIANTS += ["batch_norm_grad one image", "conv2d_pool average", "conv2d_pool_grad average", "conv2d_pool_grad written"]
+VARIANTS += ["batch_norm_grad one image", "conv2d_pool average", "conv2d_pool_grad average"]
+VARIANTS += ["conv2d_pool_grad materialized"]
 VARIANTS += [f"{what} {name}" for what in ("conv2d", "activation_grad") for name in ACTIVATIONS if name != "none"]
 WINDOWS = ("3 by 1", "3 by 2", "5 by 1", "7 by 1", "9 by 1", "3 by 1 of 72", "7 by 1 of 72", "5 by 1 times 4")
 DEPTHWISE = as_picked(f"{what} depthwise {window}" for window in WINDOWS for what in MATRIX)

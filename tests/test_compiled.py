@@ -1,286 +1,23 @@
-"""A converted model's call: who else may follow it, threads, captures, and what can't be captured."""
+"""A converted model's call: threads, what is captured and when, copies, and when it is freed."""
 
 import copy
 import gc
-import io
 import pickle
 import threading
 import weakref
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import fx
 from torch import nn as tn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
 
 import cnn_triton
 from cnn_triton import nn
-from cnn_triton.fusion import capture, compiled
+from cnn_triton.fusion import compiled
 from cnn_triton.kernels.base.lang import INTERPRETING
-
-X = (2, 3, 6, 7)
-PATTERNS = {"conv2d + batch_norm + relu": 1, "conv2d + silu": 1}
-
-
-def make(device, training=False):
-    """A network, converted, what was said of it, and its twin, float64."""
-    torch.manual_seed(torch.initial_seed())
-    model = tn.Sequential(tn.Conv2d(3, 4, 3), tn.BatchNorm2d(4), tn.ReLU(), tn.Conv2d(4, 2, 1), tn.SiLU())
-    model = model.to(device).double().train(training)
-    tn.init.normal_(model[1].running_mean)
-    twin = copy.deepcopy(model)
-    return model, cnn_triton.convert(model), twin
-
-
-def images(device):
-    return torch.randn(X, dtype=torch.float64, device=device)
-
-
-class Parent(tn.Module):
-    """Has a model as a part."""
-
-    def __init__(self, part):
-        super().__init__()
-        self.part = part
-
-    def forward(self, x):
-        return self.part(x) * 2
-
-
-def same(report):
-    """Is all of it captured as one would have it?"""
-    assert dict(report.captures.patterns) == PATTERNS, str(report)
-
-
-# Who else follows a call
-
-
-@pytest.mark.parametrize("whole", [True, False], ids=["alone", "as a part"])
-@pytest.mark.parametrize("way", ["compile", "compile, ours", "jit.trace", "fx", "export", "export, strict"])
-def test_others_see_the_layers(way, whole, device):
-    """One by one, ours; the model itself stays as it was."""
-    model, report, twin = make(device)
-    x = images(device)
-    if not whole:
-        model, twin = Parent(model), Parent(twin)
-    right = twin(x)
-    torch._dynamo.reset()
-    with torch.no_grad() if way == "jit.trace" else torch.enable_grad():
-        if way == "compile":
-            run = torch.compile(model, backend="aot_eager", fullgraph=True)
-        elif way == "compile, ours":
-            cnn_triton.captures.clear()
-            run = torch.compile(model, backend="cnn_triton", fullgraph=True)
-        elif way == "jit.trace":
-            run = torch.jit.trace(model, (x,))
-        elif way == "fx":
-            run = fx.symbolic_trace(model)
-        else:
-            run = torch.export.export(model, (x,), strict=way.endswith("strict")).module()
-        torch.testing.assert_close(run(x), right)
-    if way == "compile, ours":
-        assert dict(cnn_triton.captures.patterns) == PATTERNS
-    assert report.captures.graphs == 0 or way == "jit.trace"  # which calls the model to compare
-    torch.testing.assert_close(model(x), right)
-    if whole or way == "jit.trace":
-        same(report)
-
-
-@pytest.mark.parametrize("dynamo", [True, False], ids=["by export", "by trace"])
-def test_onnx(dynamo, device):
-    """Both exporters, where no kernel runs: PyTorch's own operators, as the original's."""
-    pytest.importorskip("onnxscript", reason="ONNX's packages are not installed here")
-    model, report, twin = make(device)
-    x = images(device)
-    with cnn_triton.backend("aten"):
-        programs = []
-        for each in (model, twin):
-            file = io.BytesIO()
-            torch.onnx.export(each, (x,), file, dynamo=dynamo)
-            programs.append(file.getvalue())
-    assert len(programs[0]) > 0
-    assert b"Conv" in programs[0]
-    assert report.captures.graphs == 0
-
-
-@pytest.mark.parametrize("way", ["grad", "vmap", "jvp", "functional_call", "stack of models"])
-def test_functorch(way, device):
-    """A transform from outside gets the layers; functional_call what is fused."""
-    model, report, twin = make(device)
-    x, state = images(device), dict(model.named_parameters())
-    buffers = dict(model.named_buffers())
-
-    def results(module):
-        def loss(parameters):
-            return torch.func.functional_call(module, (parameters, buffers), (x,)).square().sum()
-
-        if way == "grad":
-            return torch.func.grad(loss)(state)
-        if way == "vmap":
-            return torch.func.vmap(lambda image: module(image[None]))(x)
-        if way == "jvp":
-            return torch.func.jvp(module, (x,), (torch.ones_like(x),))
-        if way == "functional_call":
-            return torch.func.functional_call(module, {k: v * 2 for k, v in (state | buffers).items()}, (x,))
-        stacked = {name: torch.stack([value, 2 * value]) for name, value in state.items()}
-        return torch.func.vmap(lambda p: torch.func.functional_call(module, (p, buffers), (x,)))(stacked)
-
-    torch.testing.assert_close(results(model), results(twin))
-    assert report.captures.graphs == (way == "functional_call")
-    model(x)
-    same(report)
-    graphs = report.captures.graphs
-    torch.testing.assert_close(results(model), results(twin))
-    model(x)
-    assert report.captures.graphs == graphs  # what was captured before is good still
-
-
-class Sees(TorchDispatchMode):
-    """Notes operators."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
-
-
-class SeesCaptured(Sees):
-    """Lets TorchDynamo work."""
-
-    @classmethod
-    def ignore_compile_internals(cls):
-        return True
-
-
-def test_modes(device):
-    """A mode sees the layers, one that lets Dynamo work what was captured; neither is in the way of what follows. FLOPs
-    are what they were."""
-    model, report, twin = make(device)
-    x = images(device)
-    with torch.no_grad():
-        model(x)
-        for kind, activations in ((Sees, 2), (SeesCaptured, 0)):
-            with kind() as mode:
-                model(x)
-            assert mode.names.count("cnn_triton::conv2d") == 2
-            assert sum("relu" in name or "silu" in name for name in mode.names) == activations
-        counted = []
-        for each in (model, twin):
-            with FlopCounterMode(display=False) as flops:
-                each(x)
-            counted.append(flops.get_total_flops())
-        assert counted[0] == counted[1] > 0
-        model(x)
-    assert report.captures.graphs == 1
-
-
-def test_a_part_that_was_converted_before(device):
-    """The whole has the call; reverted, none has."""
-    part, _, twin = make(device)
-    x = images(device)
-    part(x)
-    model = tn.Sequential(part, tn.Conv2d(2, 2, 1).to(x), tn.ReLU())
-    twin = tn.Sequential(twin, *copy.deepcopy(model[1:]))
-    whole = cnn_triton.convert(model)
-    torch.testing.assert_close(model(x), twin(x))
-    assert dict(whole.captures.patterns) == PATTERNS | {"conv2d + relu": 1}
-    assert "_compiled_call_impl" not in vars(part)
-    cnn_triton.revert(model)
-    assert type(part[0]) is tn.Conv2d
-    assert torch.equal(model(x), twin(x))
-
-
-def test_a_part_that_is_converted_later(device):
-    part, _, twin = make(device)
-    cnn_triton.revert(part)
-    model, x = Parent(part), images(device)
-    whole = cnn_triton.convert(model)
-    report = cnn_triton.convert(part)
-    torch.testing.assert_close(model(x), Parent(twin)(x))
-    same(whole)
-    torch.testing.assert_close(part(x), twin(x))
-    same(report)
-
-
-def test_a_model_that_is_compiled_already(device):
-    """Its own call stays."""
-    model, _, twin = make(device)
-    cnn_triton.revert(model)
-    model.compile(backend="eager")
-    mine = model._compiled_call_impl
-    report = cnn_triton.convert(model)
-    assert "not captured: the model is compiled already" in str(report)
-    torch.testing.assert_close(model(images(device)).shape, twin(images(device)).shape)
-    cnn_triton.revert(model)
-    assert model._compiled_call_impl is mine
-
-
-def test_compiled_later(device):
-    """torch.nn.Module.compile replaces the call, and reverting leaves it there."""
-    model, report, twin = make(device)
-    model.compile(backend="aot_eager")
-    x = images(device)
-    torch.testing.assert_close(model(x), twin(x))
-    mine = model._compiled_call_impl
-    cnn_triton.revert(model)
-    assert model._compiled_call_impl is mine
-    assert report.captures.graphs == 0
-
-
-@pytest.fixture
-def alone(tmp_path):
-    """A group of this process alone."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-def ddp(model):
-    return DistributedDataParallel(model)
-
-
-def sharded(model):
-    for layer in (model[0], model[3], model):
-        fully_shard(layer, mesh=DeviceMesh("cpu", [0]))
-    return model
-
-
-@pytest.mark.skipif(not INTERPRETING, reason="its group is of CPUs")
-@pytest.mark.parametrize("order", ["converted, then wrapped", "wrapped, then converted", "converted within"])
-@pytest.mark.parametrize("wrap", [ddp, sharded])
-def test_distributed(wrap, order, alone, device):
-    """A training step under DDP and FSDP2."""
-    model, report, twin = make(device, training=True)
-    if order == "converted, then wrapped":
-        wrapped = wrap(model)
-    else:
-        cnn_triton.revert(model)
-        wrapped = wrap(model)
-        report = cnn_triton.convert(wrapped if order == "wrapped, then converted" else model)
-    for _ in range(2):
-        x = images(device)
-        y, right = wrapped(x), twin(x)
-        torch.testing.assert_close(y, right)
-        y.square().mean().backward()
-        right.square().mean().backward()
-        for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
-            grad = mine.grad.full_tensor() if hasattr(mine.grad, "full_tensor") else mine.grad
-            torch.testing.assert_close(grad, theirs.grad)
-    torch.testing.assert_close(list(model.buffers()), list(twin.buffers()))
-    assert isinstance(model[0], nn.Conv2d) or wrap is sharded
-    if wrap is ddp:  # FSDP2's hooks break the graph
-        assert {"conv2d + batch_norm + relu", "conv2d + silu"} <= report.captures.patterns.keys(), str(report)
-
+from converted import PATTERNS, Parent, X, images, make, same
 
 # Threads
 
@@ -321,6 +58,7 @@ def test_threads(device):
         torch.testing.assert_close(model.eval()(x), other.eval()(x))
 
     serving, working = guarded(serve), [guarded(work) for _ in range(8)]
+    make(device)[0](x)  # TorchDynamo changes torch.nn.Module itself, once, at its first use
     before = vars(tn.Module).copy()
     for thread in (serving, *working):
         thread.start()
@@ -455,178 +193,6 @@ def test_checkpoint(training, device):
     same(report)
 
 
-# What can't be captured
-
-
-class Fails(tn.Module):
-    """Raises what it is told to."""
-
-    def __init__(self, error):
-        super().__init__()
-        self.conv, self.error, self.calls = tn.Conv2d(3, 4, 3), error, 0
-
-    def forward(self, x):
-        self.calls += 1
-        y = F.relu(self.conv(x))
-        if x.shape[0] == 1:
-            raise self.error
-        return y
-
-
-@pytest.mark.parametrize("error", [KeyError("x"), ValueError("wrong"), StopIteration(), torch.OutOfMemoryError("much")])
-def test_errors_of_the_model(error, device):
-    """They keep their types, happen once, and the next call is captured as ever."""
-    model = Fails(error).to(device).double()
-    report, x = cnn_triton.convert(model), images(device)
-    for _ in range(2):
-        with pytest.raises(type(error)):
-            model(x[:1])
-    assert model.calls == 2
-    torch.testing.assert_close(model(x), F.relu(F.conv2d(x, model.conv.weight, model.conv.bias)))
-    assert not report.call.failure
-    assert report.captures.patterns["conv2d + relu"] == 1
-
-
-def test_errors_of_operators(device):
-    """PyTorch's own types and words, as of the original."""
-    model, report, twin = make(device, training=True)
-    x = images(device)
-    for wrong in (x[:, :2], x[0], x.float(), x[:, :, :2], x[:1, :, :3, :3], None, [x]):
-        with pytest.raises(Exception) as theirs:  # noqa: PT011
-            twin(wrong)
-        with pytest.raises(theirs.type):
-            model(wrong)
-    assert model[1].num_batches_tracked == twin[1].num_batches_tracked
-    assert not report.call.failure
-    torch.testing.assert_close(model(x), twin(x))
-    assert PATTERNS.items() <= dict(report.captures.patterns).items()
-
-
-@pytest.mark.parametrize(
-    "where", ["cnn_triton.fusion.capture.fuse", "torch._dynamo.symbolic_convert.InstructionTranslator.run"]
-)
-def test_a_crash_of_the_capture(where, device, monkeypatch):
-    """The layers run, from then on, and the report says why."""
-    model, report, twin = make(device)
-    x, tries = images(device), []
-
-    def crash(*args):
-        tries.append(1)
-        raise AssertionError("a defect")
-
-    monkeypatch.setattr(where, crash)
-    before = cnn_triton.launches().get("conv2d", 0)
-    for _ in range(3):
-        torch.testing.assert_close(model(x), twin(x))
-    assert cnn_triton.launches()["conv2d"] == before + 6
-    assert len(tries) == 1
-    assert "not captured, the layers run one by one: AssertionError: a defect" in str(report)
-
-
-class Breaks(tn.Module):
-    """Does what Dynamo breaks a graph at, between two layers."""
-
-    def __init__(self, layers):
-        super().__init__()
-        self.layers, self.seen = layers, []
-
-    def forward(self, x):
-        x = self.layers[:3](x)
-        self.seen.append(x.sum().item())
-        torch._dynamo.graph_break()
-        return self.layers[3:](x)
-
-
-def test_graph_breaks(device):
-    """Around a break all is fused, as far as that goes; names are those of the model."""
-    model, _, twin = make(device)
-    cnn_triton.revert(model)
-    model, twin = Breaks(model), Breaks(twin)
-    report, x = cnn_triton.convert(model), images(device)
-    torch.testing.assert_close(model(x), twin(x))
-    torch.testing.assert_close(model.seen, twin.seen)
-    assert report.captures.graphs == 2
-    same(report)
-    assert [each.where for each in report.captures.fused] == ["layers.0", "layers.3"]
-
-
-def test_errors_after_a_graph_break(device, monkeypatch):
-    """What has run is not run again: an operator's error comes as PyTorch's own, a crash of the capture as it is."""
-    layers = (tn.Conv2d(3, 4, 3), tn.ReLU(), tn.Identity(), tn.BatchNorm2d(4))
-    model = Breaks(tn.Sequential(*layers)).to(device).double()
-    cnn_triton.convert(model)
-    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
-        model(images(device)[:1, :, :3, :3])
-    assert len(model.seen) == 1
-    assert model(images(device)).isfinite().all()
-    assert len(model.seen) == 2
-    model.eval()
-    fuse = capture.fuse
-
-    def crash(module, names):
-        if any(node.target is F.batch_norm for node in module.graph.nodes):
-            raise AssertionError("a defect")
-        return fuse(module, names)
-
-    monkeypatch.setattr("cnn_triton.fusion.capture.fuse", crash)
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="a defect"):
-        model(images(device))
-    assert len(model.seen) == 3
-
-
-class Force(tn.Module):
-    """Differentiates on its way."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = tn.Linear(3, 4)
-
-    def forward(self, x):
-        x = x.detach().requires_grad_()
-        energy = torch.tanh(self.linear(x)).sum()
-        return torch.autograd.grad(energy, x, create_graph=True)[0]
-
-
-def test_gradients_within(device):
-    """Dynamo keeps out of backward passes that run in what it follows."""
-    model = Force().to(device).double()
-    twin, x = copy.deepcopy(model), torch.randn(5, 3, dtype=torch.float64, device=device)
-    report = cnn_triton.convert(model)
-    for _ in range(2):
-        y, right = model(x), twin(x)
-        torch.testing.assert_close(y, right)
-        grads = [
-            torch.autograd.grad(each.square().sum(), m.linear.weight)[0] for each, m in ((y, model), (right, twin))
-        ]
-        torch.testing.assert_close(*grads)
-    assert report.captures.graphs > 0
-
-
-class Tagged(tn.Module):
-    """Reads an attribute that is another at each call."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.tag = tn.Conv2d(3, 4, 1), ""
-
-    def forward(self, x):
-        return F.relu(self.conv(x)) * (1 if self.tag != "zz" else 2)
-
-
-def test_captures_end(device, monkeypatch):
-    """At the limit the layers run, rather than another capture at each call."""
-    monkeypatch.setattr("cnn_triton.fusion.compiled._GRAPHS", 3)
-    settings = torch._dynamo.config._make_closure_patcher(skip_nnmodule_hook_guards=True, recompile_limit=3)
-    monkeypatch.setitem(compiled._settings, False, settings)
-    model = Tagged().to(device).double()
-    report, x = cnn_triton.convert(model), images(device)
-    right = F.relu(model.conv(x))
-    for i in range(12):
-        model.tag = str(i)
-        torch.testing.assert_close(model(x), right)
-    assert report.captures.graphs == 3
-
-
 def test_a_part_that_brings_a_hook(device):
     """It counts until it is gone, and so do those that come later, elsewhere. (They keep nothing of a call: what they
     keep would be guarded.)"""
@@ -642,16 +208,6 @@ def test_a_part_that_brings_a_hook(device):
         for each in (model, twin):
             each[place].register_forward_hook(lambda module, given, y: y * 3)
         torch.testing.assert_close(model(x), twin(x))
-
-
-def test_forward_of_the_class(device, monkeypatch):
-    """Another one, put there later, runs."""
-    model = Tagged().to(device).double()
-    cnn_triton.convert(model)
-    x = images(device)
-    model(x)
-    monkeypatch.setattr(Tagged, "forward", lambda self, x: self.conv(x).sin())
-    torch.testing.assert_close(model(x), model.conv(x).sin())
 
 
 def test_what_copies_the_dict(device):
@@ -706,17 +262,6 @@ def test_a_graph_module(device):
                 node.args = (graph.graph.call_function(torch.neg, node.args),)
     graph.recompile()
     torch.testing.assert_close(graph(x), -right)
-
-
-def test_dynamo_is_off(device):
-    """The layers run."""
-    model, report, twin = make(device)
-    x = images(device)
-    with torch.compiler.set_stance("force_eager"):
-        torch.testing.assert_close(model(x), twin(x))
-    assert report.captures.graphs == 0
-    torch.testing.assert_close(model(x), twin(x))
-    same(report)
 
 
 def test_collected(device):

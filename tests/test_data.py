@@ -80,8 +80,8 @@ def folder_of(what, path):
 
 
 BAD_FOLDERS = {
-    "empty": "needs two or more sub-folders, one a class, but has none",
-    "one class": "needs two or more sub-folders, one a class, but has only 'only'",
+    "empty": "needs two or more sub-folders, one for each class, but has none",
+    "one class": "needs two or more sub-folders, one for each class, but has only 'only'",
     "one image": "needs two or more PNG or JPEG files, but has 1",
     "torn image": "3.png: not a readable image",
     "file": "neither 'digits' nor a folder of images",

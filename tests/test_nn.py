@@ -1,4 +1,4 @@
-"""The modules: torch.nn's constructors, state_dict and initial weights; the same results, through the kernels."""
+"""The modules: torch.nn's constructors, state_dict and initial weights; the same results, through training."""
 
 import copy
 import inspect
@@ -9,51 +9,9 @@ import pytest
 import torch
 
 import cnn_triton
-from checks import assert_accurate, kernels_only, unfolded
+from checks import assert_accurate, kernels_only
 from cnn_triton import nn
-
-MODULES = [  # ours, PyTorch's, constructor's arguments, input
-    (nn.Conv2d, torch.nn.Conv2d, (3, 5, 3), {"padding": 1}, (2, 3, 6, 7)),
-    (nn.Conv2d, torch.nn.Conv2d, (4, 6, (3, 2)), {"stride": 2, "groups": 2, "bias": False}, (2, 4, 9, 8)),
-    (nn.Conv2d, torch.nn.Conv2d, (2, 3, 3), {"padding": "same", "padding_mode": "reflect"}, (1, 2, 6, 6)),
-    (nn.Conv2d, torch.nn.Conv2d, (2, 3, 3), {"padding": (1, 2), "padding_mode": "replicate"}, (1, 2, 6, 6)),
-    (nn.Conv2d, torch.nn.Conv2d, (2, 3, 3), {"padding": 2, "padding_mode": "circular"}, (1, 2, 6, 6)),
-    (nn.ConvReLU2d, torch.nn.Conv2d, (3, 5, 3), {"padding": "same", "dilation": 2}, (2, 3, 6, 7)),
-    (nn.Linear, torch.nn.Linear, (6, 4), {}, (5, 6)),
-    (nn.LinearReLU, torch.nn.Linear, (6, 4), {"bias": False}, (2, 3, 6)),
-    (nn.Conv1d, torch.nn.Conv1d, (3, 5, 3), {"padding": "same", "padding_mode": "circular"}, (2, 3, 7)),
-    (nn.ConvTranspose2d, torch.nn.ConvTranspose2d, (4, 6, 3, 2, 1), {"output_padding": 1, "groups": 2}, (2, 4, 4, 5)),
-    (nn.ConvTranspose1d, torch.nn.ConvTranspose1d, (3, 5, 3), {"stride": 2, "dilation": 2}, (2, 3, 7)),
-    (nn.MaxPool2d, torch.nn.MaxPool2d, (3,), {"stride": 2, "padding": 1, "ceil_mode": True}, (2, 3, 6, 7)),
-    (nn.MaxPool1d, torch.nn.MaxPool1d, (3,), {"dilation": 2}, (2, 3, 9)),
-    (nn.AvgPool2d, torch.nn.AvgPool2d, (2,), {"count_include_pad": False}, (2, 3, 6, 7)),
-    (nn.AvgPool1d, torch.nn.AvgPool1d, (3,), {"stride": 2, "padding": 1}, (2, 3, 9)),
-    (nn.AdaptiveAvgPool2d, torch.nn.AdaptiveAvgPool2d, (1,), {}, (2, 3, 6, 7)),
-    (nn.AdaptiveAvgPool1d, torch.nn.AdaptiveAvgPool1d, (4,), {}, (2, 3, 9)),
-    (nn.AdaptiveMaxPool2d, torch.nn.AdaptiveMaxPool2d, ((3, None),), {}, (2, 3, 5, 6)),
-    (nn.AdaptiveMaxPool1d, torch.nn.AdaptiveMaxPool1d, (4,), {}, (2, 3, 9)),
-]
-each = pytest.mark.parametrize(
-    ("ours", "theirs", "args", "options", "shape"),
-    MODULES,
-    ids=[f"{m[0].__name__}-{'-'.join(map(str, m[3].values()))}" for m in MODULES],
-)
-
-
-def pair(ours, theirs, args, options):
-    """Ours and PyTorch's, made from the same seed, in float64; PyTorch's followed by ReLU where ours is fused."""
-    modules = []
-    for kind in (ours, theirs):
-        torch.manual_seed(3)
-        modules.append(kind(*args, **options).double())
-    return modules
-
-
-def run(module, x, relu):
-    x = x.detach().requires_grad_()
-    y = module(x)
-    y = y.relu() if relu else y
-    return (y, *torch.autograd.grad(y.square().sum(), (x, *module.parameters())))
+from module_pairs import each, pair, run
 
 
 @each
@@ -188,11 +146,11 @@ def test_layers_of_a_norm(device):
     torch.testing.assert_close(layer(x), plain(x))
     assert len(seen) == 1
     handle.remove()
-    for each in (layer, plain):
-        each[1].eval()
+    for model in (layer, plain):
+        model[1].eval()
     torch.testing.assert_close(layer(x), plain(x))
-    for each in (layer, plain):
-        setattr(each, "1", torch.nn.InstanceNorm2d(2))
+    for model in (layer, plain):
+        setattr(model, "1", torch.nn.InstanceNorm2d(2))
     torch.testing.assert_close(layer(x), plain(x))
 
 
@@ -308,98 +266,3 @@ def test_compiles_without_a_break(device):
     assert_accurate(y, model(x), model(x).double())
     for mine, right in zip(grads, torch.autograd.grad(model(x).sum(), list(model.parameters())), strict=True):
         assert torch.equal(mine, right)
-
-
-LOCAL = {"stride": 2, "padding": (1, 0), "groups": 2, "dtype": torch.float64}
-
-
-@pytest.mark.parametrize("bias", [True, "pixel", "channel", False])
-def test_locally_connected(bias, device):
-    """Results and gradients through the kernels, and by PyTorch; copies; weights start as a convolution's do."""
-    layer = nn.LocallyConnected2d(4, 6, (7, 6), 3, bias=bias, **LOCAL).to(device)
-    assert layer.weight.shape == (4, 2, 6, 3, 3, 2)
-    shapes = {False: None, "channel": (6,)}
-    assert (None if layer.bias is None else tuple(layer.bias.shape)) == shapes.get(bias, (4, 2, 6))
-    bound = 1 / (3 * 3 * 2) ** 0.5
-    assert 0.9 * bound < layer.weight.abs().max() <= bound
-    x = torch.randn(3, 4, 7, 6, dtype=torch.float64, device=device)
-    with kernels_only("locally_connected2d", "locally_connected2d_input_grad", "locally_connected2d_weight_grad"):
-        got = run(layer, x, False)
-    leaf = x.clone().requires_grad_()
-    right = unfolded(leaf, layer.weight, layer.bias, 2, (1, 0), 1, 2)
-    expected = (right, *torch.autograd.grad(right.square().sum(), (leaf, *layer.parameters())))
-    with cnn_triton.backend("aten"):
-        plain = run(layer, x, False)
-    for mine, theirs, other in zip(got, expected, plain, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(other, theirs, rtol=1e-12, atol=1e-12)
-    copied = pickle.loads(pickle.dumps(layer))
-    copied.load_state_dict(copy.deepcopy(layer).state_dict(), strict=True)
-    assert torch.equal(copied(x), layer(x))
-    assert "input_size=(7, 6), kernel_size=(3, 3), stride=2, padding=(1, 0)" in repr(layer)
-    assert f"bias={'pixel' if bias is True else bias!r}".replace("=pixel", "='pixel'") in repr(layer)
-    with pytest.raises(RuntimeError, match=r"input must be images of \(7, 6\), \(H, W\), but got shape \(3, 4, 6, 7\)"):
-        layer(x.transpose(2, 3))
-    assert cnn_triton.convert(torch.nn.Sequential(layer)).layers == []  # PyTorch has no such layer
-
-
-@pytest.mark.parametrize("bias", ["pixel", "channel", False])
-def test_locally_connected_without_channels(bias, device):
-    """No channel in, no channel out, as torch.nn.Conv2d has it; a bias' gradient is 0."""
-    layer = nn.LocallyConnected2d(0, 4, (5, 6), 3, bias=bias).to(device)
-    x = torch.randn(2, 0, 5, 6, device=device, requires_grad=True)
-    for where in ("auto", "aten"):
-        with cnn_triton.backend(where):
-            y = layer(x)
-            assert y.shape == (2, 0, 3, 4)
-            grads = torch.autograd.grad(y.sum(), [x, *layer.parameters()], allow_unused=where == "aten")
-        assert all(grad is None or not grad.any() for grad in grads)
-    y = torch.ops.cnn_triton.locally_connected2d(
-        x.detach(), layer.weight.detach(), None, None, None, None, [1, 1], [0] * 4, [1, 1], 1, "relu"
-    )
-    assert y.shape == (2, 0, 3, 4)
-
-
-def test_locally_connected_errors():
-    with pytest.raises(ValueError, match=r"multiples of groups, 0 or more, but got 3, 4 and groups=2"):
-        nn.LocallyConnected2d(3, 4, (6, 6), 3, groups=2)
-    for wrong in ("map", torch.ones(4)):
-        with pytest.raises(ValueError, match="bias must be True, False, 'pixel' or 'channel', but got"):
-            nn.LocallyConnected2d(3, 4, (6, 6), 3, bias=wrong)
-    with pytest.raises(TypeError, match="groups must be an int, but got 'a'"):
-        nn.LocallyConnected2d(3, 4, (6, 6), 3, groups="a")
-    with pytest.raises(ValueError, match="0 or more, but got -3"):
-        nn.LocallyConnected2d(-3, 4, (6, 6), 3)
-    with pytest.raises(ValueError, match="bias must be True, False, 'pixel' or 'channel', but got 'map'"):
-        nn.LocallyConnected2d(3, 4, (6, 6), 3, bias="map")
-    with pytest.raises(RuntimeError, match="window spans 7 x 7"):
-        nn.LocallyConnected2d(3, 4, (6, 6), 7)
-    with pytest.raises(TypeError, match=r"input_size must be an int or a sequence of 2 ints, but got 6\.0"):
-        nn.LocallyConnected2d(3, 4, 6.0, 3)
-
-
-@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
-def test_weights_of_keras(data_format, device):
-    """A kernel of Keras' LocallyConnected2D, as its own formula multiplies it: for each output pixel the flattened
-    window times a matrix."""
-    layer = nn.LocallyConnected2d(3, 5, (6, 7), (2, 3), (2, 1), dtype=torch.float64)
-    (p, q), last = layer.output_size, data_format == "channels_last"
-    kernel, bias = torch.randn(p * q, 2 * 3 * 3, 5).numpy(), torch.randn(p, q, 5)
-    layer.load_keras(kernel, bias, data_format)
-    x = torch.randn(2, 3, 6, 7, dtype=torch.float64)
-    y = layer.to(device)(x.to(device)).cpu()
-    for i in range(p):
-        for j in range(q):
-            window = x[:, :, 2 * i : 2 * i + 2, j : j + 3]
-            row = (window.permute(0, 2, 3, 1) if last else window).flatten(1)
-            # Keras reshapes the bias of channels_first to (K, P, Q).
-            beside = bias[i, j] if last else bias.reshape(5, p, q)[:, i, j]
-            right = row @ torch.from_numpy(kernel[i * q + j]).double() + beside
-            torch.testing.assert_close(y[:, :, i, j], right, rtol=1e-12, atol=1e-12)
-    for wrong, words in (
-        ((kernel[1:], bias), r"kernel must have shape \(15, 18, 5\)"),
-        ((kernel,), "bias must be given"),
-        ((kernel, bias[0]), r"bias must have shape \(3, 5, 5\), but got \(5, 5\)"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            layer.load_keras(*wrong)

@@ -1,18 +1,14 @@
-"""The package: imports in one direction, what each file is for, a life without Triton, the README's example."""
+"""The package: imports in one direction, what each file is for, a life without Triton."""
 
 import ast
 import graphlib
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-import torch.nn.functional as F
 
-from cnn_triton import functional, nn
 from selection import ENTRANCES, imported, reached
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +39,7 @@ def test_imports_go_one_way():
     assert len(order) == len(ours) > 50
     for name in ours:
         assert not name.startswith("kernels/") or all(other.startswith("kernels/") for other in below[name]), name
-    assert not reached("cnn_triton/nn.py") & set(TOOLS)
+    assert not reached("cnn_triton/nn/__init__.py") & set(TOOLS)
     assert reached("cnn_triton/cli/main.py") >= set(TOOLS)
 
 
@@ -152,31 +148,3 @@ y = torch.ops.cnn_triton.conv2d(x, w, None, None, None, None, (1, 1), (0, 0, 0, 
 print(torch.equal(y, torch.nn.functional.conv2d(x, w).relu()))
 """
     assert python(code, False) == "True\n"
-
-
-@pytest.mark.cover
-def test_readme_examples():
-    """The README's Python examples run as written; the first is short."""
-    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(examples) == 3
-    assert len(examples[0].strip().splitlines()) <= 14
-    for example in examples:
-        print(python(example, True))
-
-
-def test_readme_table():
-    """The README's table of torch.nn.functional is complete and true: what is here, its modules, what isn't."""
-    rows = re.findall(r"^\| (`[a-z].*?) \| (yes|no) \| (.*?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
-    told = {
-        name: (here, re.findall(r"`(\w+)`", kinds))
-        for names, here, kinds in rows
-        for name in re.findall(r"`(\w+)`", names)
-    }
-    family = {name for name in dir(F) if re.search("conv|pool|linear|fold", name) and name[0] != "_"}
-    family -= {name for name in family if name.endswith("_with_indices")} | {"upsample_bilinear"}
-    assert set(told) == family | {"linear_cross_entropy"}  # which PyTorch has from 2.12
-    assert {name for name, (here, _) in told.items() if here == "yes"} == set(functional.__all__) & family
-    modules = {kind for _, kinds in told.values() for kind in kinds}
-    assert modules == {kind for kind in nn.__all__ if hasattr(torch.nn, kind)}
-    fused = set(functional.__all__) - family | set(nn.__all__) - modules
-    assert all(f"`{name}`" in (ROOT / "README.md").read_text() for name in fused)

@@ -14,7 +14,7 @@ from cases import CASES
 from checks import fresh_is_nan, moved
 from cnn_triton.kernels.base.lang import tl, triton
 from cnn_triton.kernels.base.precision import float32_precision
-from cnn_triton.kernels.core import replay
+from cnn_triton.kernels.core import replay, tape
 from cnn_triton.kernels.core.op import Op, launch, launches
 from cnn_triton.ops import operator
 from combinations import DTYPES, FORMATS, turns
@@ -184,7 +184,7 @@ def test_an_error_on_the_tape_leaves_nothing(device):
     op.launch(x)
     with pytest.raises(RuntimeError, match="not today"):
         op.launch(x)
-    assert replay._tape.get() is None
+    assert tape.current.get() is None
     assert not torch.utils._python_dispatch._get_current_dispatch_mode_stack()
     for _ in range(3):
         assert torch.equal(op.launch(x), 2 * x)

@@ -6,7 +6,7 @@
 
 README.md: what the tables come to, by chip, arithmetic and pass. launches-CHIP.csv: a row for each layer and pass; for
 each arithmetic the codes of the kernels launched, and the reason why a figure got worse, if one ever did.
-kernels-CHIP.csv: a row for each code, with its figures (kernels.aot.Code says what they mean). A code is a hash of all
+kernels-CHIP.csv: a row for each code, with its figures (see compiler.figures.Code). A code is a hash of all
 that determines a kernel but the compiler. What is in them must be clean: nothing spills, and products have matrix
 instructions.
 
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from cnn_triton.kernels.base.precision import float32_precision
 from cnn_triton.kernels.compiler import aot
-from cnn_triton.kernels.compiler.aot import Code
+from cnn_triton.kernels.compiler.figures import Code
 from cnn_triton.kernels.core.chips import COMPILED
 from cnn_triton.kernels.core.op import Op
 
