@@ -77,14 +77,17 @@ def test_hooks_of_all_modules(device):
     x = image(device)
     models[0].eval()(x)  # captured without
     for model in models:
-        found = []
-        handle = register_module_forward_hook(lambda module, x, y, found=found: found.append(y.detach().clone()))
-        try:
-            model.eval()(x)
-        finally:
-            handle.remove()
-        model(x)
-        seen.append(found)
+        seen.append([])
+        for _ in range(2):  # one after the other, which a guard on their number takes for the same
+            found = []
+            handle = register_module_forward_hook(lambda module, x, y, found=found: found.append(y.detach().clone()))
+            try:
+                model.eval()(x)
+            finally:
+                handle.remove()
+            model(x)
+            assert found
+            seen[-1] += found
     assert len(seen[0]) == len(seen[1])
     torch.testing.assert_close(*seen)
 
