@@ -260,6 +260,18 @@ max_pool2d.max_kernel.hash = None
 aot._texts.cache_clear()
 assert pooling() == here, "a function that moves in its file is the same code"
 
+from cnn_triton.kernels import registry
+
+def keys(order):
+    for each in order:
+        each.hash, each.used_global_vals = None, {}
+    return {id(each): each.cache_key for each in order}
+
+modules = [module for name, module in sys.modules.items() if name.startswith("cnn_triton.kernels.")]
+callables = triton.runtime.jit.JITCallable
+functions = [each for module in modules for each in vars(module).values() if isinstance(each, callables)]
+assert len(functions) > 100 and keys(functions) == keys(functions[::-1]), "keys that depend on what is compiled first"
+
 from compile_calls import call
 
 runs = []

@@ -27,8 +27,12 @@ except ImportError as error:
 else:
     MISSING = ""
 
-# What device functions ask: are they being interpreted?
-INTERPRETED = tl.constexpr(INTERPRETING)
+
+@triton.constexpr_function
+def interpreted() -> bool:
+    """True if device functions are interpreted, for them to ask. A function, since global constants change the key of
+    Triton's cache of compiled kernels with the order in which a process compiles them."""
+    return INTERPRETING
 
 
 def require() -> None:

@@ -39,7 +39,7 @@ from .conv2d import conv2d_aten
 from .epilogue import Epilogue, check_epilogue
 from .gather import conv_pool_kernel
 from .meta import Meta, Weight
-from .pool_code import KEY, Pooled, aligned, input_grad_aten, new_code, spread
+from .pool_code import Pooled, aligned, input_grad_aten, new_code, spread
 from .problem import Problem, can_fetch_product, matrix, packed, weight_strides
 from .tma import conv_pool_tma_kernel
 
@@ -81,7 +81,7 @@ def conv2d_pool_launch(
     wanted = shapes.Product(
         tuple(results.size), problem.columns, problem.channels, window.taps * math.prod(pool), 1, groups,
         can_fetch_product(problem, x, walks.strides), whole=True,
-        extra_registers="number" if pooled.pool.how == KEY.value else "two numbers",
+        extra_registers="number" if pooled.pool.how == "key" else "two numbers",
     )  # fmt: skip
     tile = pick.product(wanted, shapes.arithmetic(input.dtype, precision), chip)
     meta = Meta.of(

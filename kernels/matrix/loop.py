@@ -3,7 +3,7 @@
 Shape tags: [M] output pixels or rows, [N] columns, [K] reduction; a trailing comment gives each block's shape.
 """
 
-from ..base.lang import INTERPRETED, device_function, tl
+from ..base.lang import device_function, interpreted, tl
 from ..window.convolution import Phase
 from .meta import Terms
 
@@ -12,7 +12,7 @@ from .meta import Terms
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """Return acc + a @ b. Full float32 is summed in parts, a step's terms first: in one row of all terms as many
     roundings would add up. The interpreter's is rounded once: its BLAS adds in an order that depends on the CPU."""
-    if INTERPRETED:
+    if interpreted():
         a, b, total = a.to(tl.float64), b.to(tl.float64), acc.to(tl.float64)
         return tl.dot(a, b, total, out_dtype=tl.float64).to(acc.dtype)
     elif PRECISION == "ieee" and a.dtype == tl.float32:
@@ -29,7 +29,7 @@ def as_tf32(x, PRECISION: tl.constexpr):
     For tiles whose reduction is not their contiguous direction: TF32 matrix instructions want it so, and without a
     step in registers the compiler transposes on the way into shared memory, four bytes a load.
     """
-    if PRECISION == "tf32" and not INTERPRETED:
+    if PRECISION == "tf32" and not interpreted():
         return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
     else:
         return x

@@ -9,11 +9,12 @@ from ..window.convolution import Walk, Walks
 
 
 class Pool(NamedTuple):
-    """A pooling in windows side by side: rows and columns of a window, and how it is done (pool_code.py)."""
+    """A pooling in windows side by side: rows and columns of a window, and how it is done: "average", or a maximum,
+    "largest", which of 16 bits is held with its tap's number in one, "key"."""
 
     rows: int
     columns: int
-    how: int
+    how: str
 
 
 class Meta(NamedTuple):

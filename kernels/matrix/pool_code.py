@@ -34,17 +34,14 @@ from .activation_grad import bias_grad_fake
 from .loop import offset_inside
 from .meta import Code, Pool
 
-# How a pooling is done: the maximum, held in two numbers or, of 16 bits, in one; the average.
-LARGEST, KEY, AVERAGE = (tl.constexpr(i) for i in range(3))
-
 
 @device_function
 def pool_start(M: tl.constexpr, N: tl.constexpr, POOL: tl.constexpr, ACC: tl.constexpr):
-    """Return the values before the first tap: (y, code), or of a maximum's KEY both in one. [M, N]"""
-    if POOL.how == KEY:
+    """Return the values before the first tap: (y, code), or of a maximum's key both in one. [M, N]"""
+    if POOL.how == "key":
         return tl.zeros([M, N], tl.int32), 0
     else:
-        code = 0 if POOL.how == AVERAGE else POOL.rows * POOL.columns
+        code = 0 if POOL.how == "average" else POOL.rows * POOL.columns
         return tl.zeros([M, N], ACC), tl.full([M, N], code, tl.int32)
 
 
@@ -53,13 +50,13 @@ def pool_step(y, code, x, t, POOL: tl.constexpr):
     """Return the values after tap t, whose own are x, rounded as they are stored. An average's code is the byte of the
     tap's eight. A key is x's 16 bits, ordered as values are since only positive ones and NaN count, above the
     tap's number, so ordered that of equal values the first is largest, of NaN the last."""
-    if POOL.how == KEY:
+    if POOL.how == "key":
         bits = x.to(tl.int16, bitcast=True).to(tl.int32) & 0x7FFF
         x = x.to(tl.float32)
         nan = x != x
         key = (tl.where(nan, 0x7FFF, bits) << 16) | tl.where(nan, t, 0xFFFF - t)
         return tl.where((x > 0) | nan, tl.maximum(y, key), y), code
-    elif POOL.how == AVERAGE:
+    elif POOL.how == "average":
         x = x.to(y.dtype)
         opens = (x > 0) | (x != x)
         return y + tl.where(opens, x, 0.0), tl.where(t % 8 > 0, code, 0) | (opens.to(tl.int32) << (t % 8))
@@ -72,7 +69,7 @@ def pool_step(y, code, x, t, POOL: tl.constexpr):
 @device_function
 def store_byte(code, to, won, t, mask, POOL: tl.constexpr):
     """Store at offsets `to` an average's byte of eight taps, if t is their last; see meta.Code."""
-    if POOL.how == AVERAGE:  # noqa: SIM102 - known at compile time
+    if POOL.how == "average":  # noqa: SIM102 - known at compile time
         if (t % 8 == 7) | (t == POOL.rows * POOL.columns - 1):
             tl.store(code.data + to + tl.cast(t // 8, to.dtype) * code.plane, won.to(tl.uint8), mask=mask)
 
@@ -80,22 +77,22 @@ def store_byte(code, to, won, t, mask, POOL: tl.constexpr):
 @device_function
 def store_pooled(y, code, to, pooled, won, mask, POOL: tl.constexpr):
     """Store at offsets `to` the values after the last tap, but for an average's bytes."""
-    if POOL.how == KEY:
+    if POOL.how == "key":
         t = pooled & 0xFFFF
         bits = pooled >> 16
         won = tl.where(pooled == 0, POOL.rows * POOL.columns, tl.where(bits == 0x7FFF, t, 0xFFFF - t))
         pooled = bits.to(tl.int16).to(y.dtype.element_ty, bitcast=True)
-    elif POOL.how == AVERAGE:
+    elif POOL.how == "average":
         pooled = pooled / (POOL.rows * POOL.columns)
     tl.store(y + to, pooled.to(y.dtype.element_ty), mask=mask)
-    if POOL.how != AVERAGE:
+    if POOL.how != "average":
         tl.store(code.data + to, won.to(code.data.dtype.element_ty), mask=mask)
 
 
 @device_function
 def is_open(code, to, t, mask, POOL: tl.constexpr):
     """True where a gradient passes through tap t, at offsets `to`."""
-    if POOL.how == AVERAGE:
+    if POOL.how == "average":
         byte = tl.load(code.data + to + tl.cast(t // 8, to.dtype) * code.plane, mask=mask, other=0).to(tl.int32)
         return ((byte >> (t % 8)) & 1) > 0
     else:
@@ -105,7 +102,7 @@ def is_open(code, to, t, mask, POOL: tl.constexpr):
 @device_function
 def share(x, POOL: tl.constexpr):
     """Return a tap's part of a gradient."""
-    if POOL.how != AVERAGE:
+    if POOL.how != "average":
         return x
     elif x.dtype == tl.float64:
         return x / (POOL.rows * POOL.columns)
@@ -174,7 +171,7 @@ def at_open_kernel(x, code, y, channels, POOL: tl.constexpr, BLOCK: tl.constexpr
         opens = is_open(code, to, t, s.mask, POOL)
         value = tl.load(x.data + offsets(tap_pixel(s.at, t, POOL), s.c, x.strides), mask=s.mask, other=0.0)
         acc += tl.where(opens, value.to(ACC), 0.0)
-    if POOL.how == AVERAGE:
+    if POOL.how == "average":
         acc = acc / (POOL.rows * POOL.columns)
     tl.store(y.data + offsets(s.at, s.c, y.strides), acc.to(y.data.dtype.element_ty), mask=s.mask)
 
@@ -202,9 +199,9 @@ class Pooled(NamedTuple):
     def of(cls, code: torch.Tensor, pool: Sequence[int], average: bool, dtype: torch.dtype) -> "Pooled":
         """Return the pooling of an operator's arguments, and the dtype of what is pooled."""
         small = dtype.itemsize == 2 and math.prod(pool) < 2**15
-        how = AVERAGE if average else KEY if small else LARGEST
+        how = "average" if average else "key" if small else "largest"
         strides = Images.of(code[0]).strides
-        return cls(Code(code, strides, code.stride(0)), Pool(pool[0], pool[1], how.value))
+        return cls(Code(code, strides, code.stride(0)), Pool(pool[0], pool[1], how))
 
 
 def aligned(grad: torch.Tensor, code: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

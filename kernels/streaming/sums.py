@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..base.lang import INTERPRETED, device_function, tl, triton
+from ..base.lang import device_function, interpreted, tl, triton
 from ..base.precision import accumulator
 from ..core import chips
 from ..core.images import Pixel, pixel
@@ -37,7 +37,7 @@ class Step(NamedTuple):
 @device_function
 def sum_rows(x):
     """Return Σ over the rows of a block, as a tree; in the interpreter, which would add row after row, in float64."""
-    if INTERPRETED:
+    if interpreted():
         total = x.to(tl.float64)
         while total.shape[0] > 1:
             total = tl.sum(total.reshape(2, total.shape[0] // 2, total.shape[1]), axis=0)
