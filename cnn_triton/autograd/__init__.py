@@ -9,7 +9,7 @@ from ..kernels.matrix import activations
 from ..kernels.pool.max_pool2d import MAX_POOL2D
 from ..ops import operator
 from .blocks import BatchNorm, Conv2dMoments, Conv2dPool
-from .function import apply, differentiable, needs_grad
+from .function import apply, differentiable, named, needs_grad
 from .pools import AvgPool2d, MaxPool2d, MaxUnpool2d
 from .product import Product
 from .products import (
@@ -25,14 +25,15 @@ from .products import (
 
 
 def _product(plain: type[Product], with_preactivation: type[Product]) -> Callable[..., Any]:
-    """Return a product as the layers call it: where its activation's derivative needs x, the one that keeps it."""
+    """Return a product as the layers call it: with the preactivation kept where the activation's derivative needs
+    it."""
     run = operator(plain.OP)
 
     def call(*args: Any) -> Any:
         if not needs_grad(args):
             return run(*args)
-        _, _, _, _, _, slope, *_, activation = args
-        if slope is not None or activations.of(activation).saves == "input":
+        given = named(plain, args)
+        if given.slope is not None or activations.of(given.activation).saves == "input":
             return apply(with_preactivation, *args)[0]
         return apply(plain, *args)
 

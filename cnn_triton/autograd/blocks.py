@@ -1,4 +1,4 @@
-"""Convolutions with a pool or a batch normalisation behind them."""
+"""Convolutions that a pool or a batch normalisation follows."""
 
 from typing import Any
 
@@ -9,201 +9,220 @@ from ..kernels.matrix import activations, pool_code
 from ..kernels.matrix import batch_norm as norm
 from ..kernels.matrix import conv_pool as pools
 from .epilogue import ActivationGrad, BiasGrad, PreluGrad, prelu_tangent
-from .function import Args, Formula, Function, along, apply, total
+from .function import Args, Formula, Function, apply, grads_by_name, jvp, named, total
+from .product import ProductOperands
 from .products import Conv2d
 
 
 class Conv2dPool(Function):
-    """(y, code): pooling of ReLU(x), x = scale · conv(input, weight) + bias, and what the way back needs of x."""
+    """(y, code): pooling of ReLU(z), z = scale · conv(x, weight) + bias, and of z what the gradients need."""
 
     OP = pools.CONV2D_POOL
 
     @classmethod
-    def tangent(cls, inputs: Args, outputs: Args, tangents: Args) -> Any:
-        input, weight, bias, scale, *window, pool, average = inputs
-        shape = pools.full_size(input, weight, *window)
-        step = Conv2d.step(shape, (input, weight, bias, scale, None), window, (*tangents[:4], None))
-        return apply(ReluPool2dAtOpen, step, outputs[1], pool, average), None
+    def tangent(cls, inputs: Any, outputs: Args, tangents: Any) -> Any:
+        _, code = outputs
+        window = Conv2d.rest_of(cls, inputs)
+        shape = pools.full_size(inputs.input, inputs.weight, *window)
+        tangent = Conv2d.z_tangent(shape, ProductOperands.of(inputs), ProductOperands.of(tangents), window)
+        return apply(ReluPool2dAtOpen, tangent, code, inputs.pool, inputs.average), None
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
-        input, weight, _, scale, *ctx.window, ctx.pool, ctx.average = inputs
-        ctx.mark_non_differentiable(output[1])
+    @classmethod
+    def setup_context(cls, ctx: Any, inputs: Args, output: Any) -> None:
+        given = named(cls, inputs)
+        _, code = output
+        ctx.window, ctx.pool, ctx.average = Conv2d.rest_of(cls, inputs), given.pool, given.average
+        ctx.mark_non_differentiable(code)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(input, weight, scale, output[1])
+        ctx.save_for_backward(given.input, given.weight, given.scale, code)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Any, _code: Any) -> Any:
+    @classmethod
+    def backward(cls, ctx: Any, grad: Any, _code: Any) -> Any:
         if grad is None:
-            return (None,) * 11
+            return grads_by_name(cls, ctx)
         input, weight, scale, code = ctx.saved_tensors
-        of_input, of_weight, _, of_scale = ctx.needs_input_grad[:4]
+        needs = named(cls, ctx.needs_input_grad)
+        needs_weight = needs.weight or needs.scale
         scaled, how = Conv2d.scaled(weight, scale, ctx.window), (*ctx.window, ctx.pool, ctx.average)
-        dx, dw, bias = apply(
-            Conv2dPoolGrad, grad, code, input, scaled, *how, of_input, of_weight or of_scale, None, scale is not None
+        dx, dw, db = apply(
+            Conv2dPoolGrad, grad, code, input, scaled, *how, needs.input, needs_weight, None, scale is not None
         )  # fmt: skip
-        dw, ds = Conv2d.unscaled(dw, weight, scale, ctx.window) if of_weight or of_scale else (None, None)
-        wanted = zip((dx, dw, bias, ds), ctx.needs_input_grad[:4], strict=True)
-        return *(grad if needed else None for grad, needed in wanted), *(None,) * 7
+        dw, ds = Conv2d.unscaled(dw, weight, scale, ctx.window) if needs_weight else (None, None)
+        return grads_by_name(cls, ctx, input=dx, weight=dw, bias=db, scale=ds)
 
 
 class Conv2dPoolGrad(Function):
-    """(dx, dw, db) of a convolution that is pooled, from the gradient of what comes out."""
+    """(dx, dw, db) of a convolution that is pooled, from the gradient of the pool's result."""
 
     OP = pools.CONV2D_POOL_GRAD
 
     @classmethod
-    def tangent(cls, inputs: Args, outputs: Args, tangents: Args) -> Any:
-        grad, code, input, weight, *how, of_input, of_weight, materialized, accumulate_dtype = inputs
-        dg, _, dx, dw = tangents[:4]
-        parts = [None] * 3
-        if dg is not None:
-            parts = apply(cls, dg, *inputs[1:])
+    def tangent(cls, inputs: Any, outputs: Args, tangents: Any) -> Any:
+        dx = dw = db = None
+        if tangents.grad is not None:
+            dx, dw, db = apply(cls, *inputs._replace(grad=tangents.grad))
         # dx is linear in the weight, dw in the input: the gradient kernels with those replaced
-        if dw is not None and of_input:
-            crossed = apply(cls, grad, code, input, dw, *how, True, False, materialized, accumulate_dtype)[0]
-            parts = [total(parts[0], crossed), *parts[1:]]
-        if dx is not None and of_weight:
-            crossed = apply(cls, grad, code, dx, weight, *how, False, True, materialized, accumulate_dtype)[1]
-            parts = [parts[0], total(parts[1], crossed), parts[2]]
-        return tuple(torch.zeros_like(out) if part is None else part for part, out in zip(parts, outputs, strict=True))
+        if tangents.weight is not None and inputs.needs_input:
+            crossed, _, _ = apply(cls, *inputs._replace(weight=tangents.weight, needs_weight=False))
+            dx = total(dx, crossed)
+        if tangents.input is not None and inputs.needs_weight:
+            _, crossed, _ = apply(cls, *inputs._replace(input=tangents.input, needs_input=False))
+            dw = total(dw, crossed)
+        parts = zip((dx, dw, db), outputs, strict=True)
+        return tuple(torch.zeros_like(output) if part is None else part for part, output in parts)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
-        grad, code, input, weight, *ctx.window, ctx.pool, ctx.average, ctx.of_input, ctx.of_weight, _, _ = inputs
+    @classmethod
+    def setup_context(cls, ctx: Any, inputs: Args, output: Any) -> None:
+        given = named(cls, inputs)
+        ctx.window, ctx.pool, ctx.average = Conv2d.rest_of(cls, inputs), given.pool, given.average
+        ctx.needs_input, ctx.needs_weight = given.needs_input, given.needs_weight
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(grad, code, input, weight)
+        ctx.save_for_backward(given.grad, given.code, given.input, given.weight)
 
-    @staticmethod
-    def backward(ctx: Any, gx: Any, gw: Any, gb: Any) -> Any:
+    @classmethod
+    def backward(cls, ctx: Any, ddx: Any, ddw: Any, ddb: Any) -> Any:
         grad, code, input, weight = ctx.saved_tensors
-        gx, gw = gx if ctx.of_input else None, gw.to(weight.dtype) if ctx.of_weight and gw is not None else None
-        if gx is None and gw is None and gb is None:
-            return (None,) * 15
-        size = pools.full_size(input, weight, *ctx.window)
-        step = Conv2d.step(size, (input, weight, None, None, None), ctx.window, (gx, gw, gb, None, None))
-        dg = apply(ReluPool2dAtOpen, step, code, ctx.pool, ctx.average)
-        full, _ = apply(ReluPool2dInputGrad, grad, code, size, ctx.pool, ctx.average, channels_last(grad))
-        dx = None if gw is None else Conv2d.grads(full, input, gw, ctx.window, (True, False))[0]
-        dw = None if gx is None else Conv2d.grads(full, gx, weight, ctx.window, (False, True))[1]
-        return dg, None, dx, dw, *(None,) * 11
+        ddx = ddx if ctx.needs_input else None
+        ddw = ddw.to(weight.dtype) if ctx.needs_weight and ddw is not None else None
+        if ddx is None and ddw is None and ddb is None:
+            return grads_by_name(cls, ctx)
+        size, window = pools.full_size(input, weight, *ctx.window), ctx.window
+        tangent = Conv2d.z_tangent(size, ProductOperands(input, weight), ProductOperands(ddx, ddw, ddb), window)
+        ddy = apply(ReluPool2dAtOpen, tangent, code, ctx.pool, ctx.average)
+        dz, _ = apply(ReluPool2dInputGrad, grad, code, size, ctx.pool, ctx.average, channels_last(grad))
+        dx = dw = None
+        if ddw is not None:
+            dx, _ = Conv2d.grads(dz, input, ddw, window, needs_input=True, needs_weight=False)
+        if ddx is not None:
+            _, dw = Conv2d.grads(dz, ddx, weight, window, needs_input=False, needs_weight=True)
+        return grads_by_name(cls, ctx, grad=ddy, input=dx, weight=dw)
 
 
 class ReluPool2dInputGrad(Function):
-    """(dx, its sum by channel): the gradient of what was pooled after ReLU."""
+    """(dz, its sum by channel): the gradient of pooling ReLU(z)."""
 
     OP = pool_code.RELU_POOL2D_INPUT_GRAD
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
-        grad, code, ctx.size, *ctx.pool, _ = inputs
-        ctx.dtype = grad.dtype
+    @classmethod
+    def setup_context(cls, ctx: Any, inputs: Args, output: Any) -> None:
+        given = named(cls, inputs)
+        ctx.pool, ctx.average, ctx.size, ctx.dtype = given.pool, given.average, given.input_size, given.grad.dtype
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(code)
+        ctx.save_for_backward(given.code)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Any, grad_bias: Any) -> Any:
+    @classmethod
+    def backward(cls, ctx: Any, grad: Any, grad_bias: Any) -> Any:
         if grad is None and grad_bias is None:
-            return (None,) * 6
+            return grads_by_name(cls, ctx)
         (code,) = ctx.saved_tensors
-        step = total(grad, None if grad_bias is None else grad_bias.to(ctx.dtype)[:, None, None]).expand(ctx.size)
-        return apply(ReluPool2dAtOpen, step, code, *ctx.pool), *(None,) * 5
+        both = total(grad, None if grad_bias is None else grad_bias.to(ctx.dtype)[:, None, None]).expand(ctx.size)
+        return grads_by_name(cls, ctx, grad=apply(ReluPool2dAtOpen, both, code, ctx.pool, ctx.average))
 
 
 class ReluPool2dAtOpen(Function):
-    """The sum of a window's taps, or their average, that the pooling after ReLU took its result from."""
+    """The sum (or average) of a window's taps that the code marks: the winner of a maximum, the taps with ReLU open of
+    an average."""
 
     OP = pool_code.RELU_POOL2D_AT_OPEN
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
-        input, code, *ctx.pool = inputs
-        ctx.shape, ctx.last = input.shape, channels_last(input)
-        ctx.save_for_backward(code)
+    @classmethod
+    def setup_context(cls, ctx: Any, inputs: Args, output: Any) -> None:
+        given = named(cls, inputs)
+        ctx.pool, ctx.average = given.pool, given.average
+        ctx.shape, ctx.last = given.input.shape, channels_last(given.input)
+        ctx.save_for_backward(given.code)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:
+    @classmethod
+    def backward(cls, ctx: Any, grad: Any) -> Any:
         (code,) = ctx.saved_tensors
-        return apply(ReluPool2dInputGrad, grad, code, ctx.shape, *ctx.pool, ctx.last)[0], None, None, None
+        dz, _ = apply(ReluPool2dInputGrad, grad, code, ctx.shape, ctx.pool, ctx.average, ctx.last)
+        return grads_by_name(cls, ctx, input=dz)
 
 
 class Conv2dMoments(Function):
     """(z, mean, var) of a convolution with bias: its channels' moments over batch and pixels. Only z is differentiable;
-    what depends on the moments says so itself."""
+    a function of the moments differentiates them itself."""
 
     OP = norm.CONV2D_MOMENTS
 
     @classmethod
-    def tangent(cls, inputs: Args, outputs: Args, tangents: Args) -> Any:
-        input, weight, bias, *window = inputs
-        step = Conv2d.step(
-            outputs[0].shape, (input, weight, bias, None, None), window, (*tangents[:3], None, None)
-        )  # fmt: skip
-        return step, None, None
+    def tangent(cls, inputs: Any, outputs: Args, tangents: Any) -> Any:
+        z, _, _ = outputs
+        operands, operand_tangents = ProductOperands.of(inputs), ProductOperands.of(tangents)
+        return Conv2d.z_tangent(z.shape, operands, operand_tangents, Conv2d.rest_of(cls, inputs)), None, None
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
-        input, weight, _, *ctx.window = inputs
-        ctx.mark_non_differentiable(*output[1:])
+    @classmethod
+    def setup_context(cls, ctx: Any, inputs: Args, output: Any) -> None:
+        given = named(cls, inputs)
+        _, mean, var = output
+        ctx.window = Conv2d.rest_of(cls, inputs)
+        ctx.mark_non_differentiable(mean, var)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(input, weight)
+        ctx.save_for_backward(given.input, given.weight)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Any, _mean: Any, _var: Any) -> Any:
+    @classmethod
+    def backward(cls, ctx: Any, grad: Any, _mean: Any, _var: Any) -> Any:
         if grad is None:
-            return (None,) * 8
+            return grads_by_name(cls, ctx)
         input, weight = ctx.saved_tensors
-        dx, dw = Conv2d.grads(grad, input, weight, ctx.window, ctx.needs_input_grad[:2])
-        return dx, dw, apply(BiasGrad, grad) if ctx.needs_input_grad[2] else None, *(None,) * 5
+        needs = named(cls, ctx.needs_input_grad)
+        dx, dw = Conv2d.grads(
+            grad, input, weight, ctx.window, needs_input=needs.input, needs_weight=needs.weight
+        )  # fmt: skip
+        return grads_by_name(cls, ctx, input=dx, weight=dw, bias=apply(BiasGrad, grad) if needs.bias else None)
 
 
 class BatchNorm(Function):
-    """y = act((z − mean) / √(var + eps) · weight + bias + residual), mean and var those of z: the derivatives know it.
-    With a slope, y is PReLU's.
+    """y = act((z − mean) / √(var + eps) · weight + bias + residual). With a slope, y is PReLU's. mean and var are z's
+    own, and the derivatives take that into account.
 
-    With a residual or a slope the backward pass begins with act'(·)·dy, the residual's gradient: from y, or from what
-    stands before the activation, computed again.
+    With a residual or a slope the backward pass begins with act'(·)·dy, the residual's gradient: from y, or from the
+    preactivation, computed again.
     """
 
     OP = norm.BATCH_NORM
 
     @classmethod
-    def tangent(cls, inputs: Args, outputs: Args, tangents: Args) -> Any:
-        input, _, _, weight, bias, residual, slope, eps, activation = inputs
-        dz, _, _, dw, db, dr, of_slope = tangents[:7]
-        normal = lambda z, w, b, r: norm.norm_reference(z, w, b, r, None, eps, "none")  # noqa: E731
-        x, step = along(normal, (input, weight, bias, residual), (dz, dw, db, dr))
-        if slope is not None:
-            of_slope = None if of_slope is None else Conv2d.beside(of_slope)
-            return prelu_tangent(x, Conv2d.beside(slope), step, of_slope)
-        act = activations.of(activation)
-        return act.reference_grad(step, outputs[0] if act.saves == "output" else x)
+    def tangent(cls, inputs: Any, outputs: Args, tangents: Any) -> Any:
+        (y,) = outputs
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
-        *saved, residual, slope, ctx.eps, ctx.activation = inputs
-        ctx.apart = (residual is not None and ctx.activation != "none") or slope is not None
-        ctx.again = slope is not None or activations.of(ctx.activation).saves == "input"
-        kept = None if not ctx.apart else residual if ctx.again else output
-        ctx.save_for_backward(*saved, slope, kept)
+        def normalized(z: Any, weight: Any, bias: Any, residual: Any) -> Any:
+            return norm.norm_reference(z, weight, bias, residual, None, inputs.eps, "none")
 
-    @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:
-        *saved, slope, kept = ctx.saved_tensors
-        _, _, _, weight, bias = saved
-        activation, of_slope = ctx.activation, None
-        if ctx.apart:
-            x = apply(BatchNorm, *saved, kept, None, ctx.eps, "none") if ctx.again else kept
+        args, arg_tangents = ((v.input, v.weight, v.bias, v.residual) for v in (inputs, tangents))
+        preactivation, tangent = jvp(normalized, args, arg_tangents)
+        if inputs.slope is not None:
+            slope_tangent = None if tangents.slope is None else Conv2d.broadcast(tangents.slope)
+            return prelu_tangent(preactivation, Conv2d.broadcast(inputs.slope), tangent, slope_tangent)
+        act = activations.of(inputs.activation)
+        return act.reference_grad(tangent, y if act.saves == "output" else preactivation)
+
+    @classmethod
+    def setup_context(cls, ctx: Any, inputs: Args, output: Any) -> None:
+        given = named(cls, inputs)
+        ctx.eps, ctx.activation = given.eps, given.activation
+        ctx.masks_first = (given.residual is not None and given.activation != "none") or given.slope is not None
+        ctx.recomputes = given.slope is not None or activations.of(given.activation).saves == "input"
+        kept = None if not ctx.masks_first else given.residual if ctx.recomputes else output
+        ctx.save_for_backward(given.input, given.mean, given.var, given.weight, given.bias, given.slope, kept)
+
+    @classmethod
+    def backward(cls, ctx: Any, grad: Any) -> Any:
+        z, mean, var, weight, bias, slope, kept = ctx.saved_tensors
+        needs, activation, dslope = named(cls, ctx.needs_input_grad), ctx.activation, None
+        vectors = mean, var, weight, bias
+        if ctx.masks_first:
+            saved = apply(BatchNorm, z, *vectors, kept, None, ctx.eps, "none") if ctx.recomputes else kept
             if slope is None:
-                grad, _ = apply(ActivationGrad, grad, x, activation)
+                grad, _ = apply(ActivationGrad, grad, saved, activation)
             else:
-                grad, sums = apply(PreluGrad, grad, x, slope)
-                of_slope = sums[1].to(slope.dtype) if ctx.needs_input_grad[6] else None
+                grad, (_, dslope) = apply(PreluGrad, grad, saved, slope)
+                dslope = dslope.to(slope.dtype) if needs.slope else None
             activation = "none"
-        dz, sums = apply(BatchNormGrad, grad, *saved, ctx.eps, activation)
-        dw = sums[1].to(weight.dtype) if ctx.needs_input_grad[3] else None
-        db = sums[0].to(bias.dtype) if ctx.needs_input_grad[4] else None
-        return dz, None, None, dw, db, grad if ctx.needs_input_grad[5] else None, of_slope, None, None
+        dz, (db, dw) = apply(BatchNormGrad, grad, z, *vectors, ctx.eps, activation)
+        dw = dw.to(weight.dtype) if needs.weight else None
+        db = db.to(bias.dtype) if needs.bias else None
+        return grads_by_name(cls, ctx, input=dz, weight=dw, bias=db, residual=grad, slope=dslope)
 
 
 class BatchNormGrad(Formula):

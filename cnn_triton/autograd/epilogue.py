@@ -1,4 +1,4 @@
-"""The ways back through what follows a product: bias, activation, PReLU."""
+"""The gradients through the epilogue of a product: bias, activation, PReLU."""
 
 from typing import Any
 
@@ -29,45 +29,48 @@ class ActivationGrad(Function):
     OP = activation_grad.ACTIVATION_GRAD
 
     @classmethod
-    def tangent(cls, inputs: Args, outputs: Args, tangents: Args) -> Any:
-        grad, saved, activation = inputs
-        linear = (None, None) if tangents[0] is None else super().tangent(inputs, outputs, tangents)
-        bent = None if tangents[1] is None else _bent(grad, tangents[1], saved, activation)
-        sums = None if bent is None else bent.sum((0, 2, 3), dtype=outputs[1].dtype)
-        zero = torch.zeros_like(outputs[0]), torch.zeros_like(outputs[1])
-        return tuple(total(*terms) for terms in zip(linear, (bent, sums), zero, strict=True))
+    def tangent(cls, inputs: Any, outputs: Args, tangents: Any) -> Any:
+        dz, db = outputs
+        linear = (None, None) if tangents.grad is None else super().tangent(inputs, outputs, tangents)
+        second = None
+        if tangents.saved is not None:
+            second = _second_order(inputs.grad, tangents.saved, inputs.saved, inputs.activation)
+        sums = None if second is None else second.sum((0, 2, 3), dtype=db.dtype)
+        zero = torch.zeros_like(dz), torch.zeros_like(db)
+        return tuple(total(*terms) for terms in zip(linear, (second, sums), zero, strict=True))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
         grad, saved, ctx.activation = inputs
-        bends = activations.of(ctx.activation).rule.curve is not None
-        ctx.save_for_backward(grad if bends else None, saved)
+        ctx.save_for_backward(grad if activations.of(ctx.activation).has_second_derivative else None, saved)
 
     @staticmethod
     def backward(ctx: Any, grad: Any, grad_bias: Any) -> Any:
         dy, saved = ctx.saved_tensors
         both = total(grad, None if grad_bias is None else grad_bias.to(saved.dtype)[:, None, None])
         first = activations.of(ctx.activation).reference_grad(both, saved)
-        return first, None if dy is None else _bent(dy, both, saved, ctx.activation), None
+        return first, None if dy is None else _second_order(dy, both, saved, ctx.activation), None
 
 
-def _bent(grad: torch.Tensor, step: torch.Tensor, saved: torch.Tensor, activation: str) -> torch.Tensor | None:
-    """Return the change of act'(·) · grad along a step of what is saved; None where there is none."""
+def _second_order(
+    grad: torch.Tensor, tangent: torch.Tensor, saved: torch.Tensor, activation: str
+) -> torch.Tensor | None:
+    """Return ∂(act'(·) · grad)/∂saved · tangent; None for 0."""
     dtype = accumulator(grad.dtype)
-    curve = activations.of(activation).curve(saved.to(dtype))
-    return None if curve is None else (grad.to(dtype) * step.to(dtype) * curve).to(grad.dtype)
+    second = activations.of(activation).second_derivative(saved.to(dtype))
+    return None if second is None else (grad.to(dtype) * tangent.to(dtype) * second).to(grad.dtype)
 
 
 class PreluGrad(Formula):
-    """(g, (Σ g, Σ dy·min(x, 0)) by channel), g = dy where x is positive, else slope · dy."""
+    """(dz, (Σ dz, Σ dy·min(z, 0)) by channel), dz = dy where z is positive, else slope · dy."""
 
     OP = prelu.PRELU_GRAD
     formula = staticmethod(prelu.prelu_grad_aten)
 
 
-def prelu_tangent(x: torch.Tensor, slope: torch.Tensor, step: Any, of_slope: Any) -> torch.Tensor | None:
-    """Return the change of PReLU(x) along steps of x and the slope, None for 0; a slope [K, 1, ...] beside x."""
-    along_x = None if step is None else torch.where(x > 0, step, step * slope)
-    along_slope = None if of_slope is None else torch.where(x > 0, 0, x * of_slope)
-    tangent: torch.Tensor | None = total(along_x, along_slope)
+def prelu_tangent(z: torch.Tensor, slope: torch.Tensor, z_tangent: Any, slope_tangent: Any) -> torch.Tensor | None:
+    """Return the tangent of PReLU(z), None for 0; the slope and its tangent broadcast over z."""
+    by_z = None if z_tangent is None else torch.where(z > 0, z_tangent, z_tangent * slope)
+    by_slope = None if slope_tangent is None else torch.where(z > 0, 0, z * slope_tangent)
+    tangent: torch.Tensor | None = total(by_z, by_slope)
     return tangent

@@ -1,10 +1,11 @@
-"""torch.autograd.Functions over the operators: what they all have.
+"""The common part of all torch.autograd.Functions over the operators.
 
-Backward passes are made of differentiable functions again, and rules for derivatives along tangents and for batches
-follow from each one's operator.
+Each backward pass calls differentiable functions again. The rules for vmap and for forward-mode differentiation follow
+from each function's operator.
 """
 
 import functools
+from collections import namedtuple
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,9 +22,11 @@ __all__ = [
     "Args",
     "Formula",
     "Function",
-    "along",
     "apply",
     "differentiable",
+    "grads_by_name",
+    "jvp",
+    "named",
     "names_of",
     "needs_grad",
     "total",
@@ -32,9 +35,10 @@ __all__ = [
 
 
 class Function(torch.autograd.Function):
-    """A Function that calls the operator `OP`, by the operator's names of arguments; `forward` is the operator itself.
-    Its result is linear in the first argument, and in each of the first `PARTS` with the others kept; what else it
-    depends on, `tangent` says."""
+    """A Function whose forward pass is the operator `OP`.
+
+    The result is linear in each of the first `PARTS` arguments; override `tangent` where it depends on others.
+    """
 
     OP: Op
     PARTS = 1
@@ -48,11 +52,13 @@ class Function(torch.autograd.Function):
             cls.backward = type(method)(torch.compiler.disable(method.__func__))  # type: ignore[method-assign]
 
     @classmethod
-    def tangent(cls, inputs: Args, outputs: Args, tangents: Args) -> Any:
-        """Return the derivative along `tangents`, one for each of the inputs, or None: Σ of the function with one
-        argument replaced by its tangent."""
-        steps = [(i, tangent) for i, tangent in enumerate(tangents[: cls.PARTS]) if tangent is not None]
-        terms = [apply(cls, *inputs[:i], tangent, *inputs[i + 1 :]) for i, tangent in steps]
+    def tangent(cls, inputs: Any, outputs: Args, tangents: Any) -> Any:
+        """Return the tangents of the outputs: Σ of the function with one argument replaced by its tangent.
+
+        inputs, tangents: by the operator's argument names, see `named`; a tangent that is 0 is None
+        """
+        given = [(i, tangent) for i, tangent in enumerate(tangents[: cls.PARTS]) if tangent is not None]
+        terms = [apply(cls, *inputs[:i], tangent, *inputs[i + 1 :]) for i, tangent in given]
         return terms[0] if len(terms) == 1 else total(*terms)
 
 
@@ -62,8 +68,8 @@ class Formula(Function):
     formula: Callable[..., Any]
 
     @classmethod
-    def tangent(cls, inputs: Args, outputs: Args, tangents: Args) -> Any:
-        return along(cls.formula, inputs, tangents)[1]
+    def tangent(cls, inputs: Any, outputs: Args, tangents: Any) -> Any:
+        return jvp(cls.formula, inputs, tangents)[1]
 
     @classmethod
     def setup_context(cls, ctx: Any, inputs: Args, output: Any) -> None:
@@ -73,39 +79,42 @@ class Formula(Function):
     @classmethod
     def backward(cls, ctx: Any, *grads: Any) -> Any:
         inputs = [other if saved is None else saved for saved, other in zip(ctx.saved_tensors, ctx.others, strict=True)]
-        results, back = _vjp(cls.formula, inputs)
+        results, vjp = _vjp(cls.formula, inputs)
         given = (torch.zeros_like(y) if grad is None else grad for y, grad in zip(results, grads, strict=True))
-        back = iter(back(tuple(given)))
-        return tuple(next(back) if isinstance(value, torch.Tensor) else None for value in inputs)
+        input_grads = iter(vjp(tuple(given)))
+        return tuple(next(input_grads) if isinstance(value, torch.Tensor) else None for value in inputs)
 
 
-def along(function: Callable[..., Any], args: Args, steps: Args) -> tuple[Any, Any]:
-    """Return the function's results, and their derivative along the arguments' steps. By reverse mode twice: forward
-    mode can't be nested in every way that this may be called."""
-    steps = tuple(
-        torch.zeros_like(arg) if step is None else step
-        for arg, step in zip(args, steps, strict=True)
+def jvp(function: Callable[..., Any], args: Args, tangents: Args) -> tuple[Any, Any]:
+    """Return the function's results and their tangents, from those of the arguments; None for 0.
+
+    By reverse mode twice: forward mode can't be nested in every way that this may be called.
+    """
+    tangents = tuple(
+        torch.zeros_like(arg) if tangent is None else tangent
+        for arg, tangent in zip(args, tangents, strict=True)
         if isinstance(arg, torch.Tensor)
     )
-    results, back = _vjp(function, args)
+    results, vjp = _vjp(function, args)
     several = isinstance(results, tuple)
     like = map(torch.zeros_like, results if several else (results,))
-    _, forth = _vjp(lambda *grads: back(grads if several else grads[0]), tuple(like))
-    tangents = forth(steps)
-    return results, tangents if several else tangents[0]
+    # The vjp is linear in the results' gradients; its own vjp is its transpose, the jvp.
+    _, transpose = _vjp(lambda *grads: vjp(grads if several else grads[0]), tuple(like))
+    result_tangents = transpose(tangents)
+    return results, result_tangents if several else result_tangents[0]
 
 
 def _vjp(function: Callable[..., Any], args: Args) -> tuple[Any, Any]:
-    """Return the function's results, and their gradients in those arguments that are tensors as a function of the
-    results'."""
+    """Return the function's results, and its vjp: from the results' gradients to those of the arguments that are
+    tensors."""
 
     def call(*tensors: torch.Tensor) -> Any:
         each = iter(tensors)
         return function(*(next(each) if isinstance(arg, torch.Tensor) else arg for arg in args))
 
     both: Any = torch.func.vjp(call, *(arg for arg in args if isinstance(arg, torch.Tensor)))
-    results, back = both
-    return results, back
+    results, vjp = both
+    return results, vjp
 
 
 def apply(function: type[Function], *args: Any) -> Any:
@@ -123,14 +132,32 @@ def transforming() -> bool:
 
 
 @functools.cache
-def names_of(function: type[Function]) -> list[str]:
-    """Return the names of a function's arguments, its operator's."""
-    return [argument.name for argument in operator(function.OP)._schema.arguments]
+def _arguments(function: type[Function]) -> Any:
+    """Return the type of a named tuple of a function's arguments, those of its operator, each None unless given."""
+    names = [argument.name for argument in operator(function.OP)._schema.arguments]
+    return namedtuple("Arguments", names, defaults=[None] * len(names))
+
+
+def names_of(function: type[Function]) -> tuple[str, ...]:
+    """Return the names of a function's arguments."""
+    names: tuple[str, ...] = _arguments(function)._fields
+    return names
+
+
+def named(function: type[Function], values: Args) -> Any:
+    """Return values that belong to a function's arguments, one for each, as a named tuple."""
+    return _arguments(function)._make(values)
+
+
+def grads_by_name(function: type[Function], ctx: Any, **grads: Any) -> tuple[Any, ...]:
+    """Return what `backward` returns: a function's gradients, those that are needed, None for all others."""
+    every = _arguments(function)(**grads)
+    return tuple([grad if needed else None for grad, needed in zip(every, ctx.needs_input_grad, strict=True)])
 
 
 @functools.cache
 def _transformable(function: type[Function]) -> type[Function]:
-    """Return the function with rules for derivatives along tangents and for batches."""
+    """Return the function with rules for forward-mode differentiation and for vmap."""
     names = names_of(function)
 
     class Transformable(function):  # type: ignore[valid-type, misc]
@@ -150,7 +177,8 @@ def _transformable(function: type[Function]) -> type[Function]:
         def jvp(ctx: Any, *tangents: Any) -> Any:
             tensors = zip(ctx.saved_tensors, ctx.constants, strict=False)
             inputs = [constant if tensor is None else tensor for tensor, constant in tensors]
-            return function.tangent(inputs, ctx.saved_tensors[len(names) :], tangents)
+            outputs = ctx.saved_tensors[len(names) :]
+            return function.tangent(named(function, inputs), outputs, named(function, tangents))
 
         @staticmethod
         def vmap(info: Any, dims: Args, *args: Any) -> Any:
@@ -166,15 +194,17 @@ def total(*terms: Any) -> Any:
 
 
 def needs_grad(args: tuple[Any, ...]) -> bool:
-    """True if anything asks for derivatives, or transforms the call."""
+    """True if a derivative may be needed: of an argument, or by a transform."""
     leaves = torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
     return leaves or transforming()
 
 
 def differentiable(function: type[Function]) -> Callable[..., Any]:
-    """Return the function as the layers call it: the operator alone where nothing asks for derivatives.
-    torch.compile keeps the call whole and differentiates what it does, which goes for torch.func's transforms too; of
-    a Function it would trace forward and backward, and transforms of those not, or as if they were constant."""
+    """Return the function as the layers call it: the operator alone where no derivative is needed.
+
+    torch.compile keeps the call as one node of its graph. It would trace a Function's forward and backward, and lose
+    vmap and jvp.
+    """
     run = operator(function.OP)
 
     def call(*args: Any) -> Any:

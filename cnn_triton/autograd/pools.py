@@ -12,7 +12,7 @@ from ..kernels.core.tensors import channels_last
 from ..kernels.pool.avg_pool2d import AVG_POOL2D, AVG_POOL2D_INPUT_GRAD
 from ..kernels.pool.max_pool2d import MAX_POOL2D, MAX_POOL2D_AT_WINNER, MAX_POOL2D_INPUT_GRAD
 from ..kernels.pool.unpool2d import MAX_UNPOOL2D, MAX_UNPOOL2D_INPUT_GRAD
-from .function import Args, Function, apply
+from .function import Args, Function, apply, grads_by_name, named
 
 
 class MaxPool2d(Function):
@@ -21,24 +21,26 @@ class MaxPool2d(Function):
     OP = MAX_POOL2D
 
     @classmethod
-    def tangent(cls, inputs: Args, outputs: Args, tangents: Args) -> Any:
-        return apply(MaxPool2dAtWinner, tangents[0], outputs[1], inputs[2]), None, None
+    def tangent(cls, inputs: Any, outputs: Args, tangents: Any) -> Any:
+        _, winner, _ = outputs
+        return apply(MaxPool2dAtWinner, tangents.input, winner, inputs.window), None, None
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
-        input, _, ctx.window, _, _ = inputs
+    @classmethod
+    def setup_context(cls, ctx: Any, inputs: Args, output: Any) -> None:
+        given = named(cls, inputs)
         _, winner, indices = output
         ctx.mark_non_differentiable(winner, indices)
         ctx.set_materialize_grads(False)  # or PyTorch fills zeros for the winners' and the indices' gradients
-        ctx.shape, ctx.last = input.shape, channels_last(input)
+        ctx.shape, ctx.window, ctx.last = given.input.shape, given.window, channels_last(given.input)
         ctx.save_for_backward(winner)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Any, _winner: Any, _indices: Any) -> Any:
+    @classmethod
+    def backward(cls, ctx: Any, grad: Any, _winner: Any, _indices: Any) -> Any:
         if grad is None:
-            return (None,) * 5
+            return grads_by_name(cls, ctx)
         (winner,) = ctx.saved_tensors
-        return apply(MaxPool2dInputGrad, grad, winner, ctx.shape, ctx.window, ctx.last), *(None,) * 4
+        dx = apply(MaxPool2dInputGrad, grad, winner, ctx.shape, ctx.window, ctx.last)
+        return grads_by_name(cls, ctx, input=dx)
 
 
 class MaxPool2dInputGrad(Function):
@@ -46,15 +48,16 @@ class MaxPool2dInputGrad(Function):
 
     OP = MAX_POOL2D_INPUT_GRAD
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
-        _, winner, _, ctx.window, _ = inputs
-        ctx.save_for_backward(winner)
+    @classmethod
+    def setup_context(cls, ctx: Any, inputs: Args, output: Any) -> None:
+        given = named(cls, inputs)
+        ctx.window = given.window
+        ctx.save_for_backward(given.winner)
 
-    @staticmethod
-    def backward(ctx: Any, grad_input: Any) -> Any:
+    @classmethod
+    def backward(cls, ctx: Any, grad_input: Any) -> Any:
         (winner,) = ctx.saved_tensors
-        return apply(MaxPool2dAtWinner, grad_input, winner, ctx.window), None, None, None, None
+        return grads_by_name(cls, ctx, grad=apply(MaxPool2dAtWinner, grad_input, winner, ctx.window))
 
 
 class MaxPool2dAtWinner(Function):
@@ -68,10 +71,11 @@ class MaxPool2dAtWinner(Function):
         ctx.shape, ctx.last = input.shape, channels_last(input)
         ctx.save_for_backward(winner)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:
+    @classmethod
+    def backward(cls, ctx: Any, grad: Any) -> Any:
         (winner,) = ctx.saved_tensors
-        return apply(MaxPool2dInputGrad, grad, winner, ctx.shape, ctx.window, ctx.last), None, None
+        dx = apply(MaxPool2dInputGrad, grad, winner, ctx.shape, ctx.window, ctx.last)
+        return grads_by_name(cls, ctx, input=dx)
 
 
 class MaxUnpool2d(Function):
@@ -79,14 +83,14 @@ class MaxUnpool2d(Function):
 
     OP = MAX_UNPOOL2D
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
-        ctx.save_for_backward(inputs[1])
+    @classmethod
+    def setup_context(cls, ctx: Any, inputs: Args, output: Any) -> None:
+        ctx.save_for_backward(named(cls, inputs).indices)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:
+    @classmethod
+    def backward(cls, ctx: Any, grad: Any) -> Any:
         (indices,) = ctx.saved_tensors
-        return apply(MaxUnpool2dInputGrad, grad, indices), None, None
+        return grads_by_name(cls, ctx, input=apply(MaxUnpool2dInputGrad, grad, indices))
 
 
 class MaxUnpool2dInputGrad(Function):
@@ -117,14 +121,15 @@ class AvgPool2d(Function):
 
     OP = AVG_POOL2D
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
-        input, _, *ctx.window = inputs
-        ctx.shape, ctx.last = input.shape, channels_last(input)
+    @classmethod
+    def setup_context(cls, ctx: Any, inputs: Args, output: Any) -> None:
+        given = named(cls, inputs)
+        ctx.how = given.window, given.count_include_pad, given.divisor_override
+        ctx.shape, ctx.last = given.input.shape, channels_last(given.input)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:
-        return apply(AvgPool2dInputGrad, grad, ctx.shape, *ctx.window, ctx.last), *(None,) * 4
+    @classmethod
+    def backward(cls, ctx: Any, grad: Any) -> Any:
+        return grads_by_name(cls, ctx, input=apply(AvgPool2dInputGrad, grad, ctx.shape, *ctx.how, ctx.last))
 
 
 class AvgPool2dInputGrad(Function):
@@ -132,11 +137,12 @@ class AvgPool2dInputGrad(Function):
 
     OP = AVG_POOL2D_INPUT_GRAD
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
-        grad, _, *ctx.window, _ = inputs
-        ctx.size = grad.shape[2:]
+    @classmethod
+    def setup_context(cls, ctx: Any, inputs: Args, output: Any) -> None:
+        given = named(cls, inputs)
+        ctx.how = given.window, given.count_include_pad, given.divisor_override
+        ctx.size = given.grad.shape[2:]
 
-    @staticmethod
-    def backward(ctx: Any, grad_input: Any) -> Any:
-        return apply(AvgPool2d, grad_input, ctx.size, *ctx.window), *(None,) * 5
+    @classmethod
+    def backward(cls, ctx: Any, grad_input: Any) -> Any:
+        return grads_by_name(cls, ctx, grad=apply(AvgPool2d, grad_input, ctx.size, *ctx.how))

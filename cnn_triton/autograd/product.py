@@ -1,4 +1,4 @@
-"""What all products have in common: an epilogue, a scale, and the way back through them.
+"""The common part of all products: an epilogue, a scale, and the gradients through them.
 
 A product, its input gradient and its weight gradient are linear in both arguments, and each one's derivatives are the
 other two:
@@ -8,21 +8,37 @@ other two:
     dw = weight_grad(dy, x)     ddy = product(x, ddw)       dx = input_grad(dy, ddw)
 """
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import torch
 
 from ..kernels.core.op import Op
 from ..kernels.matrix import activations
 from .epilogue import ActivationGrad, BiasGrad, PreluGrad, prelu_tangent
-from .function import Args, Function, apply, names_of, total
+from .function import Args, Function, apply, grads_by_name, named, names_of, total
+
+
+class ProductOperands(NamedTuple):
+    """The operands of z = scale · product(input, weight) + bias + residual, or their tangents; None for 0."""
+
+    input: Any = None
+    weight: Any = None
+    bias: Any = None
+    scale: Any = None
+    residual: Any = None
+
+    @classmethod
+    def of(cls, arguments: Any) -> "ProductOperands":
+        """Return the operands among an operator's arguments, a named tuple that may lack some."""
+        return cls(*(getattr(arguments, name, None) for name in cls._fields))
 
 
 class Product(Function):
-    """y = act(x), x = scale · product(input, weight) + bias + residual; WITH_PREACTIVATION (y, x). With a slope, y is
-    PReLU's, whose derivatives need x.
+    """y = act(z), z = scale · product(input, weight) + bias + residual; WITH_PREACTIVATION (y, z). With a slope, y is
+    PReLU's, whose derivatives need z.
 
-    A subclass says what the product's gradients are, and how its columns stand in the weight.
+    A subclass defines the product's gradients, and where the weight has its columns.
     """
 
     PARTS = 2
@@ -30,10 +46,9 @@ class Product(Function):
 
     @classmethod
     def rest_of(cls, function: type[Function], inputs: Args) -> list[Any]:
-        """Return the arguments of another function of this product that are its own, too, by their names: its window
-        and groups."""
-        own = names_of(cls)[6:-1]  # between the operands and the activation
-        return [value for name, value in zip(names_of(function), inputs, strict=True) if name in own]
+        """Return, from the inputs of a gradient function, the arguments that it shares with the product: window and
+        groups."""
+        return [inputs[i] for i in _shared(cls, function)]
 
     @classmethod
     def bare(cls, input: torch.Tensor, weight: torch.Tensor, rest: Args) -> Any:
@@ -42,11 +57,11 @@ class Product(Function):
 
     @classmethod
     def grads(
-        cls, grad: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, rest: Args, needs: Args,
-        accumulate_dtype: bool = False,
+        cls, grad: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, rest: Args, *, needs_input: bool,
+        needs_weight: bool, accumulate_dtype: bool = False,
     ) -> tuple[Any, Any]:  # fmt: skip
-        """Return the product's gradients in input and weight, those that are needed, differentiable; the weight's in
-        the dtype of its sums, if `accumulate_dtype`."""
+        """Return the product's gradients in input and weight, differentiable, None for one that is not needed; the
+        weight's in the dtype of its accumulator if `accumulate_dtype`."""
         raise NotImplementedError
 
     @classmethod
@@ -60,8 +75,8 @@ class Product(Function):
         return values.sum(tuple(range(1, values.dim())))
 
     @classmethod
-    def beside(cls, vector: torch.Tensor) -> torch.Tensor:
-        """Return a bias or a scale, as it stands beside the result."""
+    def broadcast(cls, vector: torch.Tensor) -> torch.Tensor:
+        """Return a vector over columns in the shape that broadcasts over the result."""
         return vector.view(-1, 1, 1)
 
     @classmethod
@@ -71,83 +86,98 @@ class Product(Function):
 
     @classmethod
     def unscaled(cls, dw: Any, weight: torch.Tensor, scale: Any, rest: Args) -> tuple[Any, Any]:
-        """Return the gradients of weight and scale, from the scaled weight's, which has the dtype of sums: divided by
-        the scale, it may be larger than the weight's own dtype holds."""
+        """Return the gradients of weight and scale, from that of the scaled weight. That is dw / scale, which may
+        overflow in the weight's dtype: it has the accumulator's."""
         if scale is None or dw is None:
             return dw, None
         ds = cls.by_column(dw * weight.to(dw.dtype), rest).to(scale.dtype)
         return (dw * cls.columns(scale, weight, rest)).to(weight.dtype), ds
 
     @classmethod
-    def step(cls, shape: Args, inputs: Args, rest: Args, tangents: Args) -> torch.Tensor | None:
-        """Return the tangent of x, of this shape, None for 0; inputs and tangents: input, weight, bias, scale,
-        residual."""
-        input, weight, _, scale, _ = inputs
-        dx, dw, db, ds, dr = tangents
-        product = total(
-            None if dx is None else cls.bare(dx, weight, rest), None if dw is None else cls.bare(input, dw, rest)
-        )
+    def z_tangent(
+        cls, shape: Args, operands: ProductOperands, tangents: ProductOperands, rest: Args
+    ) -> torch.Tensor | None:
+        """Return the tangent of z, in this shape; None for 0."""
+        input, weight, _, scale, _ = operands
+        by_input = None if tangents.input is None else cls.bare(tangents.input, weight, rest)
+        by_weight = None if tangents.weight is None else cls.bare(input, tangents.weight, rest)
+        product = total(by_input, by_weight)
         if scale is not None:
-            scaled = None if product is None else product * cls.beside(scale)
-            product = total(scaled, None if ds is None else cls.bare(input, weight, rest) * cls.beside(ds))
-        step = total(product, None if db is None else cls.beside(db), dr)
-        return None if step is None else step.expand(shape).to(input.dtype)
+            scaled = None if product is None else product * cls.broadcast(scale)
+            by_scale = None
+            if tangents.scale is not None:
+                by_scale = cls.bare(input, weight, rest) * cls.broadcast(tangents.scale)
+            product = total(scaled, by_scale)
+        by_bias = None if tangents.bias is None else cls.broadcast(tangents.bias)
+        tangent = total(product, by_bias, tangents.residual)
+        return None if tangent is None else tangent.expand(shape).to(input.dtype)
 
     @classmethod
-    def tangent(cls, inputs: Args, outputs: Args, tangents: Args) -> Any:
-        step: Any = cls.step(outputs[0].shape, inputs[:5], inputs[6:-1], tangents[:5])
-        slope = inputs[5]
-        if slope is None:
-            y = activations.of(inputs[-1]).reference_grad(step, outputs[-1])
+    def tangent(cls, inputs: Any, outputs: Args, tangents: Any) -> Any:
+        *_, saved = outputs
+        operands, operand_tangents = ProductOperands.of(inputs), ProductOperands.of(tangents)
+        z_tangent: Any = cls.z_tangent(saved.shape, operands, operand_tangents, cls.rest_of(cls, inputs))
+        if inputs.slope is None:
+            y_tangent = activations.of(inputs.activation).reference_grad(z_tangent, saved)
         else:
-            of_slope = None if tangents[5] is None else cls.beside(tangents[5])
-            y = prelu_tangent(outputs[-1], cls.beside(slope), step, of_slope)
-        return (y, torch.zeros_like(y) if step is None else step) if cls.WITH_PREACTIVATION else y
+            slope_tangent = None if tangents.slope is None else cls.broadcast(tangents.slope)
+            y_tangent = prelu_tangent(saved, cls.broadcast(inputs.slope), z_tangent, slope_tangent)
+        if not cls.WITH_PREACTIVATION:
+            return y_tangent
+        return y_tangent, torch.zeros_like(y_tangent) if z_tangent is None else z_tangent
 
     @classmethod
     def setup_context(cls, ctx: Any, inputs: Args, output: Any) -> None:
-        input, weight, bias, scale, _, slope, *ctx.rest, ctx.activation = inputs
-        ctx.bias = None if bias is None else bias.shape
-        saved = output[1] if cls.WITH_PREACTIVATION else output if activations.of(ctx.activation).saves else None
-        ctx.save_for_backward(input, weight, scale, slope, saved)
-        ctx.set_materialize_grads(False)  # or PyTorch fills zeros for x
+        given = named(cls, inputs)
+        ctx.rest, ctx.activation = cls.rest_of(cls, inputs), given.activation
+        ctx.bias_shape = None if given.bias is None else given.bias.shape
+        saved = output[1] if cls.WITH_PREACTIVATION else output if activations.of(given.activation).saves else None
+        ctx.save_for_backward(given.input, given.weight, given.scale, given.slope, saved)
+        ctx.set_materialize_grads(False)  # or PyTorch fills zeros for z
 
     @classmethod
-    def backward(cls, ctx: Any, grad: Any, of_x: Any = None) -> Any:
+    def backward(cls, ctx: Any, grad: Any, grad_z: Any = None) -> Any:
         input, weight, scale, slope, saved = ctx.saved_tensors
-        of_input, of_weight, of_bias, of_scale, _, _ = ctx.needs_input_grad[:6]
-        shape = ctx.bias if of_bias else None
-        masked = bias = of_slope = None
+        needs = named(cls, ctx.needs_input_grad)
+        bias_shape = ctx.bias_shape if needs.bias else None
+        dz = db = dslope = None
         if grad is not None:
-            masked, bias, of_slope = cls.through(grad, saved, slope, ctx.activation, shape)
-        if of_x is not None:
-            masked, bias = total(masked, of_x), total(bias, cls.through(of_x, None, None, "none", shape)[1])
-        if masked is None:
-            return (None,) * (len(ctx.rest) + 7)
-        scaled = cls.scaled(weight, scale, ctx.rest)
-        needs = (of_input, of_weight or of_scale)
-        dx, dw = cls.grads(masked, input, scaled, ctx.rest, needs, scale is not None)
+            dz, db, dslope = cls.through(grad, saved, slope, ctx.activation, bias_shape)
+        if grad_z is not None:
+            _, more, _ = cls.through(grad_z, None, None, "none", bias_shape)
+            dz, db = total(dz, grad_z), total(db, more)
+        if dz is None:
+            return grads_by_name(cls, ctx)
+        dx, dw = cls.grads(
+            dz, input, cls.scaled(weight, scale, ctx.rest), ctx.rest, needs_input=needs.input,
+            needs_weight=needs.weight or needs.scale, accumulate_dtype=scale is not None,
+        )  # fmt: skip
         dw, ds = cls.unscaled(dw, weight, scale, ctx.rest)
         if input.dim() == 4 and input.shape[1] == 0:  # there is no output then, see window.convolution.conv_shape
-            bias = weight.new_zeros(ctx.bias) if of_bias else None
-            of_slope = slope if slope is None else torch.zeros_like(slope)
-        wanted = zip((dx, dw, bias, ds, masked, of_slope), ctx.needs_input_grad[:6], strict=True)
-        return *(grad if needed else None for grad, needed in wanted), *(None,) * (len(ctx.rest) + 1)
+            db = weight.new_zeros(ctx.bias_shape) if needs.bias else None
+            dslope = slope if slope is None else torch.zeros_like(slope)
+        return grads_by_name(cls, ctx, input=dx, weight=dw, bias=db, scale=ds, residual=dz, slope=dslope)
 
     @classmethod
-    def through(cls, grad: torch.Tensor, saved: Any, slope: Any, activation: str, bias: Any) -> Any:
-        """Return the gradients of x, of a bias of this shape, None for none, and of the slope, from that of images
-        [N, K, P, Q]."""
+    def through(cls, grad: torch.Tensor, saved: Any, slope: Any, activation: str, bias_shape: Any) -> Any:
+        """Return (dz, db, dslope) from the gradient of images [N, K, P, Q]. db has `bias_shape`; None for no bias."""
         if slope is not None and len(slope) == grad.shape[1]:
-            masked, sums = apply(PreluGrad, grad, saved, slope)
-            return masked, sums[0], sums[1].to(slope.dtype)
+            dz, (db, dslope) = apply(PreluGrad, grad, saved, slope)
+            return dz, db, dslope.to(slope.dtype)
         if saved is not None:
             return *apply(ActivationGrad, grad, saved, activation), None
-        return grad, None if bias is None else apply(BiasGrad, grad), None
+        return grad, None if bias_shape is None else apply(BiasGrad, grad), None
+
+
+@functools.cache
+def _shared(product: type[Product], function: type[Function]) -> list[int]:
+    """Return the positions of the arguments of a function that are a product's too, without operands and activation."""
+    own = {*names_of(product)} - {*ProductOperands._fields, "slope", "activation"}
+    return [i for i, name in enumerate(names_of(function)) if name in own]
 
 
 def with_preactivation(product: type[Product], op: Op) -> type[Product]:
-    """Return the product that gives, besides its result, what stands before its activation, by this operator."""
+    """Return the product with results (y, z), computed by this operator."""
     return type(f"{product.__name__}WithPreactivation", (product,), {"OP": op, "WITH_PREACTIVATION": True})
 
 
@@ -159,16 +189,18 @@ class InputGrad(Function):
 
     @classmethod
     def setup_context(cls, ctx: Any, inputs: Args, output: Any) -> None:
-        ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_backward(*inputs[: cls.PARTS])
         ctx.rest = cls.PRODUCT.rest_of(cls, inputs)
 
     @classmethod
     def backward(cls, ctx: Any, grad_input: Any) -> Any:
         grad, weight = ctx.saved_tensors
-        of_grad, of_weight = ctx.needs_input_grad[:2]
-        ddy = cls.PRODUCT.bare(grad_input, weight, ctx.rest) if of_grad else None
-        _, dw = cls.PRODUCT.grads(grad, grad_input, weight, ctx.rest, (False, of_weight))
-        return ddy, dw, *(None,) * (len(ctx.needs_input_grad) - 2)
+        needs = named(cls, ctx.needs_input_grad)
+        ddy = cls.PRODUCT.bare(grad_input, weight, ctx.rest) if needs.grad else None
+        _, dw = cls.PRODUCT.grads(
+            grad, grad_input, weight, ctx.rest, needs_input=False, needs_weight=needs.weight
+        )  # fmt: skip
+        return grads_by_name(cls, ctx, grad=ddy, weight=dw)
 
 
 class WeightGrad(InputGrad):
@@ -177,8 +209,10 @@ class WeightGrad(InputGrad):
     @classmethod
     def backward(cls, ctx: Any, grad_weight: Any) -> Any:
         grad, input = ctx.saved_tensors
-        of_grad, of_input = ctx.needs_input_grad[:2]
+        needs = named(cls, ctx.needs_input_grad)
         grad_weight = grad_weight.to(grad.dtype)
-        ddy = cls.PRODUCT.bare(input, grad_weight, ctx.rest) if of_grad else None
-        dx, _ = cls.PRODUCT.grads(grad, input, grad_weight, ctx.rest, (of_input, False))
-        return ddy, dx, *(None,) * (len(ctx.needs_input_grad) - 2)
+        ddy = cls.PRODUCT.bare(input, grad_weight, ctx.rest) if needs.grad else None
+        dx, _ = cls.PRODUCT.grads(
+            grad, input, grad_weight, ctx.rest, needs_input=needs.input, needs_weight=False
+        )  # fmt: skip
+        return grads_by_name(cls, ctx, grad=ddy, input=dx)

@@ -7,7 +7,7 @@ import torch
 from ..kernels.core.tensors import channels_last
 from ..kernels.matrix import conv2d as conv
 from ..kernels.matrix import locally_connected2d as local
-from ..kernels.matrix.linear import LINEAR, LINEAR_INPUT_GRAD, LINEAR_WEIGHT_GRAD, LINEAR_WITH_PREACTIVATION, images
+from ..kernels.matrix.linear import LINEAR, LINEAR_INPUT_GRAD, LINEAR_WEIGHT_GRAD, LINEAR_WITH_PREACTIVATION, as_images
 from .function import Args, apply
 from .product import InputGrad, Product, WeightGrad, with_preactivation
 
@@ -23,19 +23,19 @@ class Conv2d(Product):
 
     @classmethod
     def grads(
-        cls, grad: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, rest: Args, needs: Args,
-        accumulate_dtype: bool = False,
+        cls, grad: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, rest: Args, *, needs_input: bool,
+        needs_weight: bool, accumulate_dtype: bool = False,
     ) -> tuple[Any, Any]:  # fmt: skip
         dx = dw = None
-        if needs[0]:
+        if needs_input:
             dx = apply(Conv2dInputGrad, grad, weight, input.shape, *rest, channels_last(input))
-        if needs[1]:
+        if needs_weight:
             dw = apply(Conv2dWeightGrad, grad, input, weight.shape, *rest, channels_last(weight), accumulate_dtype)
         return dx, dw
 
 
 class Transposed(NamedTuple):
-    """The arguments of a transposed convolution, but for operands and activation."""
+    """The arguments of a transposed convolution except its operands and activation."""
 
     output_size: Any
     stride: Any
@@ -56,14 +56,14 @@ class ConvTranspose2d(Product):
 
     @classmethod
     def grads(
-        cls, grad: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, rest: Args, needs: Args,
-        accumulate_dtype: bool = False,
+        cls, grad: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, rest: Args, *, needs_input: bool,
+        needs_weight: bool, accumulate_dtype: bool = False,
     ) -> tuple[Any, Any]:  # fmt: skip
         _, *window, _ = Transposed(*rest)
         window, dx, dw = [*window, "zeros"], None, None
-        if needs[0]:
+        if needs_input:
             dx = Conv2d.bare(grad, weight, window)
-        if needs[1]:
+        if needs_weight:
             dw = apply(Conv2dWeightGrad, input, grad, weight.shape, *window, channels_last(weight), accumulate_dtype)
         return dx, dw
 
@@ -89,13 +89,13 @@ class LocallyConnected2d(Product):
 
     @classmethod
     def grads(
-        cls, grad: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, rest: Args, needs: Args,
-        accumulate_dtype: bool = False,
+        cls, grad: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, rest: Args, *, needs_input: bool,
+        needs_weight: bool, accumulate_dtype: bool = False,
     ) -> tuple[Any, Any]:  # fmt: skip
         dx = dw = None
-        if needs[0]:
+        if needs_input:
             dx = apply(LocallyConnected2dInputGrad, grad, weight, input.shape, *rest, channels_last(input))
-        if needs[1]:
+        if needs_weight:
             dw = apply(LocallyConnected2dWeightGrad, grad, input, weight.shape, *rest, accumulate_dtype)
         return dx, dw
 
@@ -108,26 +108,26 @@ class LocallyConnected2d(Product):
         return values.sum((0, 1, 3, 4, 5))
 
     @classmethod
-    def beside(cls, vector: torch.Tensor) -> torch.Tensor:
-        return vector.permute(2, 0, 1) if vector.dim() == 3 else super().beside(vector)
+    def broadcast(cls, vector: torch.Tensor) -> torch.Tensor:
+        return vector.permute(2, 0, 1) if vector.dim() == 3 else super().broadcast(vector)
 
     @classmethod
-    def through(cls, grad: torch.Tensor, saved: Any, slope: Any, activation: str, bias: Any) -> Any:
-        if bias is None or len(bias) == 1:
-            return super().through(grad, saved, slope, activation, bias)
+    def through(cls, grad: torch.Tensor, saved: Any, slope: Any, activation: str, bias_shape: Any) -> Any:
+        if bias_shape is None or len(bias_shape) == 1:
+            return super().through(grad, saved, slope, activation, bias_shape)
         if 0 in grad.shape:
-            masked, _, of_slope = super().through(grad, saved, slope, activation, None)
-            return masked, grad.new_zeros(bias), of_slope
+            dz, _, dslope = super().through(grad, saved, slope, activation, None)
+            return dz, grad.new_zeros(bias_shape), dslope
         n, k, p, q = grad.shape
 
         def one_pixel(images: torch.Tensor) -> torch.Tensor:
-            """Return them as images of one pixel: each pixel's columns are columns of their own."""
+            """Return images of one pixel, with a column for each column of each pixel."""
             return images.permute(0, 2, 3, 1).reshape(n, p * q * k, 1, 1)
 
-        kept, below = None if saved is None else one_pixel(saved), None if slope is None else slope.repeat(p * q)
-        masked, sums, of_slope = super().through(one_pixel(grad), kept, below, activation, bias)
-        of_slope = None if slope is None else of_slope.view(p * q, k).sum(0)
-        return masked.reshape(n, p, q, k).permute(0, 3, 1, 2), sums.view(bias), of_slope
+        saved, slopes = None if saved is None else one_pixel(saved), None if slope is None else slope.repeat(p * q)
+        dz, db, dslope = super().through(one_pixel(grad), saved, slopes, activation, bias_shape)
+        dslope = None if slope is None else dslope.view(p * q, k).sum(0)
+        return dz.reshape(n, p, q, k).permute(0, 3, 1, 2), db.view(bias_shape), dslope
 
 
 class Linear(Product):
@@ -141,21 +141,21 @@ class Linear(Product):
 
     @classmethod
     def grads(
-        cls, grad: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, rest: Args, needs: Args,
-        accumulate_dtype: bool = False,
+        cls, grad: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, rest: Args, *, needs_input: bool,
+        needs_weight: bool, accumulate_dtype: bool = False,
     ) -> tuple[Any, Any]:  # fmt: skip
-        dx = apply(LinearInputGrad, grad, weight, *rest) if needs[0] else None
-        return dx, apply(LinearWeightGrad, grad, input, *rest, accumulate_dtype) if needs[1] else None
+        dx = apply(LinearInputGrad, grad, weight, *rest) if needs_input else None
+        return dx, apply(LinearWeightGrad, grad, input, *rest, accumulate_dtype) if needs_weight else None
 
     @classmethod
-    def beside(cls, vector: torch.Tensor) -> torch.Tensor:
+    def broadcast(cls, vector: torch.Tensor) -> torch.Tensor:
         return vector
 
     @classmethod
-    def through(cls, grad: torch.Tensor, saved: Any, slope: Any, activation: str, bias: Any) -> tuple[Any, Any, Any]:
-        saved = None if saved is None else images(saved)
-        masked, *sums = super().through(images(grad), saved, slope, activation, bias)
-        return masked[:, :, 0, 0], *sums
+    def through(cls, grad: torch.Tensor, saved: Any, slope: Any, activation: str, bias_shape: Any) -> Any:
+        saved = None if saved is None else as_images(saved)
+        dz, db, dslope = super().through(as_images(grad), saved, slope, activation, bias_shape)
+        return dz[:, :, 0, 0], db, dslope
 
 
 class Conv2dInputGrad(InputGrad):

@@ -2,8 +2,8 @@
 
 A matrix kernel ends in act(x), on the sums in registers. The derivative is computed from what was saved, x or y:
 
-    dx = act'(x) · dy        `backward(dy, saved)`
-    and along a second gradient  ∂dx/∂saved = dy · `curve(saved)`
+    dx = act'(x) · dy                                 `backward(dy, saved)`
+    ∂dx/∂saved = dy · `second_derivative(saved)`      for the gradient of a gradient
 
 A call names its activation by a word, and numbers where it has any: "relu", "leaky_relu 0.1", "clamp -1 inf".
 """
@@ -24,16 +24,17 @@ ALIASES: dict[str, Alias] = piecewise.ALIASES
 
 
 class Applied(NamedTuple):
-    """An activation with its numbers."""
+    """An activation with its numbers. saves: as Activation.saves, but "input" for a hardtanh whose bounds some dtype
+    rounds."""
 
     rule: Activation
     numbers: tuple[float, ...]
     saves: str
 
     @property
-    def is_smooth(self) -> bool:
-        """True if its derivative bends: then it takes registers, too."""
-        return self.rule.curve is not None
+    def has_second_derivative(self) -> bool:
+        """True if act'(x) is not constant on pieces: then act(x) takes registers, too."""
+        return self.rule.second_derivative is not None
 
     def on_device(self, saved: torch.dtype | None = None) -> DeviceActivation:
         """Return what kernels are compiled for; `saved`: the dtype of what its derivative is computed from."""
@@ -47,9 +48,10 @@ class Applied(NamedTuple):
         """Return act'(x) · grad, by PyTorch."""
         return self.rule.reference_grad(grad, saved, *self.numbers)
 
-    def curve(self, saved: torch.Tensor) -> torch.Tensor | None:
+    def second_derivative(self, saved: torch.Tensor) -> torch.Tensor | None:
         """Return the derivative of act'(x) in what is saved; None where that is 0."""
-        return None if self.rule.curve is None else self.rule.curve(saved, *self.numbers)
+        second = self.rule.second_derivative
+        return None if second is None else second(saved, *self.numbers)
 
 
 @cache
@@ -120,10 +122,10 @@ def spell(activation: Any) -> str:
         near = difflib.get_close_matches(word, words(), 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"activation must be one of {', '.join(words())}, but got {word!r}{hint}")
-    usual, what, fit = ACTIVATIONS[word].numbers
-    if numbers and len(numbers) != len(usual):
-        raise ValueError(f"activation {word!r} takes {len(usual)} numbers, but got {len(numbers)}")
-    numbers = [real(f"each number of activation {word!r}", number) for number in numbers or usual]
-    if any(number != number for number in numbers) or not fit(*numbers):
-        raise ValueError(f"activation {word!r} takes {what}, but got {tuple(numbers)}")
+    takes = ACTIVATIONS[word].numbers
+    if numbers and len(numbers) != len(takes.usual):
+        raise ValueError(f"activation {word!r} takes {len(takes.usual)} numbers, but got {len(numbers)}")
+    numbers = [real(f"each number of activation {word!r}", number) for number in numbers or takes.usual]
+    if any(number != number for number in numbers) or not takes.fit(*numbers):
+        raise ValueError(f"activation {word!r} takes {takes.words}, but got {tuple(numbers)}")
     return " ".join([word, *map(repr, numbers)])

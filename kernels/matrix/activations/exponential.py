@@ -34,7 +34,7 @@ def elu(x, P: tl.constexpr):
 
 @device_function
 def elu_grad(grad, x, P: tl.constexpr):
-    """P·exp(x) up to 0, else 1."""
+    """Return grad times P·exp(x) up to 0, else 1."""
     return tl.where(x <= 0, grad * P[0] * tl.exp(x), grad)
 
 
@@ -46,7 +46,7 @@ def selu(x, P: tl.constexpr):
 
 @device_function
 def selu_grad(grad, x, P: tl.constexpr):
-    """1.0507·1.6733·exp(x) up to 0, else 1.0507."""
+    """Return grad times 1.0507·1.6733·exp(x) up to 0, else 1.0507."""
     return elu_grad(1.0507009873554805 * grad, x, (1.6732632423543772,))
 
 
@@ -60,7 +60,7 @@ def softplus(x, P: tl.constexpr):
 
 @device_function
 def softplus_grad(grad, x, P: tl.constexpr):
-    """σ(P₀·x), or 1 where P₀·x is above P₁."""
+    """Return grad times σ(P₀·x), or 1 where P₀·x is above P₁."""
     v = P[0] * x
     return tl.where(v > P[1], grad, grad / (1.0 + tl.exp(-v)))
 
@@ -81,7 +81,7 @@ def tanh_softplus(x):
 
 @device_function
 def mish_grad(grad, x, P: tl.constexpr):
-    """t + x·σ(x)·(1 − t²) with t = tanh(log(1 + exp(x)))."""
+    """Return grad times t + x·σ(x)·(1 − t²) with t = tanh(log(1 + exp(x)))."""
     t = tanh_softplus(x)
     return grad * (t + x / (1.0 + tl.exp(-x)) * (1.0 - t * t))
 
@@ -94,11 +94,11 @@ def log_sigmoid(x, P: tl.constexpr):
 
 @device_function
 def log_sigmoid_grad(grad, x, P: tl.constexpr):
-    """σ(−x)"""
+    """Return grad times σ(−x)."""
     return grad / (1.0 + tl.exp(x))
 
 
-def _mish_curve(x):
+def _mish_second_derivative(x):
     s, t = torch.sigmoid(x), torch.tanh(F.softplus(x))
     return s * (1 - t * t) * (2 + x * (1 - s - 2 * s * t))
 
@@ -111,18 +111,20 @@ def _mish_reference_grad(grad, x):
     return (grad.to(dtype) * (t + x * torch.sigmoid(x) * (1 - t * t))).to(kind)
 
 
-def _softplus_curve(x, beta, threshold):
+def _softplus_second_derivative(x, beta, threshold):
     s = torch.sigmoid(beta * x)
     return torch.where(beta * x > threshold, 0, beta * s * (1 - s))
 
 
-def _log_sigmoid_curve(x):
+def _log_sigmoid_second_derivative(x):
     s = torch.sigmoid(x)
     return -s * (1 - s)
 
 
 ROWS = {
-    "mish": Activation(mish, mish_grad, "input", F.mish, _mish_reference_grad, _mish_curve, functions=(F.mish,)),
+    "mish": Activation(
+        mish, mish_grad, "input", F.mish, _mish_reference_grad, _mish_second_derivative, functions=(F.mish,)
+    ),
     "elu": Activation(
         elu, elu_grad, "input", F.elu, lambda grad, x, a: _aten.elu_backward(grad, a, 1.0, 1.0, False, x),
         lambda x, a: torch.where(x <= 0, a * torch.exp(x), 0),
@@ -136,12 +138,12 @@ ROWS = {
         functions=(F.selu, torch.selu, torch.selu_),
     ),
     "softplus": Activation(
-        softplus, softplus_grad, "input", F.softplus, _aten.softplus_backward, _softplus_curve,
+        softplus, softplus_grad, "input", F.softplus, _aten.softplus_backward, _softplus_second_derivative,
         functions=(F.softplus,), arguments=lambda beta=1.0, threshold=20.0: (beta, threshold),
         numbers=Numbers((1.0, 20.0), "a beta other than 0 and a threshold", lambda beta, threshold: beta != 0),
     ),
     "log_sigmoid": Activation(
         log_sigmoid, log_sigmoid_grad, "input", F.logsigmoid, lambda grad, x: grad * torch.sigmoid(-x),
-        _log_sigmoid_curve, functions=(F.logsigmoid,), arguments=lambda: (),
+        _log_sigmoid_second_derivative, functions=(F.logsigmoid,), arguments=lambda: (),
     ),
 }  # fmt: skip

@@ -21,7 +21,7 @@ def identity(x, P: tl.constexpr):
 
 @device_function
 def identity_grad(grad, saved, P: tl.constexpr):
-    """1"""
+    """Return grad."""
     return grad
 
 
@@ -33,7 +33,7 @@ def relu(x, P: tl.constexpr):
 
 @device_function
 def relu_grad(grad, y, P: tl.constexpr):
-    """0 where y is 0, else 1 (at NaN too), as PyTorch has it."""
+    """Return 0 where y is 0, else grad (at NaN too), as PyTorch has it."""
     return tl.where(y <= 0, 0.0, grad).to(grad.dtype)
 
 
@@ -45,7 +45,7 @@ def leaky_relu(x, P: tl.constexpr):
 
 @device_function
 def leaky_relu_grad(grad, y, P: tl.constexpr):
-    """1 where y, and so x, is positive, else P."""
+    """Return grad where y, and so x, is positive, else grad times P."""
     return tl.where(y > 0, grad, grad * P[0])
 
 
@@ -65,21 +65,21 @@ def clamp(x, P: tl.constexpr):
 
 @device_function
 def clamp_grad(grad, x, P: tl.constexpr):
-    """1 within the bounds and on them; 0 outside and at NaN."""
+    """Return grad within the bounds and on them; 0 outside and at NaN."""
     low, high = bounds(x, P)
     return tl.where((x >= low) & (x <= high), grad, 0.0).to(grad.dtype)
 
 
 @device_function
 def clamp_inner_grad(grad, x, P: tl.constexpr):
-    """1 between the bounds; 0 on them, outside and at NaN."""
+    """Return grad between the bounds; 0 on them, outside and at NaN."""
     low, high = bounds(x, P)
     return tl.where((x > low) & (x < high), grad, 0.0).to(grad.dtype)
 
 
 @device_function
 def hardtanh_grad(grad, y, P: tl.constexpr):
-    """1 within the bounds and at NaN, as on CUDA; 0 on them."""
+    """Return grad between the bounds and at NaN, as on CUDA; 0 on them and outside."""
     low, high = bounds(y, P)
     return tl.where((y <= low) | (y >= high), 0.0, grad).to(grad.dtype)
 
@@ -92,7 +92,7 @@ def hardsigmoid(x, P: tl.constexpr):
 
 @device_function
 def hardsigmoid_grad(grad, x, P: tl.constexpr):
-    """1/6 between −3 and 3; 0 on them, outside and at NaN."""
+    """Return grad times 1/6 between −3 and 3; 0 on them, outside and at NaN."""
     return tl.where((x > -3.0) & (x < 3.0), grad / 6.0, 0.0).to(grad.dtype)
 
 
@@ -104,7 +104,7 @@ def hardswish(x, P: tl.constexpr):
 
 @device_function
 def hardswish_grad(grad, x, P: tl.constexpr):
-    """0 up to −3, x/3 + ½ up to 3, then 1."""
+    """Return grad times 0 up to −3, x/3 + ½ up to 3, then 1."""
     return tl.where(x <= -3.0, 0.0, tl.where(x < 3.0, grad * (x / 3.0 + 0.5), grad)).to(grad.dtype)
 
 
@@ -130,12 +130,12 @@ ROWS = {
         leaky_relu, leaky_relu_grad, "output", F.leaky_relu,
         lambda grad, y, s: torch.where(y > 0, grad, grad * s), None,
         functions=(F.leaky_relu,), arguments=lambda negative_slope=0.01, inplace=False: (negative_slope,),
-        numbers=Numbers((0.01,), "a slope of 0 or more", lambda slope: 0 <= slope < math.inf),
+        numbers=Numbers((0.01,), "a slope of 0 or more", lambda slope: 0 <= slope < math.inf), torch_saves="input",
     ),
     "hardtanh": Activation(
         clamp, hardtanh_grad, "output", F.hardtanh, _hardtanh_reference_grad, None,
         functions=(F.hardtanh,), arguments=lambda min_val=-1.0, max_val=1.0, inplace=False: (min_val, max_val),
-        numbers=Numbers((-1.0, 1.0), "a lower bound and an upper one", _ordered),
+        numbers=Numbers((-1.0, 1.0), "a lower bound and an upper one", _ordered), torch_saves="input",
     ),
     "clamp": Activation(
         clamp, clamp_grad if _CLOSED else clamp_inner_grad, "input", torch.clamp, _clamp_reference_grad, None,

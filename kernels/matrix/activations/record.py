@@ -18,10 +18,11 @@ class Activation(NamedTuple):
     forward, backward: device functions, act(x, P) and act'(x)·grad of (grad, saved, P)
     saves:             what the derivatives are computed from, "input" (x) or "output" (y); "" for nothing
     reference, reference_grad: the same by PyTorch, (x, *P) and (grad, saved, *P)
-    curve:             by PyTorch, the derivative of act'(x) in what is saved, (saved, *P); None where that is 0
+    second_derivative: by PyTorch, the derivative of act'(x) in what is saved, (saved, *P); None where that is 0
     functions:         PyTorch's functions of x that are it
     arguments:         of their other arguments: P; None for those that mean another activation
     numbers:           what P are
+    torch_saves:       what PyTorch's backward keeps, if not what ours keeps
     rounded:           True if P are to be rounded as what is saved is, before they are compared with it
     """
 
@@ -30,10 +31,11 @@ class Activation(NamedTuple):
     saves: str
     reference: Callable[..., Any]
     reference_grad: Callable[..., Any]
-    curve: Callable[..., Any] | None
+    second_derivative: Callable[..., Any] | None
     functions: tuple[Any, ...] = ()
     arguments: Callable[..., tuple[Any, ...] | None] = lambda inplace=False: ()
     numbers: Numbers = Numbers()
+    torch_saves: str = ""
     rounded: bool = False
 
 

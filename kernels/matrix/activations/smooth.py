@@ -21,7 +21,7 @@ def sigmoid(x, P: tl.constexpr):
 
 @device_function
 def sigmoid_grad(grad, y, P: tl.constexpr):
-    """y·(1 − y)"""
+    """Return grad times y·(1 − y)."""
     return grad * (1.0 - y) * y
 
 
@@ -37,7 +37,7 @@ def tanh(x, P: tl.constexpr):
 
 @device_function
 def tanh_grad(grad, y, P: tl.constexpr):
-    """1 − y²"""
+    """Return grad times 1 − y²."""
     return grad * (1.0 - y * y)
 
 
@@ -49,7 +49,7 @@ def silu(x, P: tl.constexpr):
 
 @device_function
 def silu_grad(grad, x, P: tl.constexpr):
-    """σ(x)·(1 + x·(1 − σ(x)))"""
+    """Return grad times σ(x)·(1 + x·(1 − σ(x)))."""
     s = 1.0 / (1.0 + tl.exp(-x))
     return grad * s * (1.0 + x * (1.0 - s))
 
@@ -62,7 +62,7 @@ def gelu(x, P: tl.constexpr):
 
 @device_function
 def gelu_grad(grad, x, P: tl.constexpr):
-    """Φ(x) + x·φ(x), φ the normal density."""
+    """Return grad times Φ(x) + x·φ(x), φ the normal density."""
     density = 0.3989422804014327 * tl.exp(-0.5 * x * x)
     return grad * (0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * density)
 
@@ -75,7 +75,7 @@ def gelu_tanh(x, P: tl.constexpr):
 
 @device_function
 def gelu_tanh_grad(grad, x, P: tl.constexpr):
-    """σ(v) + x·σ(v)·(1 − σ(v))·v', with t = exp(−|v|) so that nothing cancels: σ(|v|) = 1 / (1 + t)."""
+    """Return grad times σ(v) + x·σ(v)·(1 − σ(v))·v'. With t = exp(−|v|) nothing cancels: σ(|v|) = 1 / (1 + t)."""
     v = 1.5957691216057308 * (x + 0.044715 * x * x * x)
     t = tl.exp(-tl.abs(v))
     s = 1.0 / (1.0 + t)
@@ -91,12 +91,12 @@ def softsign(x, P: tl.constexpr):
 
 @device_function
 def softsign_grad(grad, x, P: tl.constexpr):
-    """1 / (1 + |x|)²; NaN at infinity, as PyTorch has it."""
+    """Return grad times 1 / (1 + |x|)²; NaN at infinity, as PyTorch has it."""
     d = 1.0 + tl.abs(x)
     return tl.where(d < float("inf"), grad / (d * d), x / d * grad)
 
 
-def _silu_curve(x):
+def _silu_second_derivative(x):
     s = torch.sigmoid(x)
     return s * (1 - s) * (2 + x * (1 - 2 * s))
 
@@ -108,11 +108,11 @@ def _silu_reference_grad(grad, x):
     return (grad.to(dtype) * s * (1 + x.to(dtype) * (1 - s))).to(grad.dtype)
 
 
-def _gelu_curve(x):
+def _gelu_second_derivative(x):
     return torch.exp(-0.5 * x * x) * (2 - x * x) / math.sqrt(2 * math.pi)
 
 
-def _gelu_tanh_curve(x):
+def _gelu_tanh_second_derivative(x):
     k = math.sqrt(2 / math.pi)
     t = torch.tanh(k * (x + 0.044715 * x * x * x))
     slope, bend = k * (1 + 0.134145 * x * x), k * 0.26829 * x
@@ -134,15 +134,15 @@ ROWS = {
         functions=(F.tanh, torch.tanh, torch.tanh_), arguments=lambda: (),
     ),
     "silu": Activation(
-        silu, silu_grad, "input", F.silu, _silu_reference_grad, _silu_curve, functions=(F.silu,)
+        silu, silu_grad, "input", F.silu, _silu_reference_grad, _silu_second_derivative, functions=(F.silu,)
     ),
     "gelu": Activation(
-        gelu, gelu_grad, "input", F.gelu, _aten.gelu_backward, _gelu_curve,
+        gelu, gelu_grad, "input", F.gelu, _aten.gelu_backward, _gelu_second_derivative,
         functions=(F.gelu,), arguments=lambda approximate="none": () if approximate == "none" else None,
     ),
     "gelu_tanh": Activation(
         gelu_tanh, gelu_tanh_grad, "input", partial(F.gelu, approximate="tanh"),
-        partial(_aten.gelu_backward, approximate="tanh"), _gelu_tanh_curve,
+        partial(_aten.gelu_backward, approximate="tanh"), _gelu_tanh_second_derivative,
         functions=(F.gelu,), arguments=lambda approximate="none": () if approximate == "tanh" else None,
     ),
     "softsign": Activation(
