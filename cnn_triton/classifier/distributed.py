@@ -19,7 +19,7 @@ T = TypeVar("T")
 class Processes:
     """One process that trains alone: it has the whole of every batch, and its figures are the training's."""
 
-    kind, rank, size = "one process", 0, 1
+    description, rank, size = "one process", 0, 1
 
     @property
     def first(self) -> bool:
@@ -61,7 +61,7 @@ class Group(Processes):
     def __init__(self, device: torch.device, fsdp: bool) -> None:
         self.device, self.fsdp = device, fsdp
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self.kind = f"{self.size} processes, {'FSDP2' if fsdp else 'DDP'}"
+        self.description = f"{self.size} processes, {'FSDP2' if fsdp else 'DDP'}"
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
         """Return DDP around the model; or the model with FSDP2 in it, each layer's parameters split on their own."""

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 
 from .. import functional
+from ..files import replace
 from ..nn import Conv2d, MaxPool2d
 from ..pages import render
 from . import pictures
-from .models import Classifier
-from .runs import replace
-from .training import Config, normalised
+from .runs import Loaded
+from .training import normalised
 
 __all__ = ["EDGES", "write_photograph"]
 
@@ -27,22 +27,19 @@ EDGES = {
 }
 
 
-def write_photograph(
-    image: torch.Tensor, name: str, layer: tuple[Classifier, Config] | None, device: torch.device, out: Path
-) -> None:
+def write_photograph(image: torch.Tensor, name: str, run: Loaded | None, device: torch.device, out: Path) -> None:
     """Write a page with a photograph's feature maps, at full size, after convolution + ReLU and after a 2x2 pool.
 
     image: (C, H, W) in [0, 1]; grey for the hand-set kernels, with a run's channels for its trained first layer
     errors: OSError; ValueError for a run whose first layer only fits images of its own size
     """
-    if layer is None:
+    if run is None:
         labels = list(EDGES)
         weight = torch.tensor(list(EDGES.values()))[:, None]
         x, conv = image[None].to(device), weight.to(device)
         found = functional.conv2d_relu(x, conv, None, padding="same")
     else:
-        model, config = layer
-        trained, weight = model.first, model.kernels
+        config, trained, weight = run.config, run.model.first, run.model.kernels
         if not isinstance(trained, Conv2d):
             raise ValueError(
                 f"--run: a {config.model} network's first layer only fits images of {config.height} x {config.width}; "
@@ -57,7 +54,7 @@ def write_photograph(
         render(
             "photograph.html",
             name=name,
-            hand_set=layer is None,
+            hand_set=run is None,
             image=pictures.photograph(image),
             size=tuple(image.shape[1:]),
             maps=[

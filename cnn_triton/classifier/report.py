@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
+from ..files import replace
 from ..nn import Conv2d
 from ..pages import render
 from . import pictures
 from .anatomy import Stage, feature_maps, stages, weight_counts
 from .data import ImageSet
 from .models import Classifier
-from .runs import COMPARISON, REPORT, read_metrics, replace
+from .runs import COMPARISON, REPORT, Loaded, read_metrics
 from .training import Config, normalised, probabilities
 
 __all__ = ["write_comparison", "write_report"]
@@ -70,22 +71,23 @@ def write_report(
     return folder / REPORT
 
 
-def write_comparison(folder: Path, runs: list[tuple[Path, Classifier, Config]]) -> Path:
+def write_comparison(folder: Path, runs: dict[Path, Loaded]) -> Path:
     """Write compare.html, for runs on the same images whose networks differ in their first layers; return its path.
 
-    runs: folder, model and configuration of each
+    runs: the model and the configuration of each, by its folder
     errors: ValueError for figures that can't be read, and for runs that differ in more than their models; OSError
     """
-    alike = [replaced(config, model="", data="") for _, _, config in runs]
+    alike = [replaced(run.config, model="", data="") for run in runs.values()]
     if any(each != alike[0] for each in alike):
         raise ValueError(f"{folder}: its runs differ in more than their first layers, and can't be compared")
     rows = []
-    for run, model, config in runs:
+    for place, run in runs.items():
+        model, config = run.model, run.config
         first, *_ = stages(model.features, config.channels, (config.height, config.width))
-        last = read_metrics(run)[-1]
+        last = read_metrics(place)[-1]
         rows.append(
             {
-                "run": run.name,
+                "run": place.name,
                 "first": first,
                 "weights": model.first.weight.numel(),
                 "all": sum(p.numel() for p in model.parameters()),

@@ -10,38 +10,37 @@ A folder appears complete, by a rename. Each file is replaced by a rename, figur
 moment leaves every file complete, and training.pt says from which epoch a resumed training goes on.
 """
 
-import contextlib
 import csv
 import errno
 import fcntl
 import io
 import json
 import math
-import os
 import shutil
 import tempfile
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 
+from ..files import UNFINISHED, replace
 from .models import Classifier
 from .training import LEAST_STD, Config, Epoch, Trainer, build
 
 __all__ = [
-    "COMPARISON", "METRICS", "REPORT", "Onlooker", "Run", "is_run", "launch_counts", "load", "read_config",
-    "read_metrics", "replace",
+    "COMPARISON", "METRICS", "REPORT", "Loaded", "Onlooker", "Run", "is_run", "launch_counts", "load", "read_config",
+    "read_metrics",
 ]  # fmt: skip
 
 CONFIG, WEIGHTS, METRICS, STATE, REPORT = (
     "config.json", "model.safetensors", "metrics.csv", "training.pt", "report.html"
 )  # fmt: skip
 COMPARISON = "compare.html"  # beside the folders of several runs
-_LOCK, _UNFINISHED = ".lock", ".unfinished-"
+_LOCK = ".lock"
 
 
 class Run:
@@ -81,7 +80,7 @@ class Run:
         errors: BlockingIOError if another process trains there, ValueError for a state that can't be used, OSError
         """
         run = cls(folder, _locked(folder))
-        for left in folder.glob(f"{_UNFINISHED}*"):
+        for left in folder.glob(f"{UNFINISHED}*"):
             left.unlink()
         try:
             state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
@@ -156,27 +155,6 @@ def _locked(folder: Path) -> Any:
     return lock
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Write a file under another name, and give it its own once it is on the disk. Errors: OSError."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_UNFINISHED)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(handle)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name, too
-        finally:
-            os.close(folder)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-
-
 def is_run(folder: Path) -> bool:
     """True if the folder holds a run."""
     return (folder / CONFIG).exists() or (folder / WEIGHTS).exists()
@@ -242,7 +220,14 @@ def _checked(values: dict[str, Any]) -> Config:
     return config
 
 
-def load(folder: Path, device: torch.device) -> tuple[Classifier, Config]:
+class Loaded(NamedTuple):
+    """The model of a run, with the weights after its last finished epoch, and its configuration."""
+
+    model: Classifier
+    config: Config
+
+
+def load(folder: Path, device: torch.device) -> Loaded:
     """Return the model of a run, and its configuration. Errors: ValueError, in one line, for a folder without a run or
     weights of another model."""
     config = read_config(folder)
@@ -256,4 +241,4 @@ def load(folder: Path, device: torch.device) -> tuple[Classifier, Config]:
         raise ValueError(f"{folder / WEIGHTS}: can't be read ({error})") from None
     except RuntimeError as error:
         raise ValueError(f"{folder / WEIGHTS}: the weights of another model ({_line(error)})") from None
-    return model, config
+    return Loaded(model, config)

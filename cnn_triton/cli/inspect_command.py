@@ -8,14 +8,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from ..classifier.runs import replace
+from ..files import replace
 from ..kernels.compiler.aot import Texts
 from ..kernels.compiler.figures import disassembled
 from ..kernels.core.chips import BOARDS, NAMES
 from ..pages import render
 from ..tools.calls import DTYPES, Call, call_of, nearest
 from ..tools.candidates import candidates, chosen
-from ..tools.inspection import Operator, inspect_call
+from ..tools.inspection import OperatorCall, inspect_call
 from ..tools.limits import roofs, waves
 from ..tools.listing import listings, sources
 from .inspect_tables import (
@@ -29,7 +29,7 @@ from .inspect_tables import (
     roofline_table,
     tile_table,
 )
-from .jobs import fail
+from .jobs import fail, write_file
 
 __all__ = ["inspect_op"]
 
@@ -86,9 +86,9 @@ def inspect_op(
     if dump is not None:
         _dump(dump, found, texts)
     if html is not None:
-        _write(html, _page(str(call), found, texts, tables, notes))
+        write_file(html, _page(str(call), found, texts, tables, notes))
     if json is not None:
-        _write(json, _json(call, found, tables, notes).encode())
+        write_file(json, _json(call, found, tables, notes).encode())
 
 
 def _one_of(option: str, given: str, names: Iterable[str]) -> str:
@@ -98,7 +98,7 @@ def _one_of(option: str, given: str, names: Iterable[str]) -> str:
     return given
 
 
-def _wanted(call: Call, operators: list[Operator], name: str | None) -> list[Operator]:
+def _wanted(call: Call, operators: list[OperatorCall], name: str | None) -> list[OperatorCall]:
     """Return the operators of this name; without a name all. Errors: ValueError."""
     if name is None:
         return operators
@@ -109,7 +109,7 @@ def _wanted(call: Call, operators: list[Operator], name: str | None) -> list[Ope
     return [each for each in operators if each.name == name]
 
 
-def _with_tiles(operators: list[Operator]) -> Operator:
+def _with_tiles(operators: list[OperatorCall]) -> OperatorCall:
     """Return the first operator that has a choice of tiles, else the first. Errors: ValueError without any."""
     if not operators:
         raise ValueError("it runs no operator")
@@ -189,10 +189,3 @@ def _json(call: Call, found: Found, tables: list[PlainTable], notes: list[str]) 
     }
     said = {"call": str(call), "chips": figures, "tables": [table._asdict() for table in tables], "notes": notes}
     return json_text.dumps(said, indent=1) + "\n"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file, and say so."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace(path, content)
-    print(f"written: {path}")

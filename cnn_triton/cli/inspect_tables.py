@@ -8,17 +8,16 @@ from rich.console import Console
 from rich.table import Table
 
 from ..kernels.core.chips import BOARDS, CHIPS
-from ..kernels.tiles.shapes import ARITHMETIC
 from ..tools.calls import Call
 from ..tools.candidates import tile_name
-from ..tools.inspection import Choice, Launch, Operator
+from ..tools.inspection import Choice, CompiledLaunch, OperatorCall
 from ..tools.limits import roofs, waves
 
 __all__ = [
     "FIGURES", "SORTS", "Found", "PlainTable", "launch_tables", "notes_on", "order", "roofline_table", "tile_table",
 ]  # fmt: skip
 
-Found = dict[str, list[Operator]]
+Found = dict[str, list[OperatorCall]]
 """The operators of a call by chip."""
 
 
@@ -39,20 +38,20 @@ class PlainTable(NamedTuple):
         console.print(table)
 
 
-def _in_loop(launch: Launch) -> str:
+def _in_loop(launch: CompiledLaunch) -> str:
     """Return the number of the main loop's matrix instructions, and the first of them."""
     code = launch.code
     return f"{code.loop_matrix} x {code.instruction}" if code.loop_matrix else "0"
 
 
-def _narrowest(launch: Launch) -> str:
+def _narrowest(launch: CompiledLaunch) -> str:
     """Return the bytes of the main loop's narrowest load."""
     code = launch.code
-    return "box" if code.tma and code.load_bytes == 16 else str(code.load_bytes or "")
+    return "tma" if code.tma and code.load_bytes == 16 else str(code.load_bytes or "")
 
 
 # The figures of a launch, by the name that the table has for each.
-FIGURES: dict[str, Callable[[Launch], str]] = {
+FIGURES: dict[str, Callable[[CompiledLaunch], str]] = {
     "tile": lambda launch: tile_name(launch.choice.tile) if launch.choice else "",
     "programs": lambda launch: f"{launch.code.grid:,}",
     "waves": waves,
@@ -90,7 +89,7 @@ SORTS = {
 
 def launch_tables(found: Found) -> list[PlainTable]:
     """Return a table for each launch, with a column for each chip that has it."""
-    tables: dict[str, dict[str, Launch]] = {}
+    tables: dict[str, dict[str, CompiledLaunch]] = {}
     for chip, operators in found.items():
         seen: list[str] = []
         for operator in operators:
@@ -124,7 +123,7 @@ def roofline_table(call: Call, found: Found) -> PlainTable:
     return PlainTable("Roofline, by datasheets", head, rows)
 
 
-def tile_table(operator: Operator, of: list[tuple[Choice, Launch]], sort: str | None) -> PlainTable:
+def tile_table(operator: OperatorCall, of: list[tuple[Choice, CompiledLaunch]], sort: str | None) -> PlainTable:
     """Return the table of every candidate's figures, the pick first unless they are sorted."""
     head = ["tile", *SORTS]
     rows = []
@@ -154,7 +153,7 @@ def notes_on(call: Call, found: Found) -> list[str]:
     notes = []
     for chip, operators in found.items():
         products = [each for operator in operators if operator.product for each in operator.launches if each.choice]
-        if call.dtype == "tf32" and products and not CHIPS[chip].rates[ARITHMETIC.index("tf32")]:
+        if call.dtype == "tf32" and products and not CHIPS[chip].rates.tf32:
             notes.append(f"{chip} has no TF32 instruction: float32 is multiplied in full precision")
         plain = sorted({each.code.kernel for each in products if not each.code.matrix})
         if plain:

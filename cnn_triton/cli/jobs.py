@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
 import typer
 
+from ..files import replace
+
 if TYPE_CHECKING:
     import torch
 
     from ..classifier.data import ImageSet
-    from ..classifier.models import Classifier
+    from ..classifier.runs import Loaded
     from ..classifier.training import Config
 
 __all__ = [
-    "choose", "fail", "free_folder", "guarded", "launched", "open_data", "open_run", "parse_size", "place", "run_data",
-    "write_report",
+    "device_for_kernels", "fail", "find_device", "free_folder", "guarded", "launched", "open_data", "open_run",
+    "parse_size", "run_data", "write_file", "write_report",
 ]  # fmt: skip
 
 
@@ -72,23 +74,23 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
-def place(device: str) -> "torch.device":
-    """Return the device that a word stands for."""
+def find_device(device_name: str) -> "torch.device":
+    """Return the device of --device: auto, cpu or cuda. Fail for cuda without a GPU."""
     import torch
 
     cuda = torch.cuda.is_available()
-    if device == "cuda" and not cuda:
+    if device_name == "cuda" and not cuda:
         fail("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
-    return torch.device("cuda" if cuda and device != "cpu" else "cpu")
+    return torch.device("cuda" if cuda and device_name != "cpu" else "cpu")
 
 
-def choose(device: str) -> "torch.device":
-    """Return the device to run on; for a CPU, switch Triton's interpreter on, so that the kernels run there too."""
+def device_for_kernels(device_name: str) -> "torch.device":
+    """Return this process's device; for a CPU, switch Triton's interpreter on, so that the kernels run there too."""
     # The interpreter's many small steps are 2.5 times slower on several threads, which wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
 
-    if place(device).type == "cpu":
+    if find_device(device_name).type == "cpu":
         os.environ.setdefault("TRITON_INTERPRET", "1")
         warnings.filterwarnings("ignore", "(overflow|invalid value) encountered", RuntimeWarning)  # NumPy's, in it
         return torch.device("cpu")
@@ -135,31 +137,36 @@ def free_folder(name: str) -> Path:
     return next(path for n in count(1) if not (path := Path("runs") / (name if n == 1 else f"{name}-{n}")).exists())
 
 
-def open_run(run: Path, where: "torch.device") -> tuple["Classifier", "Config"]:
+def open_run(run: Path, device: "torch.device") -> "Loaded":
     """Return the model of a run, and its configuration."""
     from ..classifier.runs import load
 
     try:
-        return load(run, where)
+        return load(run, device)
     except ValueError as error:
         fail(error)
 
 
 def write_report(
-    run: Path,
-    model: "Classifier",
-    config: "Config",
-    data: "ImageSet",
-    where: "torch.device",
-    shown: tuple[str, ...] = (),
+    run: Path, loaded: "Loaded", data: "ImageSet", device: "torch.device", shown: tuple[str, ...] = ()
 ) -> Path:
     """Write a run's report.html; return its path."""
     from ..classifier import report
 
     try:
-        return report.write_report(run, model, config, data, where, shown)
+        return report.write_report(run, loaded.model, loaded.config, data, device, shown)
     except (OSError, ValueError) as error:
         fail(error)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that a command was asked for, and say so."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace(path, content)
+    except OSError as error:
+        fail(f"{path}: {error}")
+    print(f"written: {path}")
 
 
 def run_data(run: Path, config: "Config", other: str | None) -> "ImageSet":

@@ -8,33 +8,34 @@ from typing import Annotated
 
 import typer
 
-from .jobs import choose, fail, free_folder, guarded, open_run, place, run_data, write_report
+from .jobs import device_for_kernels, fail, find_device, free_folder, guarded, open_run, run_data, write_report
 from .options import (
     BatchSize,
     Data,
     Device,
+    DeviceOption,
     Dtype,
+    DtypeOption,
     Epochs,
+    FsdpOption,
     Images,
-    Kind,
+    LrOption,
     Model,
-    Network,
+    ModelOption,
     OtherData,
     Out,
-    Rate,
     Resume,
     Run,
     Seed,
-    Sharded,
     Size,
-    Where,
     typed,
 )
 from .train_command import compare_runs, train_run
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    help="Train image classifiers in which every layer is a Triton kernel, and show their feature maps.",
+    help="Train image classifiers whose layers are Triton kernels, profile any PyTorch model, and inspect what a "
+    "kernel compiles to.",
 )  # fmt: skip
 
 
@@ -43,24 +44,24 @@ app = typer.Typer(
 def train(
     context: typer.Context,
     data: Data = "digits",
-    model: Network = Model.lenet5,
+    model: ModelOption = Model.lenet5,
     size: Size = None,
     epochs: Epochs = 15,
     batch_size: BatchSize = 128,
-    lr: Rate = 0.01,
+    lr: LrOption = 0.01,
     seed: Seed = 0,
-    device: Where = Device.auto,
-    dtype: Kind = Dtype.float32,
+    device_name: DeviceOption = Device.auto,
+    dtype: DtypeOption = Dtype.float32,
     out: Out = None,
     resume: Resume = False,
-    fsdp: Sharded = False,
+    fsdp: FsdpOption = False,
 ) -> None:
     """Train a network on images, every layer a Triton kernel; keep weights, figures and a page of pictures.
 
     Under torchrun, the processes share every batch.
     """
     folder = train_run(
-        out, device, resume, fsdp, typed(context),
+        out, device_name, resume, fsdp, typed(context),
         data=data, model=model.value, size=size,
         epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, dtype=dtype.value,
     )  # fmt: skip
@@ -70,30 +71,30 @@ def train(
 @app.command()
 @guarded
 def demo(
-    model: Network = Model.lenet5,
+    model: ModelOption = Model.lenet5,
     epochs: Epochs = 15,
     batch_size: BatchSize = 128,
-    lr: Rate = 0.01,
+    lr: LrOption = 0.01,
     seed: Seed = 0,
-    device: Where = Device.auto,
-    dtype: Kind = Dtype.float32,
+    device_name: DeviceOption = Device.auto,
+    dtype: DtypeOption = Dtype.float32,
     out: Out = None,
 ) -> None:
     """Train on handwritten digits, classify a few unseen ones, and write a page of pictures."""
     folder = train_run(
-        out or free_folder("demo"), device,
+        out or free_folder("demo"), device_name,
         data="digits", model=model.value, size=None,
         epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, dtype=dtype.value,
     )  # fmt: skip
-    where = choose(device)
+    device = device_for_kernels(device_name)
     from ..classifier.data import digits
     from ..classifier.training import probabilities
     from .terminal import drawing
 
-    network, config = open_run(folder, where)
+    run = open_run(folder, device)
     images = digits(seed)
     few = slice(0, 6)
-    said = probabilities(network, images.test_images[few], config, where).argmax(1).tolist()
+    said = probabilities(run.model, images.test_images[few], run.config, device).argmax(1).tolist()
     print("\nUnseen digits:")
     pictures = [drawing(image[0]) for image in images.test_images[few]]
     for row in zip(*pictures, strict=True):
@@ -111,17 +112,17 @@ def compare(
     size: Size = None,
     epochs: Epochs = 15,
     batch_size: BatchSize = 128,
-    lr: Rate = 0.01,
+    lr: LrOption = 0.01,
     seed: Seed = 0,
-    device: Where = Device.auto,
-    dtype: Kind = Dtype.float32,
+    device_name: DeviceOption = Device.auto,
+    dtype: DtypeOption = Dtype.float32,
     out: Out = None,
     resume: Resume = False,
 ) -> None:
     """Train a network three times, its first layer a convolution, locally connected, and fully connected, and write a
     page that shows the effect of shared weights: accuracy, number of weights, learned kernels."""
     page = compare_runs(
-        out, device, resume, typed(context),
+        out, device_name, resume, typed(context),
         data=data, size=size, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, dtype=dtype.value,
     )  # fmt: skip
     print(f"Compared: {page.resolve()}")
@@ -129,20 +130,20 @@ def compare(
 
 @app.command()
 @guarded
-def evaluate(run: Run, data: OtherData = None, device: Where = Device.auto) -> None:
+def evaluate(run: Run, data: OtherData = None, device_name: DeviceOption = Device.auto) -> None:
     """Print how many of the test images a run classifies correctly, class by class."""
-    where = choose(device)
-    model, config = open_run(run, where)
-    images = run_data(run, config, data)
+    device = device_for_kernels(device_name)
+    loaded = open_run(run, device)
+    images = run_data(run, loaded.config, data)
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from ..classifier.training import probabilities
 
-    right = probabilities(model, images.test_images, config, where).argmax(1) == images.test_labels
+    right = probabilities(loaded.model, images.test_images, loaded.config, device).argmax(1) == images.test_labels
     table = Table("class", "images", "right", "accuracy")
-    for index, name in enumerate(config.classes):
+    for index, name in enumerate(loaded.config.classes):
         own = right[images.test_labels == index]
         if len(own):
             table.add_row(escape(name), str(len(own)), str(int(own.sum())), f"{own.float().mean().item():.3f}")
@@ -152,10 +153,11 @@ def evaluate(run: Run, data: OtherData = None, device: Where = Device.auto) -> N
 
 @app.command()
 @guarded
-def predict(run: Run, images: Images, device: Where = Device.auto) -> None:
+def predict(run: Run, images: Images, device_name: DeviceOption = Device.auto) -> None:
     """Print the class of each image, with its probability."""
-    where = choose(device)
-    model, config = open_run(run, where)
+    device = device_for_kernels(device_name)
+    loaded = open_run(run, device)
+    config = loaded.config
     import torch
 
     from ..classifier.data import load_image
@@ -165,7 +167,7 @@ def predict(run: Run, images: Images, device: Where = Device.auto) -> None:
         pixels = torch.stack([load_image(path, config.channels, (config.height, config.width)) for path in images])
     except ValueError as error:
         fail(error)
-    shares, best = probabilities(model, pixels, config, where).max(1)
+    shares, best = probabilities(loaded.model, pixels, config, device).max(1)
     for path, share, index in zip(images, shares.tolist(), best.tolist(), strict=True):
         print(f"{path}: {config.classes[index]} ({share:.1%})")
 
@@ -178,13 +180,13 @@ def report(
         list[str] | None, typer.Option("--class", help="A class to show an example of; may be given several times.")
     ] = None,
     data: OtherData = None,
-    device: Where = Device.auto,
+    device_name: DeviceOption = Device.auto,
 ) -> None:
     """Write report.html anew: feature maps of each layer, the training, the mistakes, and the case for convolution."""
-    where = choose(device)
-    model, config = open_run(run, where)
-    images = run_data(run, config, data)
-    print(write_report(run, model, config, images, where, tuple(show_class or ())))
+    device = device_for_kernels(device_name)
+    loaded = open_run(run, device)
+    images = run_data(run, loaded.config, data)
+    print(write_report(run, loaded, images, device, tuple(show_class or ())))
 
 
 @app.command()
@@ -193,11 +195,11 @@ def show(
     image: Annotated[str, typer.Argument(help="An image file, or scikit-learn's 'china' or 'flower'.")],
     run: Annotated[Path | None, typer.Option(help="A run whose first layer is used instead of edge kernels.")] = None,
     out: Annotated[Path | None, typer.Option(help="The page to write; IMAGE.html in this folder unless given.")] = None,
-    device: Where = Device.auto,
+    device_name: DeviceOption = Device.auto,
 ) -> None:
     """Put a photograph through a first layer, at full size, and write a page of its feature maps."""
-    where = choose(device)
-    layer = open_run(run, where) if run else None
+    device = device_for_kernels(device_name)
+    loaded = open_run(run, device) if run else None
     from ..classifier.data import load_image, sample_photograph
     from ..classifier.photograph import write_photograph
 
@@ -206,8 +208,8 @@ def show(
         fail(f"--out {page}: it is there already, and nothing is overwritten; name another page")
     try:
         path = Path(image) if Path(image).exists() else sample_photograph(image)
-        photograph = load_image(path, layer[1].channels if layer else 1)
-        write_photograph(photograph, Path(image).stem, layer, where, page)
+        photograph = load_image(path, loaded.config.channels if loaded else 1)
+        write_photograph(photograph, Path(image).stem, loaded, device, page)
     except (OSError, ValueError) as error:
         fail(error)
     print(page.resolve())
@@ -226,8 +228,8 @@ def profile(
     compare: Annotated[
         bool, typer.Option("--compare", help="Show PyTorch's own operators beside ours, in one run.")
     ] = False,
-    device: Where = Device.auto,
-    dtype: Kind = Dtype.float32,
+    device_name: DeviceOption = Device.auto,
+    dtype: DtypeOption = Dtype.float32,
     steps: Annotated[int, typer.Option(min=1, help="Steps over which the figures are taken.")] = 10,
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
     trace: Annotated[Path | None, typer.Option(help="File for a trace that Chrome and Perfetto open.")] = None,
@@ -239,20 +241,21 @@ def profile(
 ) -> None:
     """Show where a step's time goes: by layer, operator and kernel, beside the limits of the device."""
     if ncu is not None:
-        from .profile_command import ncu as count
+        from .profile_command import ncu as run_ncu
 
         words = [model]
+        options = {each.name: each.opts[0] for each in context.command.params}
         for name in sorted(typed(context) - {"ncu", "model"}):
             value = context.params[name]
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-        return count(ncu, words)
-    where = place(device)
+            words += [options[name], *([] if value is True else [str(value)])]
+        return run_ncu(ncu, words)
+    device = find_device(device_name)
     import torch
 
     from .profile_command import profile_model
 
     profile_model(
-        model, input, batch_size, where, getattr(torch, dtype.value), steps,
+        model, input, batch_size, device, getattr(torch, dtype.value), steps,
         training=training, compare=compare, json=json, trace=trace, roofline=roofline, proton=proton,
     )  # fmt: skip
     return None

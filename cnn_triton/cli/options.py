@@ -39,7 +39,7 @@ OtherData = Annotated[str | None, typer.Option(help=f"{DATA} The run's own unles
 Size = Annotated[
     str | None, typer.Option(help="The size for a folder's images, 32 unless given: SIDE or HEIGHTxWIDTH.")
 ]
-Network = Annotated[
+ModelOption = Annotated[
     Model,
     typer.Option(
         help="Similar to LeNet-5, the first layer a convolution, or locally or fully connected; or a small VGG."
@@ -47,15 +47,15 @@ Network = Annotated[
 ]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training images.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per step.")]
-Rate = Annotated[float, typer.Option(help="Highest learning rate.")]
+LrOption = Annotated[float, typer.Option(help="Highest learning rate.")]
 Seed = Annotated[
     int, typer.Option(min=0, max=2**32 - 1, help="Decides the split, the initial weights and the order of images.")
 ]
-Where = Annotated[Device, typer.Option(help="auto: a CUDA GPU if there is one, else the CPU.")]
-Kind = Annotated[Dtype, typer.Option(help="The dtype of weights and activations.")]
+DeviceOption = Annotated[Device, typer.Option("--device", help="auto: a CUDA GPU if there is one, else the CPU.")]
+DtypeOption = Annotated[Dtype, typer.Option(help="The dtype of weights and activations.")]
 Out = Annotated[Path | None, typer.Option(help="The run's folder; a new one in runs/ unless given.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or begin it if none is there.")]
-Sharded = Annotated[
+FsdpOption = Annotated[
     bool, typer.Option("--fsdp", help="Under torchrun: split weights and optimizer among the processes (FSDP2).")
 ]
 Run = Annotated[Path, typer.Argument(help="Folder that `train` wrote.")]

@@ -1,15 +1,15 @@
 """`cnn-triton profile`: finds a model, profiles a step of it, and shows the figures."""
 
 import contextlib
-import difflib
 import importlib
+import io
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -19,8 +19,9 @@ from .. import backend, nn
 from ..classifier import runs
 from ..classifier.models import MODELS
 from ..fusion.convert import convert
+from ..tools.calls import nearest
 from ..tools.profiling import Profile, Row, in_mode, profile, step_of
-from .jobs import fail, open_run
+from .jobs import fail, open_run, write_file
 
 __all__ = ["ncu", "profile_model"]
 
@@ -54,16 +55,18 @@ def profile_model(
         with in_mode(model, training):
             report = convert(model, x)
         print(report)
-        into = {place: each.where for each in report.captures.fused for place in each.places[1:] if place != each.where}
+        fused = report.captures.fused
+        into = {layer: each.module for each in fused for layer in each.places[1:] if layer != each.module}
     if proton is not None:  # before PyTorch's profiler, which would keep the GPU's counters to itself
         _proton(model, x, training, proton)
     if trace is not None:
         trace.parent.mkdir(parents=True, exist_ok=True)
     result = profile(model, x, training=training, steps=steps, title=name, trace=trace)
     show(result, original, into)
-    for file, write in ((json, result.write), (roofline, lambda path: _plot(path, result))):
-        if file is not None:
-            _replace(file, write)
+    if json is not None:
+        write_file(json, result.as_json().encode())
+    if roofline is not None:
+        write_file(roofline, _plot(result, roofline))
 
 
 def find(name: str, shape: tuple[int, int, int] | None, device: torch.device) -> Found:
@@ -73,15 +76,14 @@ def find(name: str, shape: tuple[int, int, int] | None, device: torch.device) ->
         c, h, w = shape or _USUAL.get(name, (1, 28, 28))
         return Found(MODELS[name](c, (h, w), 10), (c, h, w), True)
     if runs.is_run(Path(name)):
-        model, config = open_run(Path(name), device)
-        own = (config.channels, config.height, config.width)
+        run = open_run(Path(name), device)
+        own = (run.config.channels, run.config.height, run.config.width)
         if shape not in (None, own):
             fail(f"--input {shape}: the run in {name} is of images {'x'.join(map(str, own))}; leave the option out")
-        return Found(model, own, True)
+        return Found(run.model, own, True)
     if ":" not in name:
-        near = difflib.get_close_matches(name, MODELS, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        fail(f"MODEL {name}: neither one of {', '.join(MODELS)}, nor a run's folder, nor module:function{hint}")
+        hint = nearest(name, MODELS)
+        fail(f"MODEL {name}: neither a built-in network, nor a run's folder, nor module:function; {hint}")
     module, _, function = name.partition(":")
     sys.path.insert(0, "")
     try:
@@ -167,12 +169,13 @@ def _cells(result: Profile, layer: str, phase: str, rows: list[Row], others: lis
     return cells
 
 
-def _plot(path: Path, result: Profile) -> None:
-    """Plot the roofline: each layer's arithmetic intensity and rate, below the ceilings of the device."""
+def _plot(result: Profile, path: Path) -> bytes:
+    """Return a plot of the roofline: each layer's arithmetic intensity and rate, below the ceilings of the device. The
+    path's suffix names the format. Fail without ceilings, or for an unknown format."""
     from matplotlib.figure import Figure
 
     if not result.ceilings:
-        raise ValueError("the machine's ceilings are not known where kernels run in Triton's interpreter")
+        fail(f"{path}: the machine's ceilings are not known where kernels run in Triton's interpreter")
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     copy_rate, top = result.ceilings["copy, GB/s"] / 1e3, result.ceilings["product, TFLOP/s"]
@@ -187,20 +190,12 @@ def _plot(path: Path, result: Profile) -> None:
     axes.plot(edge, [edge[0] * copy_rate, top, top], color="black", linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="TFLOP/s", title=result.title)
     axes.legend(frameon=False)
-    figure.savefig(path, format=path.suffix.removeprefix(".") or "png")
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write a file beside its place, and move it there."""
-    part = path.with_name(f".part-{path.name}")
+    content = io.BytesIO()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        part.replace(path)
-    except (OSError, ValueError) as error:
-        part.unlink(missing_ok=True)
+        figure.savefig(content, format=path.suffix.removeprefix(".") or "png")
+    except ValueError as error:
         fail(f"{path}: {error}")
-    print(f"written: {path}")
+    return content.getvalue()
 
 
 def _proton(model: torch.nn.Module, x: torch.Tensor, training: bool, out: Path) -> None:

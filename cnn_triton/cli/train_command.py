@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .jobs import choose, fail, free_folder, launched, open_data, open_run, parse_size, write_report
+from .jobs import device_for_kernels, fail, free_folder, launched, open_data, open_run, parse_size, write_report
 
 if TYPE_CHECKING:
     import torch
@@ -23,18 +23,18 @@ __all__ = ["compare_runs", "train_run"]
 
 def train_run(
     out: Path | None,
-    device: str,
+    device_name: str,
     resume: bool = False,
     fsdp: bool = False,
     given: Set[str] = frozenset(),
-    among: Path | None = None,
+    resume_folder: Path | None = None,
     **options: Any,
 ) -> Path:
     """Train, or go on with a training, and write its report; return the run's folder.
 
     options: data, model, size, epochs, batch_size, lr, seed, dtype
     given: the names of options given on the command line; a run that is resumed must have been begun with their values
-    among: the folder to name in messages for --resume instead of the run's own, if the run is one of several
+    resume_folder: the folder that messages name for --resume, if it isn't the run's own but that of a comparison
 
     All processes that torchrun started train; the first one writes, and only there does this function return.
     """
@@ -52,20 +52,20 @@ def train_run(
     out = out or free_folder(f"{Path(options['data']).name}-{options['model']}")
     if Path(options["data"]) in out.resolve().parents:
         fail(f"--out {out}: it is inside --data, where every folder is a class; name one elsewhere")
-    where = choose(device)
+    device = device_for_kernels(device_name)
     from ..classifier import runs
     from ..classifier.distributed import Processes, joined
 
-    with joined(where, fsdp) if launched() else contextlib.nullcontext(Processes()) as processes:
+    with joined(device, fsdp) if launched() else contextlib.nullcontext(Processes()) as processes:
         out, going_on = processes.broadcast((out, resume and runs.is_run(out)))
-        run, trainer = open_training(out, where, processes, going_on, given, options)
-        train_on(run, trainer, out, going_on, among or out)
+        run, trainer = open_training(out, device, processes, going_on, given, options)
+        train_on(run, trainer, out, going_on, resume_folder or out)
     if not isinstance(run, runs.Run):
         raise typer.Exit
     counts = runs.launch_counts(run.epochs)
     by_operator = ", ".join(f"{name} {number}" for name, number in counts.items() if number)
     print(f"Kernel launches: {sum(counts.values())} ({by_operator})")
-    write_report(out, open_run(out, where)[0], trainer.config, trainer.data, where)
+    write_report(out, open_run(out, device), trainer.data, device)
     run.close()
     print(f"test accuracy: {float(run.epochs[-1]['test_accuracy']):.3f}")
     return out
@@ -74,7 +74,7 @@ def train_run(
 COMPARED = ("lenet5", "lenet5-local", "lenet5-full")
 
 
-def compare_runs(out: Path | None, device: str, resume: bool, given: Set[str], **options: Any) -> Path:
+def compare_runs(out: Path | None, device_name: str, resume: bool, given: Set[str], **options: Any) -> Path:
     """Train the networks that differ in their first layer, and write the page that compares them; return its path.
 
     A comparison that is resumed takes its options from the runs that were begun. options, given: see `train_run`
@@ -86,27 +86,27 @@ def compare_runs(out: Path | None, device: str, resume: bool, given: Set[str], *
     folder = out or free_folder("compare")
     if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         fail(f"--out {folder}: it is there already, and nothing is overwritten; name a new folder, or --resume one")
-    where = choose(device)
+    device = device_for_kernels(device_name)
     from ..classifier import report, runs
 
     trained = [folder / model for model in COMPARED]
     for number, run in enumerate(reversed(trained), 1):  # the largest first: too little memory shows early
         begun = next((each for each in trained if runs.is_run(each)), None)
         if begun and not runs.is_run(run):  # like the begun one, which was checked against the options
-            config = vars(open_run(begun, where)[1])
+            config = vars(open_run(begun, device).config)
             kept = {"size", *(given & {"data"})}  # the images may have moved
             options |= {name: config[name] for name in options.keys() - kept}
             options["size"] = f"{config['height']}x{config['width']}"
         print(f"\nNetwork {number} of {len(trained)}: {run.name}")
-        train_run(run, device, resume, given=given, among=folder, **options | {"model": run.name})
+        train_run(run, device_name, resume, given=given, resume_folder=folder, **options | {"model": run.name})
     try:
-        return report.write_comparison(folder, [(run, *open_run(run, where)) for run in trained])
+        return report.write_comparison(folder, {run: open_run(run, device) for run in trained})
     except (OSError, ValueError) as error:
         fail(error)
 
 
-def train_on(run: "Run | Onlooker", trainer: "Trainer", out: Path, going_on: bool, again: Path) -> None:
-    """Train the remaining epochs, and save each; `again` is the folder to go on with after an interruption."""
+def train_on(run: "Run | Onlooker", trainer: "Trainer", out: Path, going_on: bool, resume_folder: Path) -> None:
+    """Train the remaining epochs, and save each; messages name `resume_folder` for --resume."""
     import cnn_triton
 
     from ..classifier.training import Diverged
@@ -116,7 +116,7 @@ def train_on(run: "Run | Onlooker", trainer: "Trainer", out: Path, going_on: boo
     print(f"Layers run as {cnn_triton.where(trainer.device)}.")
     if going_on:
         print(f"Going on after epoch {trainer.epoch} of {epochs}.")
-    shared = f", shared by {trainer.processes.kind}" if trainer.processes.size > 1 else ""
+    shared = f", shared by {trainer.processes.description}" if trainer.processes.size > 1 else ""
     print(f"Training on {images} images for {epochs} epochs, batches of {trainer.config.batch_size}{shared}.")
     with TrainingProgress(epochs, trainer.epoch, images) as progress:
         while trainer.epoch < epochs:
@@ -128,12 +128,12 @@ def train_on(run: "Run | Onlooker", trainer: "Trainer", out: Path, going_on: boo
             except KeyboardInterrupt:
                 if launched():  # torchrun passes on an interrupt that the terminal has sent already
                     signal.signal(signal.SIGINT, signal.SIG_IGN)
-                fail(f"interrupted; go on with --out {again} --resume, after epoch {run.saved}")
+                fail(f"interrupted; go on with --out {resume_folder} --resume, after epoch {run.saved}")
             progress.on_epoch(epoch)
 
 
 def open_training(
-    out: Path, where: "torch.device", processes: "Processes", going_on: bool, given: Set[str], options: dict[str, Any]
+    out: Path, device: "torch.device", processes: "Processes", going_on: bool, given: Set[str], options: dict[str, Any]
 ) -> tuple["Run | Onlooker", "Trainer"]:
     """Return a new run, or the one to go on with, and its trainer. Only the first process opens the folder."""
     from ..classifier import runs
@@ -157,7 +157,7 @@ def open_training(
             config = processes.broadcast(Config.of(options["model"], options["data"], data, **settings))
             if data.digest != config.digest:
                 fail(f"--data {options['data']}: these are not the images that the first process has")
-        trainer = Trainer(build(config, where), data, config, where, processes)
+        trainer = Trainer(build(config, device), data, config, device, processes)
         if not writes:
             return runs.Onlooker(trainer, going_on), trainer
         return runs.Run.resume(out, trainer) if going_on else runs.Run.create(out, trainer), trainer

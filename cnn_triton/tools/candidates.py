@@ -6,21 +6,21 @@ from ..dispatch import as_on_a_gpu
 from ..kernels.compiler import aot
 from ..kernels.tiles import pick, shapes
 from .calls import Call, nearest
-from .inspection import Choice, Launch, Launching, Operator, Substitute, arithmetic
+from .inspection import Choice, CompiledLaunch, Launching, OperatorCall, Substitute, float32_as
 
 __all__ = ["candidates", "chosen", "serving", "tile_name"]
 
 
 def candidates(
-    call: Call, operator: Operator, texts: aot.Texts | None = None,
+    call: Call, operator: OperatorCall, texts: aot.Texts | None = None,
     progress: Callable[[list[shapes.Tile]], Iterable[shapes.Tile]] = iter,
-) -> list[tuple[Choice, Launch]]:  # fmt: skip
+) -> list[tuple[Choice, CompiledLaunch]]:  # fmt: skip
     """Return every tile that could serve an operator's choice, its own first, and the kernel that each makes. Weight
     gradients keep their number of parts, on which the code doesn't depend. Errors: ValueError without a choice."""
     choice, op = _choice(operator), operator.op
     assert op is not None
     every = [each for each in serving(choice) if each.parts == choice.tile.parts]
-    with aot.recording(choice.chip, texts=texts) as codes, as_on_a_gpu(), arithmetic(call.dtype):
+    with aot.recording(choice.chip, texts=texts) as codes, as_on_a_gpu(), float32_as(call.dtype):
         modes = []
         for tile in progress(every):
             mode = Launching(codes, Substitute(choice.problem, tile))
@@ -30,11 +30,11 @@ def candidates(
     found = []
     for mode in modes:
         number = next(i for i, each in mode.choices.items() if each.problem == choice.problem)
-        found.append((mode.choices[number], Launch(codes[number], mode.choices[number])))
+        found.append((mode.choices[number], CompiledLaunch(codes[number], mode.choices[number])))
     return found
 
 
-def _choice(operator: Operator) -> Choice:
+def _choice(operator: OperatorCall) -> Choice:
     """Return an operator's choice. Errors: ValueError."""
     if operator.choice is None:
         raise ValueError(f"{operator.name}: there is no other tile to choose for it here")
@@ -49,12 +49,12 @@ def serving(choice: Choice) -> list[shapes.Tile]:
 
 def tile_name(tile: shapes.Tile) -> str:
     """Return a tile in the words that choose it."""
-    how = "boxes" if tile.box else "packed" if tile.packed else "gathered"
+    how = "tma" if tile.box else "packed" if tile.packed else "gathered"
     parts = f",parts={tile.parts}" if tile.parts > 1 else ""
     return f"{tile.m}x{tile.n}x{tile.k},warps={tile.warps},stages={tile.stages},{how}{parts}"
 
 
-def chosen(operator: Operator, words: str) -> Substitute:
+def chosen(operator: OperatorCall, words: str) -> Substitute:
     """Return the tile that has these words, 128x64x64 or 128x64x64,stages=3,gathered for example, and is otherwise most
     like the pick, for the problem of an operator's choice. Errors: ValueError if no tile that could serve has them."""
     choice = _choice(operator)

@@ -27,7 +27,7 @@ from ..kernels.registry import op_of
 from ..kernels.tiles import pick, shapes
 from .calls import DTYPES, Call, Shape
 
-__all__ = ["Choice", "Launch", "Launching", "Operator", "Substitute", "arithmetic", "inspect_call"]
+__all__ = ["Choice", "CompiledLaunch", "Launching", "OperatorCall", "Substitute", "float32_as", "inspect_call"]
 
 
 class Choice(NamedTuple):
@@ -46,7 +46,7 @@ class Substitute(NamedTuple):
     tile: shapes.Tile
 
 
-class Launch(NamedTuple):
+class CompiledLaunch(NamedTuple):
     """A launched kernel, and the choice of its tile: None if its blocks follow from the shapes."""
 
     code: Code
@@ -54,7 +54,7 @@ class Launch(NamedTuple):
 
 
 @dataclass
-class Operator:
+class OperatorCall:
     """An operator of a call, with its launches in order.
 
     flops, bytes: arithmetic, and compulsory memory traffic; None where they aren't known
@@ -66,7 +66,7 @@ class Operator:
     flops: int | None
     bytes: int | None
     product: bool
-    launches: list[Launch]
+    launches: list[CompiledLaunch]
     op: Op | None = None
     args: tuple[Any, ...] = ()
 
@@ -86,7 +86,7 @@ class Launching(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.codes = codes
         self.instead = instead
-        self.operators: list[tuple[Operator, range]] = []
+        self.operators: list[tuple[OperatorCall, range]] = []
         self.choices: dict[int, Choice] = {}  # by the number of the launch that has the tile
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -94,7 +94,7 @@ class Launching(TorchDispatchMode):
         if op is None:
             return func(*args, **(kwargs or {}))
         result = op.launch(*args)
-        operator = Operator(op.name, op.flops(*args), op.bytes(*args), op.product, [], op, tuple(args))
+        operator = OperatorCall(op.name, op.flops(*args), op.bytes(*args), op.product, [], op, tuple(args))
         self.operators.append((operator, range(first, len(self.codes))))
         return result
 
@@ -104,13 +104,13 @@ class Launching(TorchDispatchMode):
         self.choices[len(self.codes)] = Choice(tile, problem, kind, chip)
         return tile
 
-    def launches(self, span: Iterable[int]) -> list[Launch]:
+    def launches(self, span: Iterable[int]) -> list[CompiledLaunch]:
         """Return the launches with these numbers, once the codes have their figures."""
-        return [Launch(self.codes[i], self.choices.get(i)) for i in span]
+        return [CompiledLaunch(self.codes[i], self.choices.get(i)) for i in span]
 
 
 @contextlib.contextmanager
-def arithmetic(dtype: str) -> Iterator[None]:
+def float32_as(dtype: str) -> Iterator[None]:
     """Round float32 products as this dtype says within the context, and allow fake tensors, addresses included."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with float32_precision("tf32" if dtype == "tf32" else "ieee"), warnings.catch_warnings(), fake:
@@ -120,14 +120,14 @@ def arithmetic(dtype: str) -> Iterator[None]:
 
 def inspect_call(
     call: Call, chip: str, texts: aot.Texts | None = None, instead: Substitute | None = None
-) -> list[Operator]:
+) -> list[OperatorCall]:
     """Return the operators that a call runs on a chip, each with the kernels that it launches, in order.
 
     texts:   gets the texts of the compiler's stages
     instead: replaces a pick
     errors:  those of the function; RuntimeError in Triton's interpreter
     """
-    with aot.recording(chip, texts=texts) as codes, as_on_a_gpu(), arithmetic(call.dtype):
+    with aot.recording(chip, texts=texts) as codes, as_on_a_gpu(), float32_as(call.dtype):
         mode = Launching(codes, instead)
         with mode, pick.overriding(mode.choose):
             given, results = _run(call)
@@ -140,7 +140,7 @@ def inspect_call(
     own = [i for i in range(len(codes)) if i not in ours]
     if own:  # the user's function launched these itself
         name = call.name.rpartition(":")[2]
-        operators.append(Operator(name, None, None if operators else moved, True, mode.launches(own)))
+        operators.append(OperatorCall(name, None, None if operators else moved, True, mode.launches(own)))
     return operators
 
 

@@ -20,6 +20,7 @@ from ..fusion.compiled import CompiledCall
 from ..fusion.nodes import modules_of
 from ..kernels.registry import op_of
 from .clock import Clock
+from .tensors import tensors_in
 
 __all__ = ["Layers", "OperatorTimes", "Row"]
 
@@ -103,7 +104,7 @@ class Layers:
 
     def _claim(self, value: Any, name: str) -> None:
         """Give the module all autograd nodes behind the value's tensors that no module has yet."""
-        nodes = [tensor.grad_fn for tensor in _tensors(value)]
+        nodes = [tensor.grad_fn for tensor in tensors_in(value)]
         while nodes:
             node = nodes.pop()
             if node is None or node in self._claimed or type(node).__name__ == "AccumulateGrad":
@@ -192,16 +193,5 @@ def _work(func: Any, args: Any, kwargs: Any, result: Any) -> tuple[int, int]:
         return op.flops(*args) if op.product else 0, op.bytes(*args)
     formula = flop_registry.get(func._overloadpacket)
     flops = int(formula(*args, **kwargs, out_val=result)) if formula else 0
-    tensors = {id(t): t for t in _tensors((args, list(kwargs.values()), result))}
+    tensors = {id(t): t for t in tensors_in((args, list(kwargs.values()), result))}
     return flops, sum(t.numel() * t.element_size() for t in tensors.values())
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors in a value, in tuples, lists and dicts at any depth."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, tuple | list):
-        for each in value:
-            yield from _tensors(each)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ..kernels.core.chips import BOARDS, CHIPS, Board
 from ..kernels.tiles import pick, shapes
 from .calls import DTYPES
-from .inspection import Launch, Operator
+from .inspection import CompiledLaunch, OperatorCall
 
 __all__ = ["Roof", "roofs", "waves"]
 
@@ -21,7 +21,7 @@ class Roof(NamedTuple):
     bound: str
 
 
-def roofs(operator: Operator, dtype: str, chips: Iterable[str]) -> list[Roof]:
+def roofs(operator: OperatorCall, dtype: str, chips: Iterable[str]) -> list[Roof]:
     """Return the least time of an operator on every board with one of these chips: the longer of its arithmetic, at the
     datasheet's rate, and its compulsory memory traffic; nothing where that traffic isn't known."""
     if operator.bytes is None:
@@ -29,7 +29,7 @@ def roofs(operator: Operator, dtype: str, chips: Iterable[str]) -> list[Roof]:
     kind = DTYPES[dtype].kind if operator.product or dtype == "float64" else "float"
     found = []
     for board in (board for board in BOARDS if board.chip in chips):
-        rate = board.rates[shapes.ARITHMETIC.index(kind)] or board.rates[shapes.ARITHMETIC.index("float")]
+        rate = getattr(board.rates, kind) or board.rates.float
         computing = (operator.flops or 0) / rate / 1e6
         moving = operator.bytes / board.bandwidth / 1e3
         bound = "arithmetic" if computing > moving else "memory" if operator.flops is not None else "memory at least"
@@ -37,7 +37,7 @@ def roofs(operator: Operator, dtype: str, chips: Iterable[str]) -> list[Roof]:
     return found
 
 
-def waves(launch: Launch) -> str:
+def waves(launch: CompiledLaunch) -> str:
     """Return in words how the grid of a launch goes through the chip: the number of waves of resident programs, the
     share of the last one that is filled, and, for programs that take several tiles, the number of turns."""
     code, choice = launch.code, launch.choice
@@ -45,7 +45,7 @@ def waves(launch: Launch) -> str:
         return "unknown" if code.resident is None else "does not fit"
     said = _turns(code.grid, CHIPS[code.chip].multiprocessors * code.resident, "wave")
     if choice and choice.tile.programs == code.grid and isinstance(choice.problem, shapes.Product):
-        said += f"; tiles {_turns(pick.count_of(choice.problem, choice.tile), code.grid, 'turn')}"
+        said += f"; tiles {_turns(pick.tile_count(choice.problem, choice.tile), code.grid, 'turn')}"
     return said
 
 

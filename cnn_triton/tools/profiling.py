@@ -21,6 +21,7 @@ from ..dispatch import where
 from ..kernels.base.lang import INTERPRETING
 from .clock import Clock, ceilings
 from .layers import Layers, OperatorTimes, Row
+from .tensors import tensors_in
 
 __all__ = ["Kernel", "Profile", "Row", "in_mode", "profile", "step_of"]
 
@@ -60,9 +61,9 @@ class Profile:
         best = max(row.flops / self.ceilings["product, TFLOP/s"] / 1e9, row.bytes / self.ceilings["copy, GB/s"] / 1e6)
         return best / row.milliseconds
 
-    def write(self, path: Path) -> None:
-        """Write all figures as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+    def as_json(self) -> str:
+        """Return all figures as JSON."""
+        return json.dumps(asdict(self), indent=1) + "\n"
 
 
 @contextlib.contextmanager
@@ -82,8 +83,8 @@ def profile(
     trace: Path | None = None,
 ) -> Profile:  # fmt: skip
     """Profile a step of the model on these images: a forward pass in eval mode without gradients, or in training mode
-    forward and backward, from the sum of the squared result. Training steps leave no gradients, and update the running
-    statistics of batch normalisation.
+    forward and backward, from the sum of the squared result, of several tensors the first. Training steps leave no
+    gradients, and update the running statistics of batch normalisation.
 
     trace: file for the Chrome and Perfetto trace, ranges named after the modules
     errors: those of the model
@@ -138,8 +139,7 @@ def step_of(model: torch.nn.Module, images: torch.Tensor, training: bool) -> Cal
 
     def both() -> None:
         model.zero_grad(set_to_none=True)
-        output = model(images)
-        output = output[0] if isinstance(output, tuple) else output
+        output, *_ = tensors_in(model(images))
         output.float().square().sum().backward()
 
     return both if training else forward

@@ -1,17 +1,16 @@
 """Warm-up: compiles the kernels of a model's training step ahead of its first batch.
 
 the model's forward and backward, on fake tensors:    shapes and strides, no memory, no arithmetic
-    each of our operators on the way:                 its launcher picks tiles as always; launches are noted, not run
-for each noted launch, in parallel threads:           Triton's compiler, which runs mostly outside of Python
+    each of our operators on the way:                 its launcher picks tiles as always; its launches are collected
+for each collected launch, in parallel threads:       Triton's compiler, which runs mostly outside of Python
 """
 
 import contextlib
 import contextvars
-import dataclasses
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -21,13 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..dispatch import as_on_a_gpu
 from ..fusion.compiled import CompiledCall
 from ..fusion.fakes import ForDynamo, arguments, faked
-from ..kernels.base.lang import INTERPRETING, require, triton  # type: ignore[attr-defined]
+from ..kernels.base.lang import INTERPRETING, require, triton
 from ..kernels.compiler import aot
 from ..kernels.core.chips import NAMES
-from ..kernels.core.op import Launch, noting
+from ..kernels.core.op import Launch, collecting
 from ..kernels.registry import op_of
+from .tensors import tensors_in
 
-__all__ = ["Noting", "WarmUp", "compile_launches", "step_launches", "warmup"]
+__all__ = ["Collecting", "WarmUp", "compile_launches", "step_launches", "warmup"]
 
 
 class WarmUp(NamedTuple):
@@ -89,7 +89,7 @@ def warmup(model: torch.nn.Module, example: Any, *, chip: str | None = None, wor
     """
     args, kwargs = _checked(model, example, chip, workers)
     begun = time.perf_counter()
-    tensors = (*model.parameters(), *model.buffers(), *_tensors(example))
+    tensors = (*model.parameters(), *model.buffers(), *tensors_in(example))
     on_gpu = any(t.is_cuda for t in tensors)
     if chip is None and (INTERPRETING or not on_gpu):
         return WarmUp(0, 0, time.perf_counter() - begun, "interpreter" if INTERPRETING else "cpu", 0)
@@ -124,22 +124,7 @@ def _checked(model: Any, example: Any, chip: Any, workers: Any) -> tuple[tuple[A
     return found
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors in a value: the value itself, or those in containers and dataclasses at any depth."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _tensors(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _tensors(each)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from _tensors(getattr(value, field.name))
-
-
-class Noting(TorchDispatchMode):
+class Collecting(TorchDispatchMode):
     """A mode, in force on all of autograd's threads, under which our operators launch nothing: `launches` lists the
     launches that they would have made, and their results are uninitialised."""
 
@@ -153,27 +138,27 @@ class Noting(TorchDispatchMode):
         op = op_of(func)
         if op is None:
             return func(*args, **(kwargs or {}))
-        with noting() as launches:
+        with collecting() as launches:
             results = op.launch(*args, **(kwargs or {}))
         self.launches += launches
         return results
 
 
-class _NotingForDynamo(ForDynamo, Noting):
+class _CollectingForDynamo(ForDynamo, Collecting):
     """The same, and TorchDynamo captures under it."""
 
 
 def step_launches(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Launch]:
     """Return the launches of a forward and a backward pass of the model, in order."""
-    noted = _NotingForDynamo() if CompiledCall.of(model) else Noting()
-    with faked(model, args, kwargs) as forward, noted:
+    collected = _CollectingForDynamo() if CompiledCall.of(model) else Collecting()
+    with faked(model, args, kwargs) as forward, collected:
         step(forward)
-    return noted.launches
+    return collected.launches
 
 
 def step(forward: Callable[[], Any]) -> None:
     """Run forward, and backward from every output that requires a gradient; leave no gradient behind."""
-    outputs = [t for t in _tensors(forward()) if t.requires_grad]
+    outputs = [t for t in tensors_in(forward()) if t.requires_grad]
     before = [(leaf, leaf.grad) for leaf in _leaves(outputs)]  # real ones, where the model has weights of its own
     try:
         with contextlib.ExitStack() as stack:
