@@ -1,4 +1,4 @@
-"""Where the operators run: Triton kernels on a GPU, in Triton's interpreter, or PyTorch's own operators."""
+"""The choice of what runs the operators: Triton kernels on a GPU or in Triton's interpreter, or PyTorch's operators."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,16 +8,19 @@ import torch
 from .kernels.base.lang import INTERPRETING
 from .kernels.core.op import launches as _launches
 
-_forced = "auto"  # a plain global, as PyTorch's own backend flags are, so that torch.compile can guard on it
+_forced = "auto"  # a plain global, as PyTorch's own backend flags are; torch.compile's guards don't ask for it
 
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Within this context, where the layers run: 'aten', PyTorch's own operators; 'auto', by the tensor's device.
+    """Choose what runs the layers within this context: 'aten', PyTorch's own operators; 'auto', by each tensor's
+    device.
 
     auto: CUDA and ROCm tensors run Triton kernels; CPU tensors run them in Triton's interpreter where
     TRITON_INTERPRET=1 was set before the import, else PyTorch's own operators. Like torch.backends' flags it holds
-    for all threads. Errors: ValueError for another name.
+    for all threads. Graphs of `convert` and of torch.compile(..., backend="cnn_triton") choose at each call; what
+    another torch.compile backend has compiled keeps the operators of its first call. Errors: ValueError for another
+    name.
     """
     if name not in ("auto", "aten"):
         raise ValueError(f"backend must be 'auto' or 'aten', but got {name!r}")
@@ -27,8 +30,8 @@ def backend(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_on_a_gpu(even_if_aten: bool = False) -> Iterator[None]:
-    """Within, tensors on any device go to the operators, as those on a GPU do: where 'aten' is in force, only with
-    `even_if_aten`."""
+    """Send tensors on any device to the Triton operators within this context. Inside `backend('aten')` this has an
+    effect only with `even_if_aten`."""
     with _force("operators" if even_if_aten or _forced == "auto" else _forced):
         yield
 
@@ -55,8 +58,10 @@ def launches() -> dict[str, int]:
     return dict(_launches)
 
 
-def where(device: torch.device) -> str:
-    """Return what runs the layers on this device, in a few words."""
+def where(device: torch.device | str) -> str:
+    """Return in words what runs the layers on a device, for example "PyTorch's own operators". Errors: RuntimeError for
+    an unknown device."""
+    device = torch.device(device)
     if not runs_kernels(device):
         return "PyTorch's own operators"
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What PyTorch's modules know of themselves: their hooks, and how a batch normalisation runs."""
+"""Facts about PyTorch's modules: their hooks, and how a batch normalisation runs."""
 
 from typing import Any
 

@@ -8,7 +8,6 @@ from .convolution import conv1d, conv2d, conv2d_relu
 from .dense import linear, linear_relu
 from .local import locally_connected2d
 from .normalized import conv2d_batch_norm
-from .normalized import norm_scale as norm_scale
 from .pooled import conv2d_relu_avg_pool2d, conv2d_relu_max_pool2d
 from .pooling import avg_pool1d, avg_pool2d, max_pool1d, max_pool2d
 from .transposed import conv_transpose1d, conv_transpose2d

@@ -24,7 +24,9 @@ def adaptive_avg_pool2d(input: torch.Tensor, output_size: Sizes) -> torch.Tensor
 
     input: (N, C, H, W) or (C, H, W); output_size: (P, Q), one int for both, None for the input's own
     returns: (N, C, P, Q) or (C, P, Q) in input's memory format. The backward pass is deterministic
-    errors: RuntimeError (shapes, output_size), ValueError (an input of fewer than 3 dimensions), TypeError (types)
+    dtypes: float16, bfloat16, float32, float64; averages are summed in float32 (float64 for float64)
+    errors: RuntimeError (shapes, output_size), NotImplementedError (a dtype that no kernel takes), ValueError (an input
+    of fewer than 3 dimensions), TypeError (types)
     """
     if on_aten(input):
         return F.adaptive_avg_pool2d(input, output_size)  # type: ignore[arg-type, unused-ignore]
@@ -34,6 +36,8 @@ def adaptive_avg_pool2d(input: torch.Tensor, output_size: Sizes) -> torch.Tensor
 @overridable
 def adaptive_avg_pool1d(input: torch.Tensor, output_size: Ints) -> torch.Tensor:
     """Average over windows that are even shares of a row.
+
+    y[n,c,q] = mean of x[n,c,w] over ⌊q·W/Q⌋ ≤ w < ⌈(q + 1)·W/Q⌉
 
     Equivalent to: torch.nn.functional.adaptive_avg_pool1d(input, output_size)
 
@@ -60,11 +64,13 @@ def adaptive_max_pool2d(input: torch.Tensor, output_size: Sizes, return_indices:
 def adaptive_max_pool2d(input: torch.Tensor, output_size: Sizes, return_indices: bool = False) -> Maxima: ...
 @overridable
 def adaptive_max_pool2d(input: torch.Tensor, output_size: Sizes, return_indices: bool = False) -> Maxima:
-    """Maximum over windows that are even shares of the image (see `adaptive_avg_pool2d`).
+    """Maximum over windows that are even shares of the image.
+
+    y[n,c,p,q] = max of x[n,c,h,w] over ⌊p·H/P⌋ ≤ h < ⌈(p + 1)·H/P⌉, ⌊q·W/Q⌋ ≤ w < ⌈(q + 1)·W/Q⌉
 
     Equivalent to: torch.nn.functional.adaptive_max_pool2d(input, output_size, return_indices)
 
-    Indices, NaN and the backward pass as in `max_pool2d`, shapes and errors as in `adaptive_avg_pool2d`.
+    Indices, NaN, dtypes and the backward pass as in `max_pool2d`, shapes and errors as in `adaptive_avg_pool2d`.
     """
     return _adaptive_max_pool(2, F.adaptive_max_pool2d, input, output_size, return_indices)
 
@@ -80,6 +86,8 @@ def adaptive_max_pool1d(input: torch.Tensor, output_size: Ints, return_indices: 
 @overridable
 def adaptive_max_pool1d(input: torch.Tensor, output_size: Ints, return_indices: bool = False) -> Maxima:
     """Maximum over windows that are even shares of a row.
+
+    y[n,c,q] = max of x[n,c,w] over ⌊q·W/Q⌋ ≤ w < ⌈(q + 1)·W/Q⌉
 
     Equivalent to: torch.nn.functional.adaptive_max_pool1d(input, output_size, return_indices)
 

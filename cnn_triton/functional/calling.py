@@ -1,4 +1,4 @@
-"""How the functions are called: what tensors of other classes may do, which errors they raise, where PyTorch runs."""
+"""The call of a public function: tensors of other classes, the errors, and where PyTorch's own operators run."""
 
 import functools
 import textwrap

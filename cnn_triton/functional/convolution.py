@@ -9,7 +9,7 @@ from .. import autograd
 from ..kernels.window import arguments
 from ..kernels.window.convolution import conv_shape
 from .calling import Activation, Ints, overridable
-from .images import image, like, optional_image, row
+from .images import check_row, image, like, optional_image, row
 from .operands import Operands, WindowArguments
 
 
@@ -30,23 +30,25 @@ def conv2d(
 ) -> torch.Tensor:
     """2-D convolution (cross-correlation), and what follows it in the same kernel.
 
-    x[n,k,p,q] = Σ_{c,r,s} input[n, c, p·stride − padding + r·dilation, q·stride − padding + s·dilation] · w[k,c,r,s]
-    y = act(scale[k] · x + b[k] + residual)
+    z[n,k,p,q] = scale[k] · Σ_{c,r,s} x[n, c, p·stride − padding + r·dilation, q·stride − padding + s·dilation]
+                 · w[k,c,r,s] + b[k] + residual[n,k,p,q]
+    y = act(z)
 
     Equivalent to: torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups); with a
     padding_mode 'reflect', 'replicate' or 'circular', of torch.nn.functional.pad(input, ..., padding_mode), which is
     never formed
 
     activation: None, or one of {activations};
-    or ('prelu', slope), whose slope of negative values is a tensor, (K,) or (1,), of input's dtype. For the backward
-    pass {activations_by_output} keep the output alone, the others what stands before them
-    scale: (K,), of input's dtype or float32 (then bias, too); residual: of the result's shape
+    or ('prelu', slope) with slope a tensor (K,) or (1,) of input's dtype. For the backward pass
+    {activations_by_output} keep their output, all others their input
+    scale: (K,), of input's dtype or float32; with a scale, bias may be float32 as well; residual: of the result's shape
     input: (N, C, H, W) or (C, H, W); channels_last is the fast memory format, any strides are right
     weight: (K, C/groups, R, S); bias: (K,); padding: int, pair, 'same' or 'valid'
     returns: (N, K, P, Q) or (K, P, Q), channels_last if input or weight is
     dtypes: float16, bfloat16, float32, float64, all tensors alike; sums in float32 (float64 for float64). float32
     uses TF32 as torch.backends.cudnn.conv.fp32_precision says
-    errors: RuntimeError (shapes, dtypes, devices, impossible windows), TypeError (types), ValueError (padding_mode)
+    errors: RuntimeError (shapes, mixed dtypes or devices, impossible windows), NotImplementedError (a dtype that no
+    kernel takes), TypeError (types), ValueError (padding_mode, activation)
     """
     operands = Operands.of(input, weight, bias, activation, scale, residual)
     return convolve(2, operands, WindowArguments(stride, padding, dilation, groups, padding_mode))
@@ -90,7 +92,9 @@ def conv1d(
     scale: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """1-D convolution: y[n,k,q] = b[k] + Σ_{c,s} x[n, c, q·stride − padding + s·dilation] · w[k,c,s].
+    """1-D convolution, and what follows it in the same kernel.
+
+    y[n,k,q] = act(scale[k] · Σ_{c,s} x[n, c, q·stride − padding + s·dilation] · w[k,c,s] + b[k] + residual)
 
     Equivalent to: torch.nn.functional.conv1d(input, weight, bias, stride, padding, dilation, groups)
 
@@ -108,12 +112,13 @@ def convolve(dims: int, operands: Operands, window: WindowArguments) -> torch.Te
     kernel = image("weight", given.weight, dims, batched=True)
     sliding = window.window((kernel.shape[2], kernel.shape[3]), dims)
     images = image("input", row(given.input, dims), dims)
-    beside = optional_image("residual", given.residual, dims)
+    residual = optional_image("residual", given.residual, dims)
     groups = arguments.integer("groups", window.groups)
     if dims == 1:  # the operator would speak of images
-        conv_shape(images.shape, kernel.shape, None if given.bias is None else given.bias.shape, sliding, groups)
+        bias = None if given.bias is None else given.bias.shape
+        check_row("residual", given.residual, conv_shape(images.shape, kernel.shape, bias, sliding, groups))
     how = (sliding.stride, sliding.pads, sliding.dilation, groups, window.padding_mode, given.activation)
-    y = autograd.conv2d(images, kernel, given.bias, given.scale, beside, given.slopes(kernel.shape[0]), *how)
+    y = autograd.conv2d(images, kernel, given.bias, given.scale, residual, given.slopes(kernel.shape[0]), *how)
     return like(y, given.input, dims)
 
 

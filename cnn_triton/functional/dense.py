@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import autograd
+from ..kernels.core.tensors import check_optional
 from ..kernels.window import arguments
 from .calling import Activation, foreign, overridable
 from .operands import Operands
@@ -29,7 +30,8 @@ def linear(
     bias: (out_features,), or one element; returns (*, out_features), or (*) for a weight of one dimension
     activation, scale (out_features,), residual (of the result's shape), dtypes as in `conv2d`, but float32 uses TF32 as
     torch.backends.cuda.matmul.fp32_precision says
-    errors: RuntimeError (shapes, dtypes, devices), TypeError (types), ValueError (activation)
+    errors: RuntimeError (shapes, mixed dtypes or devices), NotImplementedError (a dtype that no kernel takes),
+    TypeError (types), ValueError (activation)
     """
     return _dense(Operands.of(input, weight, bias, activation, scale, residual))
 
@@ -49,8 +51,9 @@ def _dense(operands: Operands) -> torch.Tensor:
     """Return a linear layer's result, by our kernels or by PyTorch."""
     weight, residual = operands.weight, operands.residual
     if isinstance(weight, torch.Tensor) and weight.dim() == 1 and operands.bias is None and not foreign(weight):
-        beside = None if residual is None else residual[..., None]
-        return _dense(operands._replace(weight=weight[None], residual=beside))[..., 0]
+        check_optional(residual=residual)
+        residual = None if residual is None else residual[..., None]
+        return _dense(operands._replace(weight=weight[None], residual=residual))[..., 0]
     if operands.on_aten:
         return operands.completed(lambda bias: F.linear(operands.input, weight, bias), 0)
     given = operands.checked()

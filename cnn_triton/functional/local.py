@@ -28,18 +28,20 @@ def locally_connected2d(
     """2-D locally connected layer: a convolution in which each output pixel has weights of its own, and what follows it
     in the same kernel.
 
-    x[n,k,p,q] = Σ_{c,r,s} input[n, c, p·stride − padding + r·dilation, ...] · w[p,q,k,r,s,c]
-    y = act(scale[k] · x + b[k] + residual), or with b[p,q,k]
+    z[n,k,p,q] = scale[k] · Σ_{c,r,s} x[n, c, p·stride − padding + r·dilation, q·stride − padding + s·dilation]
+                 · w[p,q,k,r,s,c] + b[k] + residual[n,k,p,q], or with b[p,q,k] for b[k]
+    y = act(z)
 
-    Equivalent to: torch.einsum of torch.nn.functional.unfold(input, (R, S), dilation, padding, stride) and the weight,
-    with unfold's copies, which are never formed
+    Equivalent to, with groups=1: torch.einsum("ntl,lkt->nkl", torch.nn.functional.unfold(input, (R, S), dilation,
+    padding, stride), weight.permute(0, 1, 2, 5, 3, 4).reshape(P * Q, K, -1)).unflatten(2, (P, Q)), without unfold's
+    copies
 
     input: (N, C, H, W) or (C, H, W); channels_last is the fast memory format, any strides are right
     weight: (P, Q, K, R, S, C/groups) for an output of P x Q pixels; its memory in this order is the fast one
     bias: (K,), or (P, Q, K); padding: int, pair, 'same' or 'valid'
     returns: (N, K, P, Q) or (K, P, Q), channels_last if input is
     activation, scale, residual, dtypes, float32's precision and errors as in `conv2d`
-    Source: LeCun, "Generalization and network design strategies", 1989; PyTorch's issue 499.
+    Source: LeCun, "Generalization and network design strategies", 1989; https://github.com/pytorch/pytorch/issues/499.
     """
     given = Operands.of(input, weight, bias, activation, scale, residual).checked()
     input, weight = given.input, given.weight
@@ -47,8 +49,8 @@ def locally_connected2d(
         raise RuntimeError(f"weight must be 6-D (P, Q, K, R, S, C/groups), but got shape {tuple(weight.shape)}")
     sliding = WindowArguments(stride, padding, dilation, groups, "zeros").window((weight.shape[3], weight.shape[4]), 2)
     images = image("input", input, 2)
-    beside = optional_image("residual", given.residual, 2)
-    operands = (images, weight, given.bias, given.scale, beside, given.slopes(weight.shape[2]))
+    residual = optional_image("residual", given.residual, 2)
+    operands = (images, weight, given.bias, given.scale, residual, given.slopes(weight.shape[2]))
     groups = arguments.integer("groups", groups)
     args = (*operands, sliding.stride, sliding.pads, sliding.dilation, groups, given.activation)
     if given.on_aten:

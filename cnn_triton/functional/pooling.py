@@ -57,7 +57,9 @@ def max_pool2d(
     returns: (N, C, P, Q) or (C, P, Q) in input's memory format; with return_indices also the winners' places
     h·W + w, int64. NaN wins (the last one); of equal values the first
     The backward pass keeps one byte per output (windows of up to 255 taps), and is deterministic.
-    errors: RuntimeError (shapes, windows, padding over half of the window), TypeError (types)
+    dtypes: float16, bfloat16, float32, float64
+    errors: RuntimeError (shapes, windows, padding over half of the window), NotImplementedError (a dtype that no kernel
+    takes), TypeError (types)
     """
     args = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     return _max_pool(2, F.max_pool2d, input, *args)
@@ -146,6 +148,7 @@ def avg_pool2d(
     Equivalent to: torch.nn.functional.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad,
     divisor_override)
 
+    dtypes: float16, bfloat16, float32, float64; averages are summed in float32 (float64 for float64)
     Shapes, memory formats and errors as in `max_pool2d`, but IndexError for an input of fewer than 3 dimensions.
     """
     args = (input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)

@@ -10,7 +10,7 @@ from ..kernels.core.tensors import channels_last
 from ..kernels.window import arguments
 from ..kernels.window.convolution import transposed_shape, transposed_window
 from .calling import Activation, Ints, overridable
-from .images import image, like, optional_image, row
+from .images import check_row, image, like, optional_image, row
 from .operands import Operands
 
 
@@ -39,10 +39,11 @@ def conv_transpose2d(
     scale: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """2-D transposed convolution, the input gradient of a convolution: each input pixel adds its window to the output.
+    """2-D transposed convolution (the input gradient of a convolution), and what follows it in the same kernel. Each
+    input pixel adds its window to the output.
 
-    y[n,c,h,w] = b[c] + Σ_k Σ over (p,r), (q,s) with p·stride − padding + r·dilation = h, the same for w, of
-                 x[n,k,p,q] · w[k,c,r,s]
+    y[n,c,h,w] = act(scale[c] · Σ x[n,k,p,q] · w[k,c,r,s] + b[c] + residual), the sum over all k and over p, q,
+                 r, s with p·stride − padding + r·dilation = h and q·stride − padding + s·dilation = w
 
     Equivalent to: torch.nn.functional.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups,
     dilation)
@@ -70,7 +71,10 @@ def conv_transpose1d(
     scale: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """1-D transposed convolution.
+    """1-D transposed convolution, and what follows it in the same kernel.
+
+    y[n,c,w] = act(scale[c] · Σ x[n,k,q] · w[k,c,s] + b[c] + residual), the sum over all k and over q, s with
+               q·stride − padding + s·dilation = w
 
     Equivalent to: torch.nn.functional.conv_transpose1d(input, weight, bias, stride, padding, output_padding, groups,
     dilation)
@@ -95,7 +99,9 @@ def _transposed(dims: int, operands: Operands, window: _Arguments) -> torch.Tens
     )
     bias = None if given.bias is None else given.bias.shape
     shape = transposed_shape(images.shape, kernel.shape, bias, sliding, groups)
-    beside = optional_image("residual", given.residual, dims)
+    residual = optional_image("residual", given.residual, dims)
+    if dims == 1:  # the operator would speak of images
+        check_row("residual", given.residual, shape)
     how = (shape, sliding.stride, sliding.pads, sliding.dilation, groups, channels_last(images, kernel))
-    args = (images, kernel, given.bias, given.scale, beside, given.slopes(shape[1]), *how, given.activation)
+    args = (images, kernel, given.bias, given.scale, residual, given.slopes(shape[1]), *how, given.activation)
     return like(autograd.conv_transpose2d(*args), given.input, dims)

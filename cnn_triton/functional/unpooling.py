@@ -30,7 +30,9 @@ def max_unpool2d(
     input, indices: (N, C, P, Q) or (C, P, Q), indices int64: places h·W + w; where several are the same, the value that
     is last in scan order stays
     returns: (N, C, H, W) or (C, H, W), H = (P − 1)·stride − 2·padding + kernel_size, or output_size
-    errors: RuntimeError (shapes, dtypes, places outside of the output), ValueError (output_size)
+    dtypes: float16, bfloat16, float32, float64
+    errors: RuntimeError (shapes, dtype or device of indices, places outside of the output), NotImplementedError (a
+    dtype that no kernel takes), TypeError (types), ValueError (output_size)
     """
     return _max_unpool(2, F.max_unpool2d, input, indices, kernel_size, stride, padding, output_size)
 
@@ -44,7 +46,7 @@ def max_unpool1d(
     padding: Ints = 0,
     output_size: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """The values back at the places where `max_pool1d` found them.
+    """The values back at the places where `max_pool1d` found them: y[n,c, indices[n,c,q]] = x[n,c,q], else 0.
 
     Equivalent to: torch.nn.functional.max_unpool1d(input, indices, kernel_size, stride, padding, output_size)
 

@@ -24,7 +24,8 @@ from .effects import changed_arguments
 from .fuse import fuse, use_pytorch
 
 __all__ = [
-    "Captured", "Captures", "ModelCaptures", "backend_of", "captures", "compile_graph", "eagerly", "node_by_node",
+    "Captured", "Captures", "ModelCaptures", "backend_of", "captures", "check_backend", "compile_graph", "eagerly",
+    "node_by_node",
 ]  # fmt: skip
 
 Interpreter = Callable[[fx.GraphModule], fx.Interpreter]
@@ -54,20 +55,20 @@ class Captures:
 
     @property
     def patterns(self) -> Counter[str]:
-        """How often each pattern is there, for example "conv2d + batch_norm + relu"."""
+        """The number of occurrences of each pattern, for example "conv2d + batch_norm + relu"."""
         return Counter(map(str, self.fused))
 
     @property
     def apart(self) -> list[tuple[str, str]]:
         """Reasons for calls left out of a kernel that might have had them, each with the module of the product."""
-        return [(each.apart, each.where) for each in self.fused if each.apart]
+        return [(each.apart, each.module) for each in self.fused if each.apart]
 
     def __str__(self) -> str:
         lines = [f"{self.graphs} graph{'s' * (self.graphs != 1)} captured"]
         lines += [f"  {pattern}: {count}" for pattern, count in self.patterns.most_common()]
         reasons: dict[str, list[str]] = {}
-        for reason, where in self.apart:
-            reasons.setdefault(reason, []).append(where)
+        for reason, module in self.apart:
+            reasons.setdefault(reason, []).append(module)
         for reason, places in reasons.items():
             names = [name for name in dict.fromkeys(places) if name]
             shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
@@ -91,7 +92,7 @@ class ModelCaptures(Captures):
 
 
 def _key(fused: Fused) -> tuple[str, str, str]:
-    return fused.where, str(fused), fused.apart
+    return fused.module, str(fused), fused.apart
 
 
 captures = Captures()
@@ -144,6 +145,15 @@ class Captured:
         run = self.chosen.forward if _interpreter is None else _interpreter(self.chosen).run
         return run(*args)
 
+    def compiled(self, rest: str, example_inputs: list[Any]) -> Callable[..., Any]:
+        """Return a function that runs the graph chosen now, compiled by the backend `rest`, and the other graph, as it
+        is, in calls that choose that one."""
+        first = self.chosen
+        other = self.theirs if first is self.ours else self.ours
+        _run_checkpoints(other, self.theirs)
+        run = lookup_backend(rest)(first, example_inputs)
+        return lambda *args: (run if self.chosen is first else other.forward)(*args)
+
 
 def compile_graph(
     graph_module: fx.GraphModule, example_inputs: list[Any], *, options: dict[str, Any] | None = None
@@ -157,13 +167,23 @@ def compile_graph(
     options: {"rest": name of a backend} compiles the calls that are not ours: "eager", the default, runs them as they
     are and can be differentiated twice; "aot_eager", "inductor"
     returns: a function that runs the graph; `captures` has the calls that were fused
-    errors: ValueError for unknown options
+    errors: ValueError for unknown options; torch.compile raises it as torch._dynamo.exc.BackendCompilerFailed
     """
     rest = dict(options or {})
     name = rest.pop("rest", "eager")
     if rest:
         raise ValueError(f"options must be {{'rest': the name of a backend}}, but got {sorted(rest)}")
+    check_backend("options['rest']", name)
     return backend_of(name)(graph_module, example_inputs)
+
+
+def check_backend(argument: str, name: Any) -> None:
+    """Errors: ValueError unless the argument is the name of a backend of torch.compile."""
+    if name not in torch._dynamo.list_backends(exclude_tags=()):
+        raise ValueError(
+            f"{argument} must be a backend of torch.compile, such as 'eager', 'aot_eager' or 'inductor', "
+            f"but got {name!r}"
+        )
 
 
 def backend_of(
@@ -184,7 +204,7 @@ def backend_of(
         devices = tuple({each.device for each in example_inputs if isinstance(each, torch.Tensor)})
         captured = Captured(graph_module, ours, devices)
         if rest != "eager" and not _eagerly:
-            return lookup_backend(rest)(captured.chosen, example_inputs)
+            return captured.compiled(rest, example_inputs)
         for graph in (captured.ours, captured.theirs):
             _run_checkpoints(graph, captured.theirs)
         return captured

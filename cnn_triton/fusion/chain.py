@@ -3,14 +3,15 @@
 import inspect
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 
 from .. import functional
+from ..kernels.matrix import activations
 from .nodes import BATCH_NORM, Node, has_kernel, modules_of, named_arguments
 
-__all__ = ["OURS", "Chain", "Fused", "NotFused", "begin", "module_name"]
+__all__ = ["OURS", "Chain", "Fused", "FusedPool", "NotFused", "begin", "module_name"]
 
 OURS: dict[Any, Any] = {getattr(F, name): getattr(functional, name) for name in functional.__all__ if hasattr(F, name)}
 """PyTorch's functions, with ours that compute the same."""
@@ -37,7 +38,7 @@ class Fused:
     apart: str = ""
 
     @property
-    def where(self) -> str:
+    def module(self) -> str:
         """The module that made the product's call."""
         return self.places[0]
 
@@ -54,6 +55,13 @@ class NotFused(Exception):
     call: Node | None = None
 
 
+class FusedPool(NamedTuple):
+    """A pool in a kernel: its function's name, and the size of its windows."""
+
+    name: str
+    kernel_size: Any
+
+
 @dataclass
 class Chain:
     """A product, and the calls that are in its kernel so far.
@@ -61,7 +69,7 @@ class Chain:
     function:   our function that computes the product
     nodes:      the calls by their part: "product", "norm", "residual", "activation", "pool"
     activation: in the words that our functions take
-    pool:       its function's name, and its other arguments
+    applied:    the activation as the table of activations has it; None for a PReLU
     reads:      values, each with the call that reads it
     """
 
@@ -69,7 +77,8 @@ class Chain:
     nodes: dict[str, Node]
     fused: Fused
     activation: tuple[Any, ...] | None = None
-    pool: tuple[str, dict[str, Any]] | None = None
+    applied: activations.Applied | None = None
+    pool: FusedPool | None = None
     reads: tuple[tuple[Node, Node], ...] = ()
 
     @property
@@ -79,7 +88,7 @@ class Chain:
 
     @property
     def dimensions(self) -> int:
-        """How many dimensions the product's result has when it has a batch."""
+        """The number of dimensions of a batched result."""
         return _DIMENSIONS.get(self.function, 4)
 
     def given(self, part: str) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
 from .. import nn
-from ..kernels.base.precision import PRECISION
-from .backend import Captures
+from ..kernels.base.precision import DTYPES
+from .backend import Captures, check_backend
 from .compiled import CompiledCall
 from .fakes import arguments, faked
 
@@ -74,16 +74,17 @@ class Conversion:
 
 def convert(model: torch.nn.Module, example: Any = None, *, rest: str = "eager") -> Conversion:
     """Make the layers of a model this library's, in place, and run each convolution and linear layer as one kernel with
-    the calls that follow it. Results stay the same, in training and in eval mode.
+    the calls that follow it. Results stay the same up to rounding, in training and in eval mode.
 
     Layers of torch.nn that `cnn_triton.nn` has are swapped. In the graphs that TorchDynamo captures of the model, as
     with torch.compile(model, backend="cnn_triton"), calls are fused, and functions of torch.nn.functional replaced; see
     docs/fusing.md. The first call captures a graph, and so does the first in another mode, memory format or dtype, up
-    to 64 graphs. Later changes of the model, hooks too, are noticed. Names, parameters (also tied ones), buffers,
-    hooks, modes and requires_grad stay. Copies (copy.deepcopy, pickle, torch.save) are converted, too. The layers run
-    one by one, ours but not fused, where Dynamo can't follow the model, and where the model is called under
-    torch.jit.trace, torch.fx, torch.export, a transform of torch.func, or another torch.compile, which then sees the
-    layers. DistributedDataParallel may come before or after; convert before torch.distributed's fully_shard.
+    to 64 graphs. Later changes of the model are noticed, new hooks too, but not a method replaced in the class of a
+    submodule. Names, parameters (also tied ones), buffers, hooks, modes and requires_grad stay. Copies (copy.deepcopy,
+    pickle, torch.save) are converted, too. The layers run one by one, ours but not fused, where Dynamo can't follow the
+    model, and where the model is called under torch.jit.trace, torch.fx, torch.export, a transform of torch.func, or
+    another torch.compile, which then sees the layers. DistributedDataParallel may come before or after; convert before
+    torch.distributed's fully_shard.
 
     Equivalent to: model.compile(backend="cnn_triton"), for its results
 
@@ -96,9 +97,7 @@ def convert(model: torch.nn.Module, example: Any = None, *, rest: str = "eager")
     errors: TypeError if model or example is something else; ValueError for an unknown backend; RuntimeError for a model
     that needs the example's values
     """
-    backends = torch._dynamo.list_backends(exclude_tags=())
-    if rest not in backends:
-        raise ValueError(f"rest must be one of {', '.join(backends)}, but got {rest!r}")
+    check_backend("rest", rest)
     args, kwargs = ((), {}) if example is None else arguments(model, example)
     layers = [_converted(name, module) for name, module in _modules(model).items()]
     root = model.module if isinstance(model, DistributedDataParallel) else model  # Dynamo skips DDP's own forward
@@ -156,7 +155,7 @@ def _unfit(module: torch.nn.Module, kind: type) -> str:
         return f"a subclass of {kind.__name__}, whose forward may do something else"
     if "forward" in vars(module):
         return "its forward was replaced"
-    dtypes = {p.dtype for p in module.parameters(recurse=False)} - PRECISION.keys()
+    dtypes = {p.dtype for p in module.parameters(recurse=False)} - DTYPES.keys()
     return f"no kernel takes {dtypes.pop()}" if dtypes else ""
 
 

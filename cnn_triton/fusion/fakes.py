@@ -21,7 +21,7 @@ def arguments(model: Any, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if torch.nn.parameter.is_lazy(tensor):
-            raise RuntimeError(f"model's {name} has no shape yet; run the model once, then warm it up")
+            raise RuntimeError(f"model has no shape for {name} yet; call the model once on real tensors first")
     if not isinstance(example, torch.Tensor | tuple | dict):
         raise TypeError(
             "example must be a tensor, a tuple of arguments or a dict of keyword arguments, "
@@ -60,6 +60,6 @@ def faked(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
             yield lambda: torch.func.functional_call(model, state, args, kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise RuntimeError(
-                f"model's step needs the values of its tensors ({error.func}), which the example does not give; "
-                "take those of its parts that do not"
+                f"model's forward needs the values of its tensors ({error.func}), and an example gives only shapes; "
+                "pass a submodule that does not need them"
             ) from error

@@ -18,7 +18,7 @@ from torch import fx
 from torch.utils._pytree import tree_leaves
 
 from .. import functional
-from ..kernels.matrix import activations
+from ..functional.normalized import norm_scale
 from .chain import OURS, Chain, Fused, NotFused, begin, module_name
 from .effects import Effects
 from .links import ADDS_IN_PLACE, link_of, other_operand
@@ -117,9 +117,8 @@ def _check_order(chain: Chain, longer: Chain, effects: Effects) -> None:
 def _check_saved(chain: Chain, effects: Effects) -> None:
     """Check that nothing may change the output of an activation for which our kernel keeps the output and PyTorch keeps
     the input. Errors: NotFused."""
-    node = chain.last
-    differs = chain.activation is not None and chain.activation[0] in ("leaky_relu", "hardtanh", "relu6")
-    keeps = differs and activations.of(activations.spell(chain.activation)).saves == "output"
+    node, applied = chain.last, chain.applied
+    keeps = applied is not None and applied.saves == "output" and applied.rule.torch_saves == "input"
     theirs = node.target is F.leaky_relu and is_in_place(node)  # for which PyTorch keeps the output, too
     if keeps and not theirs and getattr(value_of(node), "requires_grad", True) and effects.may_change_later(node):
         raise NotFused("its output, which the kernel would keep, may be changed in place")
@@ -141,11 +140,11 @@ def _replace(chain: Chain) -> None:
             norm = _norm_arguments(chain)
             statistics = (given.get("bias"), norm["running_mean"], norm["running_var"])
             affine = (norm.get("weight"), norm.get("bias"), norm.get("eps", 1e-5))
-            both = graph.call_function(functional.norm_scale, (*statistics, *affine))
+            both = graph.call_function(norm_scale, (*statistics, *affine))
             given["scale"], given["bias"] = (graph.call_function(operator.getitem, (both, i)) for i in range(2))
         if chain.pool:
-            function = getattr(functional, f"conv2d_relu_{chain.pool[0]}")
-            given["pool_size"] = chain.pool[1]["kernel_size"]
+            function = getattr(functional, f"conv2d_relu_{chain.pool.name}")
+            given["pool_size"] = chain.pool.kernel_size
         elif chain.activation:
             given["activation"] = chain.activation
         call = graph.call_function(function, (), given)

@@ -15,18 +15,19 @@ import torch.nn.functional as F
 from .. import functional
 from ..kernels.matrix import activations
 from ..kernels.window import arguments
-from .chain import Chain, NotFused
+from .chain import Chain, FusedPool, NotFused
 from .nodes import Node, function_form, function_of, value_of
 
 __all__ = ["ADDS_IN_PLACE", "Link", "link_of", "other_operand"]
 
 _ADDS = {operator.add, torch.add, torch.Tensor.add}
 ADDS_IN_PLACE = {operator.iadd, torch.Tensor.add_}
-# Pools, and the names of their arguments after the input.
-_POOLS = {
+# The names of pools' arguments after the input.
+_POOL_ARGUMENTS = {
     "max_pool2d": ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
     "avg_pool2d": ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
 }
+_POOLS: dict[Any, str] = {getattr(home, name): name for home in (F, functional) for name in _POOL_ARGUMENTS}
 # Other arguments of pools, the value that a convolution's kernel needs, and the reason where there is another.
 _POOL_NEEDS = (
     ("padding", 0, "it pads"), ("dilation", 1, "its windows have holes"), ("ceil_mode", False, "it keeps ragged edges"),
@@ -56,40 +57,34 @@ def link_of(node: Node, value: Node) -> Link | None:
         return Link("residual", "add", _join_residual) if other_operand(node, value) is not None else None
     if node.args[:1] != (value,):
         return None
+    if (pool := _pool_of(node)) is not None:
+        name, given = pool
+        return Link("pool", name, functools.partial(_join_pool, name, given))
+    words = _activation_of(node)
+    return None if words is None else Link("activation", words[0], functools.partial(_join_activation, words))
+
+
+def _pool_of(node: Node) -> tuple[str, dict[str, Any]] | None:
+    """Return a pool's name, and its arguments after the input by name; None for any other call."""
+    name = _POOLS.get(function_form(node))
+    return None if name is None else (name, dict(zip(_POOL_ARGUMENTS[name], node.args[1:], strict=False)) | node.kwargs)
+
+
+def _activation_of(node: Node) -> tuple[Any, ...] | None:
+    """Return an activation in the words that our functions take; None for any other call, or for arguments that the
+    activation's function doesn't have."""
+    function = function_form(node)
     try:
-        words = _words_of(function_form(node), *node.args[1:], **node.kwargs)
+        if function == F.prelu:
+            return _prelu(*node.args[1:], **node.kwargs)
+        return activations.meant(function, *node.args[1:], **node.kwargs)
     except TypeError:
         return None
-    if words is None:
-        return None
-    part, join = ("pool", _join_pool) if words[0].endswith("pool2d") else ("activation", _join_activation)
-    return Link(part, words[0], functools.partial(join, words))
-
-
-def _pool(name: str, *given: Any, **named: Any) -> tuple[Any, ...]:
-    """Return a pool's name and its arguments by name."""
-    return name, dict(zip(_POOLS[name], given, strict=False)) | named
 
 
 def _prelu(weight: Any) -> tuple[Any, ...]:
     """Return a PReLU's name and its slope."""
     return "prelu", weight
-
-
-# Pools and PReLU, each with the function of the arguments after the input that returns its words; activations.meant
-# does so for the others.
-_WORDS: dict[Any, Callable[..., tuple[Any, ...]]] = {
-    F.prelu: _prelu,
-    **dict.fromkeys((F.max_pool2d, functional.max_pool2d), functools.partial(_pool, "max_pool2d")),
-    **dict.fromkeys((F.avg_pool2d, functional.avg_pool2d), functools.partial(_pool, "avg_pool2d")),
-}
-
-
-def _words_of(function: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...] | None:
-    """Return an activation or a pool as its name and parameters; None for any other function. args, kwargs: those after
-    the input. Errors: TypeError for arguments that the function doesn't have."""
-    rule = _WORDS.get(function)
-    return rule(*args, **kwargs) if rule else activations.meant(function, *args, **kwargs)
 
 
 def other_operand(node: Node, value: Node) -> Node | None:
@@ -133,32 +128,33 @@ def _join_activation(words: tuple[Any, ...], chain: Chain, longer: Chain) -> Non
         raise NotFused("its numbers are not fixed")
     if "pool" in chain.nodes:
         raise NotFused
-    saves = _slope_saves(words[1], chain) if has_slope else _activation_saves(words)
-    if chain.by_batch and "residual" in chain.nodes and saves == "input":
+    if has_slope:
+        _check_slope(words[1], chain)
+    applied = None if has_slope else _applied(words)
+    keeps_input = applied is None or applied.saves == "input"
+    if chain.by_batch and "residual" in chain.nodes and keeps_input:
         raise NotFused("in training the kernel would keep the other tensor, which may be changed in place")
-    longer.activation = words
+    longer.activation, longer.applied = words, applied
 
 
-def _activation_saves(words: tuple[Any, ...]) -> str:
-    """Return the tensor that an activation's derivatives are computed from, "input" or "output". Errors: NotFused for
-    words that no activation has."""
+def _applied(words: tuple[Any, ...]) -> activations.Applied:
+    """Return the activation as the table of activations has it. Errors: NotFused for words that no activation has."""
     try:
-        return activations.of(activations.spell(words)).saves
+        return activations.of(activations.spell(words))
     except (TypeError, ValueError, RuntimeError) as error:
         raise NotFused(str(error)) from None
 
 
-def _slope_saves(slope: Any, chain: Chain) -> str:
-    """Return the same for a PReLU. Errors: NotFused for a slope that the kernel can't take."""
+def _check_slope(slope: Any, chain: Chain) -> None:
+    """Errors: NotFused for a PReLU's slope that the kernel can't take."""
     mine, its = value_of(chain.last), value_of(slope)
     if not isinstance(its, torch.Tensor) or (its.dtype, its.device) != (mine.dtype, mine.device):
         raise NotFused("its slope is of another dtype")
     if its.numel() > 1 and mine.dim() != chain.dimensions:
         raise NotFused("its channels are not those of the product, or there is no batch")
-    return "input"
 
 
-def _join_pool(words: tuple[Any, ...], chain: Chain, longer: Chain) -> None:
+def _join_pool(name: str, given: dict[str, Any], chain: Chain, longer: Chain) -> None:
     if chain.function is not functional.conv2d or chain.activation != ("relu",):
         raise NotFused
     if "residual" in chain.nodes:
@@ -167,9 +163,9 @@ def _join_pool(words: tuple[Any, ...], chain: Chain, longer: Chain) -> None:
         raise NotFused("in training the normalisation is a second kernel, which pools nothing")
     if len(longer.last.all_input_nodes) > 1 or value_of(chain.last).dim() != 4:
         raise NotFused("its windows are not fixed, or the image has no batch")
-    if reason := _pool_misfit(**words[1]):
+    if reason := _pool_misfit(**given):
         raise NotFused(reason)
-    longer.pool = words[0], words[1]
+    longer.pool = FusedPool(name, given["kernel_size"])
 
 
 def _pool_misfit(kernel_size: Any, stride: Any = None, **others: Any) -> str:

@@ -9,7 +9,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
-from ..kernels.base.precision import PRECISION
+from ..kernels.base.precision import DTYPES
 
 __all__ = [
     "BATCH_NORM", "Node", "function_form", "function_of", "has_kernel", "has_kernel_dtype", "is_in_place", "is_plain",
@@ -51,7 +51,7 @@ def is_plain(tensor: torch.Tensor) -> bool:
 def has_kernel_dtype(node: Any) -> bool:
     """True if the node returns a tensor of a dtype that kernels take."""
     value = value_of(node)
-    return isinstance(value, torch.Tensor) and value.dtype in PRECISION
+    return isinstance(value, torch.Tensor) and value.dtype in DTYPES
 
 
 def has_kernel(node: Node) -> bool:

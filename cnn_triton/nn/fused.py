@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 
 from .. import functional
+from ..functional.calling import Activation
 from ..kernels.matrix import activations
 from ..kernels.window import arguments
 from ..modules import count_batch, has_hooks, statistics
@@ -12,7 +13,6 @@ from .convolution import Conv2d
 
 Size = int | tuple[int, int]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
-Activation = str | tuple[Any, ...] | None
 
 
 class ConvReLU2d(Conv2d):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from .. import functional
+from ..functional.calling import Activation
 from ..kernels.matrix import activations
 
 
@@ -48,7 +49,7 @@ class LinearAct(Linear):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        activation: str | tuple[Any, ...] | None = "relu",
+        activation: Activation = "relu",
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
         activations.spell(activation)

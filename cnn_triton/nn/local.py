@@ -6,12 +6,16 @@ from typing import Any
 import torch
 
 from .. import functional
+from ..functional.calling import Activation
 from ..kernels.matrix import activations
 from ..kernels.window import arguments, convolution
 
 
 class LocallyConnected2d(torch.nn.Module):
     """2-D locally connected layer: a convolution whose windows have a weight each, for images of one size.
+
+    Equivalent to: functional.locally_connected2d(input, weight, bias, stride, padding, dilation, groups,
+    activation=activation)
 
     input_size: (H, W); bias: True or "pixel", one per output pixel and channel; "channel", one per channel; or False
     activation: what follows, as `functional.conv2d` takes it. The other arguments are torch.nn.Conv2d's
@@ -35,7 +39,7 @@ class LocallyConnected2d(torch.nn.Module):
         groups: int = 1,
         bias: bool | str = True,
         *,
-        activation: str | tuple[Any, ...] | None = None,
+        activation: Activation = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -98,7 +102,8 @@ class LocallyConnected2d(torch.nn.Module):
         rows = kernel.view(p, q, r, s, c, k) if last else kernel.view(p, q, c, r, s, k).permute(0, 1, 3, 4, 2, 5)
         own = self.bias
         if (bias is None) != (own is None):
-            raise ValueError(f"bias must be {'None' if own is None else 'given'}, as the layer has it")
+            fits = "None" if own is None else f"an array of shape {tuple(own.shape)}"
+            raise ValueError(f"bias must be {fits} for this layer, but got {'None' if bias is None else 'an array'}")
         with torch.no_grad():
             if own is not None:
                 vectors = torch.as_tensor(bias)
