@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+__all__ = ["INTERPRETING", "MISSING", "device_function", "interpreted", "require", "tl", "triton"]
+
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 

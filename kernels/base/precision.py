@@ -7,18 +7,18 @@ from typing import NamedTuple
 import torch
 
 
-class Precision(NamedTuple):
+class DtypeRule(NamedTuple):
     """How one dtype is computed. `eps` is the distance from 1 to the next number."""
 
     accumulator: torch.dtype
     eps: float
 
 
-PRECISION = {
-    torch.float16: Precision(torch.float32, 2.0**-10),
-    torch.bfloat16: Precision(torch.float32, 2.0**-7),
-    torch.float32: Precision(torch.float32, 2.0**-23),
-    torch.float64: Precision(torch.float64, 2.0**-52),
+DTYPES = {
+    torch.float16: DtypeRule(torch.float32, 2.0**-10),
+    torch.bfloat16: DtypeRule(torch.float32, 2.0**-7),
+    torch.float32: DtypeRule(torch.float32, 2.0**-23),
+    torch.float64: DtypeRule(torch.float64, 2.0**-52),
 }
 
 # A result is right if its error against float64 is at most ERROR_RATIO times PyTorch's own error in the same dtype
@@ -31,7 +31,7 @@ TF32_EPS = 2.0**-10
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype that sums are kept in: float32, or float64 for float64."""
-    return PRECISION[dtype].accumulator
+    return DTYPES[dtype].accumulator
 
 
 def smallest_integer(largest: int) -> torch.dtype:

@@ -29,7 +29,8 @@ class Code(NamedTuple):
     tma:          loads by TMA
     load_bytes:   width of the narrowest global load, None without one
     instructions: all of them, those of branches that aren't taken too
-    per_flop:     instructions that the block's warps issue for 1000 FLOPs of matrix products or multiply-adds
+    per_flop:     instructions per 1000 FLOPs, not per FLOP: those that the block's warps issue for 1000 FLOPs of matrix
+                  products or multiply-adds
     grid:         programs of this launch
     load_widths, store_widths: of the whole kernel, in words
     """
@@ -64,23 +65,26 @@ def residency(chip: str, registers: int, shared: int, warps: int, columns: int =
     tensor memory. A multiprocessor has four parts, each with a quarter of its registers."""
     if chip not in CHIPS:
         return None, None
-    at = CHIPS[chip]
-    taken = -(-shared // at.granule) * at.granule + at.reserved
+    spec = CHIPS[chip]
+    taken = -(-shared // spec.granule) * spec.granule + spec.reserved
     fits = {
-        "registers": at.registers // at.lanes // 4 // max(-(-registers // 8) * 8, 8) * 4 // warps,
-        "warps": at.warps // warps,
+        "registers": spec.registers // spec.lanes // 4 // max(-(-registers // 8) * 8, 8) * 4 // warps,
+        "warps": spec.warps // warps,
     }
     if taken:
-        fits["shared"] = (at.shared + at.reserved) // taken
+        fits["shared"] = (spec.shared + spec.reserved) // taken
     if columns:
         fits["tensor memory"] = 512 // columns
-    fits["blocks"] = at.blocks
+    fits["blocks"] = spec.blocks
     limit = min(fits, key=fits.__getitem__)
     return fits[limit], limit
 
 
 class Compiled(NamedTuple):
-    """A code without its main loop's figures, and the machine code (NVIDIA) or text (AMD) for them."""
+    """A code without its main loop's figures, and the machine code (NVIDIA) or text (AMD) for them.
+
+    tcgen05: FLOPs of one of its tcgen05.mma instructions, 0 without one
+    """
 
     code: Code
     body: bytes | str

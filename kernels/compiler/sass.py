@@ -197,8 +197,8 @@ def _access_bytes(name: str, plain: tuple[str, ...], verb: str, tma: str) -> int
 
 
 def widths(names: list[str], bytes_of: Callable[[str], int]) -> str:
-    """Return in words how many accesses of each width there are, for example "box x 4, 16 B x 12"; a box is by TMA."""
-    found = Counter("box" if name.startswith("UTMA") else f"{bytes_of(name)} B" for name in names if bytes_of(name))
+    """Return in words how many accesses of each width there are, for example "tma x 4, 16 B x 12"."""
+    found = Counter("tma" if name.startswith("UTMA") else f"{bytes_of(name)} B" for name in names if bytes_of(name))
     return ", ".join(f"{width} x {found[width]}" for width in sorted(found, key=_width, reverse=True))
 
 
@@ -210,4 +210,4 @@ def atomics(names: list[str]) -> str:
 
 def _width(word: str) -> int:
     """Return the sort key of a width in words."""
-    return 64 if word == "box" else int(word.split()[0])
+    return 64 if word == "tma" else int(word.split()[0])

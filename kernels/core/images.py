@@ -65,7 +65,7 @@ def offsets(at, c, strides):
 
 @device_function
 def offsets_each(n, h, w, c, strides):
-    """Return the same where each channel has a pixel (h, w) of its own, in images n. [pixels, channels]"""
+    """Return the offsets of channels c at pixels (n, h, w), with h and w [pixels, channels]."""
     return (n * strides.n)[:, None] + h * strides.h + w * strides.w + (c * strides.c)[None, :]
 
 

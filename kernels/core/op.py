@@ -19,9 +19,14 @@ launches: Counter[str] = Counter()
 
 
 class VmapRule(NamedTuple):
-    """A way to make a batch of calls one call: the dimension that takes up the batch, of arguments by name, tensors and
-    sizes alike, and of results; `groups` among them is multiplied. Right if no other tensor differs within the
-    batch."""
+    """How a batch of calls becomes one call.
+
+    args:    by argument that may differ within the batch, the dimension (of a tensor, or place in a list of sizes) that
+             is multiplied by the batch; "groups" itself is multiplied
+    results: the same dimension of each result
+
+    The rule applies if every argument that differs is in args.
+    """
 
     args: dict[str, int]
     results: tuple[int, ...]
@@ -38,6 +43,7 @@ class Op:
     flops, bytes: of one call with these arguments: arithmetic, and compulsory memory traffic
     vmap:     in order of preference
     product:  True for a product of matrices, whose flops torch's FlopCounterMode counts
+    plans:    by replay.key, a Plan, or SEEN or NEVER
     """
 
     name: str
@@ -52,13 +58,13 @@ class Op:
     plans: dict[Any, replay.Plan | str] = field(default_factory=dict, init=False, repr=False)
 
     def launch(self, *args: Any) -> Any:
-        """Return the results, from our kernels, which count as this operator's. A call like two before it is replayed
-        from a plan."""
-        key = replay.key(args) if _notes.get() is None else None
-        known = self.plans.get(key)
-        if isinstance(known, replay.Plan):
-            results = known(args)
-            launches[self.name] += known.launches
+        """Return the results, computed by our kernels; their launches are counted under this operator's name in
+        `launches`. A call like two before it is replayed from a plan."""
+        key = replay.key(args) if _collected.get() is None else None
+        kept = self.plans.get(key)
+        if isinstance(kept, replay.Plan):
+            results = kept(args)
+            launches[self.name] += kept.launches
             return results
         require()
         results = self.fake(*args)
@@ -66,15 +72,15 @@ class Op:
         token = _current.set(self.name)
         try:
             with replay.on(device):
-                if known is not replay.SEEN or not replay.can_be_taped(args):
+                if kept is not replay.SEEN or not replay.can_be_taped(args):
                     self.launcher(results, *args)
-                    plan = replay.SEEN if known is None else known
+                    plan = replay.SEEN if kept is None else kept
                 else:
                     single = isinstance(results, torch.Tensor)
                     with replay.Tape(args, (results,) if single else results) as tape:
                         self.launcher(results, *args)
                     plan = tape.plan(single)
-            if key is not None and plan is not known:
+            if key is not None and plan is not kept:
                 replay.keep(self.plans, key, plan)
         finally:
             _current.reset(token)
@@ -90,7 +96,8 @@ class Op:
 
 
 class Launch(NamedTuple):
-    """A launch that was noted: the kernel, where it would run, its arguments, and what it is compiled for."""
+    """A launch that was collected instead of run: the kernel, where it would run, its arguments, and what it is
+    compiled for."""
 
     kernel: Any
     device: torch.device
@@ -98,18 +105,18 @@ class Launch(NamedTuple):
     constants: dict[str, Any]
 
 
-_notes: contextvars.ContextVar[list[Launch] | None] = contextvars.ContextVar("notes", default=None)
+_collected: contextvars.ContextVar[list[Launch] | None] = contextvars.ContextVar("collected", default=None)
 
 
 @contextlib.contextmanager
-def noting() -> Iterator[list[Launch]]:
-    """Within, in this thread: launches are noted in the list, neither run nor counted."""
-    notes: list[Launch] = []
-    token = _notes.set(notes)
+def collecting() -> Iterator[list[Launch]]:
+    """Within, in this thread: launches are collected in the list, neither run nor counted."""
+    collected: list[Launch] = []
+    token = _collected.set(collected)
     try:
-        yield notes
+        yield collected
     finally:
-        _notes.reset(token)
+        _collected.reset(token)
 
 
 # Asked of Triton's compiler at every launch: a product and a sum may be one instruction, rounded once. That is its
@@ -123,9 +130,9 @@ def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
         return
     constants |= ALWAYS
     device = next(_tensors(args)).device
-    notes = _notes.get()
-    if notes is not None:
-        notes.append(Launch(kernel, device, args, constants))
+    collected = _collected.get()
+    if collected is not None:
+        collected.append(Launch(kernel, device, args, constants))
         return
     with replay.on(device), replay.apart():
         compiled = replay.context().run(kernel[(programs,)], *args, **constants)

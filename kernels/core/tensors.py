@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from ..base.lang import tl
-from ..base.precision import PRECISION
+from ..base.precision import DTYPES
 from ..window.layout import is_channels_last, span_elements
 
 
@@ -17,7 +17,7 @@ def new(shape: Any, like: torch.Tensor, channels_last: bool = False, dtype: torc
 
 def laid_out_as(y: torch.Tensor, x: torch.Tensor | None) -> torch.Tensor | None:
     """Return x in y's strides, copied if it has others."""
-    return x if x is None or x.stride() == y.stride() else torch.empty_like(y).copy_(x)
+    return x if x is None or x.stride() == y.stride() else torch.empty_like(y, dtype=x.dtype).copy_(x)
 
 
 def channels_last(*tensors: torch.Tensor) -> bool:
@@ -46,19 +46,17 @@ def tl_type(dtype: torch.dtype) -> Any:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def check_tensors(**tensors: torch.Tensor | None) -> None:
+def check_tensors(**tensors: Any) -> None:
     """Errors: TypeError for what is no tensor, NotImplementedError for a dtype that no kernel takes, RuntimeError
     for mixed dtypes or devices; each names the argument."""
     first = ""
     for name, tensor in tensors.items():
-        if tensor is None and name == "bias":
-            continue
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, but got {type(tensor).__name__}")
         if not first:
             first, dtype, device = name, tensor.dtype, tensor.device
-            if dtype not in PRECISION:
-                names = ", ".join(str(d).removeprefix("torch.") for d in PRECISION)
+            if dtype not in DTYPES:
+                names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
                 raise NotImplementedError(f"{name} has dtype {dtype}; the kernels take {names}")
         if tensor.dtype != dtype:
             raise RuntimeError(

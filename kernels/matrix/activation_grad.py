@@ -1,7 +1,7 @@
 """The way back through an activation, and through a bias.
 
-g     = act'(x) · dy          one pass over dy and what was saved, y or x (activations), which also yields
-db[k] = Σ_pixel g             in two stages (streaming.sums); as precise as sums are, since a bias may be
+g        = act'(x) · dy       one pass over dy and what was saved, y or x (activations), which also yields
+dbias[k] = Σ_pixel g          in two stages (streaming.sums); kept in the accumulator's dtype, which a bias may have
 """
 
 import torch
@@ -19,7 +19,8 @@ from . import activations
 def activation_grad_kernel(
     grad, saved, masked, parts, channels, chunk, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """masked = act'(saved) · grad, and parts[program, k] = Σ over the program's pixels of masked."""
+    """masked = act'(x) · grad, computed from saved (x or y), and parts[program, k] = Σ of it over the program's pixels.
+    saved None: only the sums of grad."""
     PIXELS: tl.constexpr = BLOCK.pixels
     CHANNELS: tl.constexpr = BLOCK.channels
     ACC: tl.constexpr = BLOCK.accumulator
@@ -39,10 +40,10 @@ def activation_grad_kernel(
     tl.store(to, sum_rows(acc).to(parts.dtype.element_ty), mask=part.c_mask)
 
 
-def _launch(bias: torch.Tensor, masked: torch.Tensor, grad: torch.Tensor, saved: torch.Tensor | None, activation: str):
+def _launch(dbias: torch.Tensor, masked: torch.Tensor, grad: torch.Tensor, saved: torch.Tensor | None, activation: str):
     like = grad if saved is None else saved
     sum_pixels(
-        activation_grad_kernel, bias, like, Images.of(grad), None if saved is None else Images.of(saved),
+        activation_grad_kernel, dbias, like, Images.of(grad), None if saved is None else Images.of(saved),
         Images.of(masked), index=index_type(grad, saved),
         ACTIVATION=activations.of(activation).on_device(like.dtype),
     )  # fmt: skip
@@ -53,8 +54,8 @@ def bias_grad_fake(grad):
     return grad.new_empty(grad.shape[1], dtype=accumulator(grad.dtype))
 
 
-def bias_grad_launch(bias, grad):
-    _launch(bias, grad, grad, None, "none")
+def bias_grad_launch(dbias, grad):
+    _launch(dbias, grad, grad, None, "none")
 
 
 def bias_grad_aten(grad):
@@ -62,13 +63,14 @@ def bias_grad_aten(grad):
 
 
 def activation_grad_fake(grad, saved, activation):
+    """Return (g [N, C, H, W], dbias [C])."""
     check_tensors(grad=grad, saved=saved)
     return new(saved.shape, saved, channels_last(saved)), bias_grad_fake(grad)
 
 
 def activation_grad_launch(results, grad, saved, activation):
-    masked, bias = results
-    _launch(bias, masked, grad, saved, activation)
+    masked, dbias = results
+    _launch(dbias, masked, grad, saved, activation)
 
 
 def activation_grad_aten(grad, saved, activation):

@@ -8,7 +8,8 @@ moments are joined in a fixed order, which loses nothing to a mean far from 0:
 
     n = Σ nᵢ        mean = Σ nᵢ·meanᵢ / n        m = Σ mᵢ + Σ nᵢ·(meanᵢ − mean)²        var = m / n
 
-The gradient, with ẑ = (z − mean)·s and g = act'(·)·dy, takes one pass for two sums and one for dz:
+The gradient, of a y without residual and slope (with either, autograd applies act' first and passes activation "none"),
+with ẑ = (z − mean)·s and g = act'(·)·dy, takes one pass for two sums and one for dz:
 
     dbias = Σ g        dweight = Σ g·ẑ        dz = weight·s·(g − (dbias + ẑ·dweight) / n)
 
@@ -70,7 +71,7 @@ def affine(z, weight, bias, k, k_mask, ACC: tl.constexpr):
 
 @device_function
 def masked(g, z, vectors, k, k_mask, ACTIVATION: tl.constexpr, ACC: tl.constexpr):
-    """Return act'(·)·g, where the activation's input is computed again."""
+    """Return act'(x)·g with x = ẑ·weight + bias computed again."""
     NUMBERS: tl.constexpr = ACTIVATION.numbers
     x = affine(z, vectors.weight, vectors.bias, k, k_mask, ACC)
     if ACTIVATION.saves == "output":
@@ -144,6 +145,7 @@ def norm_grad_kernel(
 
 
 def moments_fake(input, weight, bias, stride, padding, dilation, groups, padding_mode):
+    """Return (z [N, K, P, Q], mean [K], var [K])."""
     z = conv2d_fake(input, weight, bias, None, None, None, stride, padding, dilation, groups, padding_mode, "none")
     kind = accumulator(z.dtype)
     return z, z.new_empty(z.shape[1], dtype=kind), z.new_empty(z.shape[1], dtype=kind)
@@ -196,6 +198,7 @@ def norm_aten(input, mean, var, weight, bias, residual, slope, eps, activation):
 
 
 def norm_grad_fake(grad, input, mean, var, weight, bias, eps, activation):
+    """Return (dz, sums [2, C]: dbias, dweight)."""
     _check(input, mean, var, weight, bias)
     same_shape("grad", grad.shape, input.shape)
     return new(input.shape, input, channels_last(input)), new((2, input.shape[1]), input, dtype=mean.dtype)
@@ -237,8 +240,8 @@ def norm_grad_aten(grad, input, mean, var, weight, bias, eps, activation):
     z, s = _normal_reference(input.to(dtype), eps)
     x = _affine_reference(z, weight, bias)
     act = activations.of(activation)
-    # An output without a curve says on which side of its kinks x is; x says the same.
-    saved = activations.reference(activation, x) if act.saves == "output" and act.rule.curve else x
+    # An output without a second derivative says on which side of its kinks x is; x says the same.
+    saved = activations.reference(activation, x) if act.saves == "output" and act.has_second_derivative else x
     g = act.reference_grad(grad.to(dtype), saved)
     sums = torch.stack((g.sum((0, 2, 3)), (g * z).sum((0, 2, 3))))
     g = g - g.mean((0, 2, 3), keepdim=True) - z * (g * z).mean((0, 2, 3), keepdim=True)

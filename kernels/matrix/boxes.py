@@ -29,23 +29,23 @@ def box_count(size, BOX: tl.constexpr):
 
 
 @device_function
-def box_pixels(first, a, b, BOX: tl.constexpr, STEPS: tl.constexpr):
-    """Return the pixels [M] of a box from its `first`, every STEPS-th of phase (a, b)."""
+def box_pixels(first, a, b, BOX: tl.constexpr, RESULT_STEPS: tl.constexpr):
+    """Return the pixels [M] of a box from its `first`, every RESULT_STEPS-th of phase (a, b)."""
     within = pixel(tl.arange(0, BOX[0] * BOX[1] * BOX[2]), BOX[1], BOX[2])
     return Pixel(
-        first.n + within.n, a + (first.h + within.h) * STEPS[0], b + (first.w + within.w) * STEPS[1]
+        first.n + within.n, a + (first.h + within.h) * RESULT_STEPS[0], b + (first.w + within.w) * RESULT_STEPS[1]
     )  # fmt: skip
 
 
 @device_function
-def box_descriptor(x, size, strides, channels, BOX: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr):
-    """Return a descriptor that fetches or stores a box of pixels x CHANNELS of channels_last images, every STEPS-th
-    pixel, at [n, i, a, j, b·channels + c] for pixel (a + i·STEPS, b + j·STEPS). Outside the images it reads 0 and
+def box_descriptor(x, size, strides, channels, BOX: tl.constexpr, CHANNELS: tl.constexpr, SPACING: tl.constexpr):
+    """Return a descriptor that fetches or stores a box of pixels x CHANNELS of channels_last images, every SPACING-th
+    pixel, at [n, i, a, j, b·channels + c] for pixel (a + i·SPACING, b + j·SPACING). Outside the images it reads 0 and
     stores nothing."""
     n, h, w = strides.n.to(tl.int64), strides.h.to(tl.int64), strides.w.to(tl.int64)
     return tl.make_tensor_descriptor(
         x,
-        [size.n, size.h // STEPS[0], STEPS[0], size.w // STEPS[1], STEPS[1] * channels],
-        [n, h * STEPS[0], h, w * STEPS[1], 1],
+        [size.n, size.h // SPACING[0], SPACING[0], size.w // SPACING[1], SPACING[1] * channels],
+        [n, h * SPACING[0], h, w * SPACING[1], 1],
         [BOX[0], BOX[1], 1, BOX[2], CHANNELS],
     )

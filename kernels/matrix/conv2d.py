@@ -14,8 +14,8 @@ is a product of its own (1 x 1, stride 1) the images are one row of pixels, a pl
 What taps read outside of the images is 0, or what the window's padding mode shows there. A transposed convolution is
 the input gradient, with an epilogue.
 
-The kernels differ in how they fetch the operands' tiles; paths.py has them in order. They share one main loop,
-loop.py.
+The kernels differ in how they fetch the operands' tiles; paths.py has them in order. All but direct.py's share one main
+loop, loop.py.
 Source: implicit GEMM, as in Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", arXiv:1410.0759.
 """
 
@@ -71,33 +71,34 @@ def conv2d_aten(
     return completed(product, bias, scale, residual, slope, activation)
 
 
-def _input_grad_size(grad, weight, input_size, stride, padding, dilation, groups, padding_mode):
+def _check_grad(grad, weight, input_size, stride, padding, dilation, groups, padding_mode):
     check_tensors(grad=grad, weight=weight)
     window = Window.of(weight.shape[2:], stride, padding, dilation, padding_mode)
     same_shape("grad", grad.shape, conv_shape(input_size, weight.shape, None, window, groups))
 
 
 def input_grad_fake(grad, weight, input_size, stride, padding, dilation, groups, padding_mode, channels_last):
-    _input_grad_size(grad, weight, input_size, stride, padding, dilation, groups, padding_mode)
+    _check_grad(grad, weight, input_size, stride, padding, dilation, groups, padding_mode)
     return new(input_size, grad, channels_last)
 
 
 def input_grad_launch(
-    dx, grad, weight, input_size, stride, padding, dilation, groups, padding_mode, last, unpool=None
+    dx, grad, weight, input_size, stride, padding, dilation, groups, padding_mode, channels_last,
+    pooled=None,
 ):  # fmt: skip
     window = Window.of(weight.shape[2:], stride, padding, dilation, padding_mode)
     padded = dx
     if padding_mode != "zeros":
-        padded = new((*input_size[:2], *window.padded(input_size[2:])), dx, last, accumulator(dx.dtype))
+        padded = new((*input_size[:2], *window.padded(input_size[2:])), dx, channels_last, accumulator(dx.dtype))
     inner = window if padded is dx else window.unpadded
-    _transposed(grad, weight, padded, inner, groups, Epilogue(), unpool)
+    _transposed(grad, weight, padded, inner, groups, Epilogue(), pooled)
     if padded is not dx:
         unpad(padded, dx, window)
 
 
-def _transposed(x, weight, y, window, groups, epilogue, unpool=None):
-    window = window if unpool else window.of_outputs(x.shape[2:])
-    problem = Problem(x, weight, y, window, groups, True, conv_precision(x.dtype), epilogue, unpool=unpool)
+def _transposed(x, weight, y, window, groups, epilogue, pooled=None):
+    window = window if pooled else window.of_outputs(x.shape[2:])
+    problem = Problem(x, weight, y, window, groups, True, conv_precision(x.dtype), epilogue, pooled=pooled)
     path_of(problem).forward(problem)
 
 
@@ -119,14 +120,14 @@ def transpose_fake(
     input, weight, bias, scale, residual, slope, output_size, stride, padding, dilation, groups, channels_last,
     activation,
 ):  # fmt: skip
-    _input_grad_size(input, weight, output_size, stride, padding, dilation, groups, "zeros")
+    _check_grad(input, weight, output_size, stride, padding, dilation, groups, "zeros")
     check_epilogue(bias, scale, residual, slope, input, output_size, output_size[1])
     return new(output_size, input, channels_last)
 
 
 def transpose_launch(
-    y, input, weight, bias, scale, residual, slope, output_size, stride, padding, dilation, groups, last, activation,
-    preactivation=None,
+    y, input, weight, bias, scale, residual, slope, output_size, stride, padding, dilation, groups, channels_last,
+    activation, preactivation=None,
 ):  # fmt: skip
     window = Window.of(weight.shape[2:], stride, padding, dilation)
     _transposed(input, weight, y, window, groups, Epilogue(bias, scale, residual, slope, activation, preactivation))
@@ -155,12 +156,12 @@ def weight_grad_fake(
 
 def weight_grad_launch(
     dw, grad, input, weight_size, stride, padding, dilation, groups, padding_mode, channels_last,
-    accumulate_dtype=False, unpool=None,
+    accumulate_dtype=False, pooled=None,
 ):  # fmt: skip
     matrix = dw if dw.is_contiguous(memory_format=torch.channels_last) else new(weight_size, dw, True)
     window = Window.of(weight_size[2:], stride, padding, dilation, padding_mode)
-    window = window if unpool else window.of_outputs(grad.shape[2:])
-    problem = WeightProblem(grad, input, matrix, window, groups, conv_precision(grad.dtype), unpool)
+    window = window if pooled else window.of_outputs(grad.shape[2:])
+    problem = WeightProblem(grad, input, matrix, window, groups, conv_precision(grad.dtype), pooled)
     path_of(problem).weight_grad(problem)
     if matrix is not dw:
         dw.copy_(matrix)

@@ -1,12 +1,11 @@
 """Products without matrix instructions: depthwise convolution, in which each group has one input channel.
 
-    forward:          y[k] = epilogue( Σ_{r,s} x̂[c] · w[k,r,s] )          c = k / E, at each pixel
+    forward:          y[k] = epilogue( Σ_{r,s} x̂[c] · w[k,r,s] )          c = ⌊k / E⌋, E outputs a group; at each pixel
     input gradient:   dx[c] = Σ over c's E outputs k, Σ_{r,s} of ĝ[k] · w[k,r,s]     along another Walk
     weight gradient:  dw[k,r,s] = Σ over pixels of g[k] · x̂[c]
 
-Each value serves a window of results, so the time is that of memory as long as it is loaded often from nowhere but the
-caches, and there seldom: a program computes a strip of rows at once, and loads each pixel that they read only as often
-as the window has columns.
+Each value of x serves a window of results. The kernel is bound by memory if repeated loads hit the caches and are few:
+a program computes a strip of several rows at once and loads each pixel once for each column of the window.
 
     for each strip of pixels, some rows high, and channels:           one program
         sums_t = 0 for each of its rows t
@@ -30,42 +29,45 @@ from ..core import chips
 from ..core.images import Images, Pixel, assume_aligned, offsets, pixel
 from ..core.op import launch
 from ..core.tensors import alignment, index_type, tl_type
+from ..streaming.strips import Block
 from ..streaming.sums import sum_pixels, sum_rows
 from ..tiles import pick
 from ..tiles.model import register_options
 from ..tiles.shapes import UNROLLED
-from ..window.arguments import Pair
 from ..window.convolution import Walk, Walks
 from ..window.layout import cdiv
 from .epilogue import finish
 from .loop import phase_of, source_index
-from .meta import Results, Weight, WeightStrides
+from .meta import Results, Taps, Weight
 from .problem import Path, Problem, WeightProblem, new_moments
 
 
 class DirectMeta(NamedTuple):
     """The constants that a direct kernel is compiled for. A kernel first names what it takes of it.
 
-    down, across, window, padding_mode, transposed, aligned, accumulator, index: as in meta.Meta
-    outputs:        of a group
-    rows:           of a strip
-    taps:           rows and columns of the window that are taken at once; rows above 1 need all of its rows
-    pixels, channels: of a strip's row
+    down, across, taps, padding_mode, transposed, aligned: as in meta.Meta
+    outputs:      of a group
+    rows:         of a strip; above 1 only if all rows of taps are taken at once
+    taps_at_once: rows and columns of taps that a program takes at once
     """
 
     down: Walk
     across: Walk
-    window: Pair
+    taps: Taps
     padding_mode: str
     outputs: int
     aligned: int
     rows: int
-    taps: Pair
-    index: Any
+    taps_at_once: Taps
     transposed: bool = False
-    accumulator: Any = None
-    pixels: int = 0
-    channels: int = 0
+
+
+class TapStrides(NamedTuple):
+    """Elements from a column, a row of taps, and a tap of a weight to the next."""
+
+    column: Any
+    row: Any
+    tap: Any
 
 
 @triton.constexpr_function
@@ -96,36 +98,36 @@ def read(x, strides, n, h, w, c, mask, PADDING: tl.constexpr):
 
 
 @triton.jit
-def direct_kernel(x, w, y, epilogue, columns, ACTIVATION: tl.constexpr, META: tl.constexpr):
+def direct_kernel(x, w, y, epilogue, columns, ACTIVATION: tl.constexpr, META: tl.constexpr, BLOCK: tl.constexpr):
     """y[pixel, column] = epilogue(Σ_tap x̂ · w), for a strip of one phase: PIXELS, ROWS high, x CHANNELS."""
     DOWN: tl.constexpr = META.down
     ACROSS: tl.constexpr = META.across
     DOWN_STRIDE: tl.constexpr = DOWN.stride
     DOWN_STEP: tl.constexpr = DOWN.input_step
-    PHASES: tl.constexpr = DOWN.step * ACROSS.step
+    PHASES: tl.constexpr = DOWN.result_step * ACROSS.result_step
     OUTPUTS: tl.constexpr = META.outputs
     TRANSPOSED: tl.constexpr = META.transposed
     PADDING: tl.constexpr = META.padding_mode
-    ACC: tl.constexpr = META.accumulator
-    INDEX: tl.constexpr = META.index
     ALIGNED: tl.constexpr = META.aligned
     ROWS: tl.constexpr = META.rows
-    TAPS: tl.constexpr = META.taps[0]
-    PIXELS: tl.constexpr = META.pixels
-    CHANNELS: tl.constexpr = META.channels
+    TAPS: tl.constexpr = META.taps_at_once.rows
+    ACC: tl.constexpr = BLOCK.accumulator
+    INDEX: tl.constexpr = BLOCK.index
+    PIXELS: tl.constexpr = BLOCK.pixels
+    CHANNELS: tl.constexpr = BLOCK.channels
     x_strides, y_strides = assume_aligned(x.strides, ALIGNED), assume_aligned(y.strides, ALIGNED)
-    w_row, w_column = w.strides.tap[0] // ALIGNED * ALIGNED, w.strides.tap[1] // ALIGNED * ALIGNED
+    w_row, w_tap = w.strides.row // ALIGNED * ALIGNED, w.strides.tap // ALIGNED * ALIGNED
     columns = columns // ALIGNED * ALIGNED
-    blocks = tl.cdiv(columns, CHANNELS)
-    phase, tile = tl.program_id(0) // blocks % PHASES, tl.program_id(0) // blocks // PHASES
-    down, across = phase_of(phase // ACROSS.step, DOWN), phase_of(phase % ACROSS.step, ACROSS)
-    height, width = tl.cdiv(tl.cdiv(y.size.h, DOWN.step), ROWS), tl.cdiv(y.size.w, ACROSS.step)
+    channel_blocks = tl.cdiv(columns, CHANNELS)
+    phase = tl.program_id(0) // channel_blocks % PHASES
+    tile = tl.program_id(0) // channel_blocks // PHASES
+    down, across = phase_of(phase // ACROSS.result_step, DOWN), phase_of(phase % ACROSS.result_step, ACROSS)
+    height, width = tl.cdiv(tl.cdiv(y.size.h, DOWN.result_step), ROWS), tl.cdiv(y.size.w, ACROSS.result_step)
     at = pixel(tl.cast(tile, INDEX) * PIXELS + tl.arange(0, PIXELS), height, width)  # [PIXELS]
-    k = (tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)).to(INDEX)  # [CHANNELS]
+    k = (tl.program_id(0) % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)).to(INDEX)  # [CHANNELS]
     k_mask = k < columns
     mask = (at.n < y.size.n)[:, None] & k_mask[None, :]
     i = at.h * ROWS
-
     FIRST: tl.constexpr = first_read(TAPS, DOWN_STEP)
     END: tl.constexpr = end_read(ROWS, TAPS, DOWN_STRIDE, DOWN_STEP)
     sums = ()
@@ -140,7 +142,7 @@ def direct_kernel(x, w, y, epilogue, columns, ACTIVATION: tl.constexpr, META: tl
                 weights = ()
                 for t in tl.static_range(TAPS):
                     tap = (down.first + (r + t) * DOWN.weight_step) * w_row
-                    tap += (across.first + s * ACROSS.weight_step) * w_column
+                    tap += (across.first + s * ACROSS.weight_step) * w_tap
                     weight = tl.load(w.data + (c if TRANSPOSED else k) * w.strides.column + tap, mask=k_mask, other=0.0)
                     weights = weights + (weight.to(ACC)[None, :],)
                 for h in tl.static_range(FIRST, END):
@@ -148,14 +150,14 @@ def direct_kernel(x, w, y, epilogue, columns, ACTIVATION: tl.constexpr, META: tl
                         v = read(x, x_strides, at.n, row + h, column, c, mask, PADDING).to(ACC)
                         sums = add(sums, v, weights, h, DOWN_STRIDE, DOWN_STEP, ROWS, TAPS)
 
-    q = phase % ACROSS.step + at.w * ACROSS.step
+    q = phase % ACROSS.result_step + at.w * ACROSS.result_step
     for t in tl.static_range(ROWS):
-        p = phase // ACROSS.step + (i + t) * DOWN.step
-        exist = (at.n < y.size.n) & (p < y.size.h) & (q < y.size.w)
-        results = Results(tile * ROWS + t, Pixel(at.n, p, q), exist, k, k_mask)
+        p = phase // ACROSS.result_step + (i + t) * DOWN.result_step
+        pixel_mask = (at.n < y.size.n) & (p < y.size.h) & (q < y.size.w)
+        results = Results(tile * ROWS + t, Pixel(at.n, p, q), pixel_mask, k, k_mask)
         acc = finish(sums[t], epilogue, results, y_strides, ACTIVATION, INDEX)
         to = y.data + offsets(results.at, k, y_strides)
-        tl.store(to, acc.to(y.data.dtype.element_ty), mask=exist[:, None] & k_mask[None, :])
+        tl.store(to, acc.to(y.data.dtype.element_ty), mask=pixel_mask[:, None] & k_mask[None, :])
 
 
 @device_function
@@ -193,22 +195,22 @@ def direct_weight_grad_kernel(
     PADDING: tl.constexpr = META.padding_mode
     ALIGNED: tl.constexpr = META.aligned
     ROWS: tl.constexpr = META.rows
-    TAPS: tl.constexpr = META.taps[0]
-    ACROSS_TAPS: tl.constexpr = META.taps[1]
-    BLOCKS_ACROSS: tl.constexpr = META.window[1] // ACROSS_TAPS
-    BLOCKS: tl.constexpr = (META.window[0] // TAPS) * BLOCKS_ACROSS
-    INDEX: tl.constexpr = META.index
+    TAPS: tl.constexpr = META.taps_at_once.rows
+    ACROSS_TAPS: tl.constexpr = META.taps_at_once.columns
+    BLOCKS_ACROSS: tl.constexpr = META.taps.columns // ACROSS_TAPS
+    TAP_BLOCKS: tl.constexpr = (META.taps.rows // TAPS) * BLOCKS_ACROSS
+    INDEX: tl.constexpr = BLOCK.index
     ACC: tl.constexpr = BLOCK.accumulator
     PIXELS: tl.constexpr = BLOCK.pixels
     CHANNELS: tl.constexpr = BLOCK.channels
     grad_strides, x_strides = assume_aligned(grad.strides, ALIGNED), assume_aligned(x.strides, ALIGNED)
     columns = columns // ALIGNED * ALIGNED
-    block, rest = tl.program_id(0) % BLOCKS, tl.program_id(0) // BLOCKS
-    blocks = tl.cdiv(columns, CHANNELS)
-    part = rest // blocks
-    k = (rest % blocks * CHANNELS + tl.arange(0, CHANNELS)).to(INDEX)  # [CHANNELS]
+    tap_block, rest = tl.program_id(0) % TAP_BLOCKS, tl.program_id(0) // TAP_BLOCKS
+    channel_blocks = tl.cdiv(columns, CHANNELS)
+    part = rest // channel_blocks
+    k = (rest % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)).to(INDEX)  # [CHANNELS]
     k_mask = k < columns
-    first_r, first_s = block // BLOCKS_ACROSS * TAPS, block % BLOCKS_ACROSS * ACROSS_TAPS
+    first_r, first_s = tap_block // BLOCKS_ACROSS * TAPS, tap_block % BLOCKS_ACROSS * ACROSS_TAPS
     down, across = phase_of(0, DOWN), phase_of(0, ACROSS)
 
     FIRST: tl.constexpr = first_read(TAPS, DOWN_STEP)
@@ -235,8 +237,8 @@ def direct_weight_grad_kernel(
     parts += part.to(INDEX) * dw_size
     for s in tl.static_range(ACROSS_TAPS):
         for r in tl.static_range(TAPS):
-            to = parts + k * dw_strides.column + (first_r + r) * dw_strides.tap[0]
-            to += (first_s + s) * dw_strides.tap[1]
+            to = parts + k * dw_strides.column + (first_r + r) * dw_strides.row
+            to += (first_s + s) * dw_strides.tap
             tl.store(to, sum_rows(sums[s * TAPS + r]).to(parts.dtype.element_ty), mask=k_mask)
 
 
@@ -259,7 +261,7 @@ def add_taps(
 def serves(problem: Problem | WeightProblem) -> bool:
     """True if a group has one channel and at most four outputs."""
     outputs, channels = problem.weight_size[:2]
-    return problem.unpool is None and channels == 1 and outputs <= 4 * problem.groups
+    return not problem.is_pooled and channels == 1 and outputs <= 4 * problem.groups
 
 
 def taps_first(weight: torch.Tensor) -> torch.Tensor:
@@ -267,10 +269,9 @@ def taps_first(weight: torch.Tensor) -> torch.Tensor:
     return weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
 
 
-def _strides(weight: torch.Tensor) -> WeightStrides:
-    """A weight's strides; those of its taps by rows and columns."""
-    column, _, down, across = weight.stride()
-    return WeightStrides(0, (down, across), column, 0)
+def _strides(weight: torch.Tensor) -> TapStrides:
+    column, _, row, tap = weight.stride()
+    return TapStrides(column, row, tap)
 
 
 def forward(problem: Problem) -> torch.Tensor | None:
@@ -278,23 +279,24 @@ def forward(problem: Problem) -> torch.Tensor | None:
     it, weight, chip = problem, taps_first(problem.weight), chips.chip_name()
     walks, y = it.window.walks(it.transposed), Images.of(it.y)
     columns = it.y.shape[1]
-    height, width = cdiv(y.size.h, walks.down.step), cdiv(y.size.w, walks.across.step)
+    height, width = cdiv(y.size.h, walks.down.result_step), cdiv(y.size.w, walks.across.result_step)
     several = it.transposed and weight.shape[0] > it.groups  # a weight for each output: too many for several rows
-    whole = walks.steps == (1, 1) and it.window.size[0] <= UNROLLED and not several
+    whole = walks.result_steps == (1, 1) and it.window.size[0] <= UNROLLED and not several
     rows = pick.rows(height, it.moments) if whole else 1
     pixels = y.size.n * cdiv(height, rows) * width
-    strip = pick.strip(pixels, columns, it.x.stride(1) == it.y.stride(1) == 1, chip, True)
-    strips = cdiv(pixels, strip.pixels)
+    shape = pick.strip_shape(pixels, columns, it.x.stride(1) == it.y.stride(1) == 1, chip, True)
+    strips = cdiv(pixels, shape.pixels)
     moments = new_moments(it, strips * rows)
     meta = _meta(
-        walks, problem, weight, rows, (it.window.size[0] if whole else 1, 1), transposed=it.transposed,
-        aligned=alignment(columns, it.x, it.y), index=index_type(it.x, weight, it.y),
-        accumulator=tl_type(accumulator(it.y.dtype)), pixels=strip.pixels, channels=strip.channels,
+        walks, problem, weight, rows, Taps(it.window.size[0] if whole else 1, 1), transposed=it.transposed,
+        aligned=alignment(columns, it.x, it.y),
     )  # fmt: skip
+    index = index_type(it.x, weight, it.y)
+    block = Block(shape.pixels, shape.channels, tl_type(accumulator(it.y.dtype)), index)
     launch(
-        direct_kernel, strips * cdiv(columns, strip.channels) * walks.down.step * walks.across.step,
+        direct_kernel, strips * cdiv(columns, shape.channels) * walks.down.result_step * walks.across.result_step,
         Images.of(it.x), Weight(weight, _strides(weight)), y, it.epilogue.operands(it.y, moments), columns,
-        ACTIVATION=it.epilogue.on_device, META=meta, num_warps=strip.warps, **register_options(chip),
+        ACTIVATION=it.epilogue.on_device, META=meta, BLOCK=block, num_warps=shape.warps, **register_options(chip),
     )  # fmt: skip
     return moments
 
@@ -302,29 +304,26 @@ def forward(problem: Problem) -> torch.Tensor | None:
 def weight_grad(problem: WeightProblem) -> None:
     """Launch a weight gradient, contiguous but for the order of its dimensions; see Path."""
     it, (r, s) = problem, problem.window.size
-    taps = (r, s) if r * s <= 9 else (r, 1) if r <= UNROLLED else (1, 1)
+    taps = Taps(r, s) if r * s <= 9 else Taps(r, 1) if r <= UNROLLED else Taps(1, 1)
     # Whole rows: the 0 of one that isn't there would be NaN beside an infinity. Two: the sums take most registers.
-    rows = pick.rows(it.grad.shape[2], True, 2) if taps[0] == r else 1
+    rows = pick.rows(it.grad.shape[2], True, 2) if taps.rows == r else 1
     columns = it.grad.shape[1]
-    meta = _meta(
-        it.window.walks(False), it, it.dw, rows, taps, aligned=alignment(columns, it.grad, it.x),
-        index=index_type(it.grad, it.x),
-    )  # fmt: skip
+    meta = _meta(it.window.walks(False), it, it.dw, rows, taps, aligned=alignment(columns, it.grad, it.x))
     grad = Images.of(it.grad)
     strips = grad._replace(size=grad.size._replace(h=grad.size.h // rows))
     sum_pixels(
-        direct_weight_grad_kernel, it.dw, it.grad, strips, Images.of(it.x), _strides(it.dw),
-        it.dw.numel(), index=meta.index, rows=rows, blocks=(r // taps[0]) * (s // taps[1]), META=meta,
+        direct_weight_grad_kernel, it.dw, it.grad, strips, Images.of(it.x), _strides(it.dw), it.dw.numel(),
+        index=index_type(it.grad, it.x), rows=rows, blocks=(r // taps.rows) * (s // taps.columns), META=meta,
         **register_options(chips.chip_name()),
     )  # fmt: skip
 
 
 def _meta(
-    walks: Walks, problem: Problem | WeightProblem, weight: torch.Tensor, rows: int, taps: Pair, **others: Any
+    walks: Walks, problem: Problem | WeightProblem, weight: torch.Tensor, rows: int, taps_at_once: Taps, **others: Any
 ) -> DirectMeta:
     window, outputs = problem.window, weight.shape[0] // problem.groups
     return DirectMeta(
-        *walks, window.size, window.padding_mode, outputs, rows=rows, taps=taps, **others
+        *walks, Taps(*window.size), window.padding_mode, outputs, rows=rows, taps_at_once=taps_at_once, **others
     )  # fmt: skip
 
 

@@ -3,8 +3,8 @@
     x = scale · product + bias + residual
     y = act(x), or PReLU's with a slope: x where that is positive, else slope · x
 
-The way back: activation_grad.py, prelu.py. The mask is not applied inside the gradient kernels: there it would send an
-operand of a matrix instruction through registers, and twice, once for each gradient.
+The way back: activation_grad.py, prelu.py. act'(x)·dy is computed in a pass of its own, not inside the gradient
+kernels: there it would send an operand of a matrix instruction through registers, and twice, once for each gradient.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ..base.lang import device_function, tl
-from ..base.precision import PRECISION, accumulator, autocasts
+from ..base.precision import DTYPES, accumulator, autocasts
 from ..core.images import Pixel, offsets
 from ..core.op import Op
 from ..core.tensors import check_optional, check_tensors, laid_out_as, nbytes
@@ -51,9 +51,9 @@ class Epilogue(NamedTuple):
 
     @property
     def takes_registers(self) -> bool:
-        """True if it takes registers for each result: to load or store what is as large, or for a smooth activation."""
+        """True if it takes registers for each result: to load or store what is as large, or for a curved activation."""
         larger = self.residual is not None or self.preactivation is not None
-        return larger or activations.of(self.activation).is_smooth
+        return larger or activations.of(self.activation).has_second_derivative
 
     @property
     def on_device(self) -> activations.DeviceActivation:
@@ -63,7 +63,8 @@ class Epilogue(NamedTuple):
 
 @device_function
 def finish(acc, epilogue, results, strides, ACTIVATION: tl.constexpr, INDEX: tl.constexpr):
-    """Return y of a tile of sums [pixels, columns], the results' sums, in images of these strides; see Epilogue."""
+    """Return act(scale·acc + bias + residual) for a tile of sums acc [pixels, columns]. strides: of y, the residual and
+    the preactivation. Also stores the preactivation and the tile's moments, where they are wanted."""
     k, k_mask = results.k, results.k_mask
     if epilogue.scale is not None:
         acc *= tl.load(epilogue.scale + k, mask=k_mask, other=0.0).to(acc.dtype)[None, :]
@@ -88,11 +89,11 @@ def finish(acc, epilogue, results, strides, ACTIVATION: tl.constexpr, INDEX: tl.
 @device_function
 def store_moments(acc, epilogue, results, INDEX: tl.constexpr):
     """Store a tile's number of pixels, its columns' means, and their sums of squares about these."""
-    exists = results.pixel_mask[:, None]
+    pixel_mask = results.pixel_mask[:, None]
     count = tl.sum(results.pixel_mask.to(acc.dtype), axis=0)
-    mean = sum_rows(tl.where(exists, acc, 0.0)) / count
-    off = tl.where(exists, acc - mean[None, :], 0.0)
-    to = epilogue.moments + tl.cast(results.row, INDEX) * 3 * epilogue.columns + results.k
+    mean = sum_rows(tl.where(pixel_mask, acc, 0.0)) / count
+    off = tl.where(pixel_mask, acc - mean[None, :], 0.0)
+    to = epilogue.moments + tl.cast(results.tile, INDEX) * 3 * epilogue.columns + results.k
     tl.store(to, tl.zeros_like(mean) + count, mask=results.k_mask)
     tl.store(to + epilogue.columns, mean, mask=results.k_mask)
     tl.store(to + 2 * epilogue.columns, sum_rows(off * off), mask=results.k_mask)
@@ -149,7 +150,7 @@ def completed(
 def check_fit(y: torch.Tensor, scale: Any, residual: Any, slope: Any, dims: int) -> None:
     """Errors: TypeError, RuntimeError for what PyTorch would broadcast or promote, and kernels don't."""
     check_optional(scale=scale, residual=residual)
-    if y.is_nested or y.dtype not in PRECISION:
+    if y.is_nested or y.dtype not in DTYPES:
         return
     slope = None if slope is None or slope.numel() == 1 else slope
     if autocasts(y):  # which makes their dtypes the same
@@ -175,6 +176,7 @@ def with_preactivation(op: Op) -> Op:
     """Return the operator that gives, besides op's result, what stands before the activation, op's last argument."""
 
     def fake(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (y, preactivation), of one size."""
         y = op.fake(*args)
         return y, torch.empty_like(y)
 

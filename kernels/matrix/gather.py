@@ -101,13 +101,13 @@ def window_terms(operand, step, META: tl.constexpr):
     K: tl.constexpr = META.k
     PACKED: tl.constexpr = META.packed
     PADDING: tl.constexpr = META.padding_mode
-    UNPOOL: tl.constexpr = META.unpool
+    GRAD_POOL: tl.constexpr = META.grad_pool
     terms = tap_of(step, operand.channels, operand.down.count, operand.across.count, PACKED, K)
     h, w = terms.r * META.down.input_step, terms.s * META.across.input_step
-    if UNPOOL is None:
+    if GRAD_POOL is None:
         return gather(operand.x, operand.at, operand.mask, h, w, terms.c, terms.mask, PADDING)
     else:
-        return gather_open(operand.x, operand.code, operand.at, operand.mask, h, w, terms.c, terms.mask, UNPOOL)
+        return gather_open(operand.x, operand.code, operand.at, operand.mask, h, w, terms.c, terms.mask, GRAD_POOL)
 
 
 @device_function
@@ -119,7 +119,7 @@ def weight_terms(operand, step, META: tl.constexpr):
     w, strides = operand.w.data, operand.w.strides
     terms = tap_of(step, operand.channels, operand.down.count, operand.across.count, PACKED, K)
     row = operand.down.first + terms.r * META.down.weight_step
-    tap = row * META.window[1] + operand.across.first + terms.s * META.across.weight_step
+    tap = row * META.taps.columns + operand.across.first + terms.s * META.across.weight_step
     term = (tap * strides.tap + terms.c * strides.channel).to(operand.column.dtype)
     mask = terms.mask[:, None] & operand.mask[None, :]
     tile = tl.load(w + term[:, None] + operand.column[None, :] * strides.column, mask=mask, other=0.0)
@@ -131,31 +131,31 @@ def conv_kernel(x, code, w, y, epilogue, channels, columns, ACTIVATION: tl.const
     """y[pixel, column] = epilogue(Σ_term x̂ · w), for a tile of M pixels of one phase x N columns of one group."""
     DOWN: tl.constexpr = META.down
     ACROSS: tl.constexpr = META.across
-    PHASES: tl.constexpr = DOWN.step * ACROSS.step
+    PHASES: tl.constexpr = DOWN.result_step * ACROSS.result_step
     INDEX: tl.constexpr = META.index
     ACC: tl.constexpr = META.accumulator
     PACKED: tl.constexpr = META.packed
     M: tl.constexpr = META.m
     N: tl.constexpr = META.n
     K: tl.constexpr = META.k
-    batch, height, width = y.size.n, tl.cdiv(y.size.h, DOWN.step), tl.cdiv(y.size.w, ACROSS.step)
+    batch, height, width = y.size.n, tl.cdiv(y.size.h, DOWN.result_step), tl.cdiv(y.size.w, ACROSS.result_step)
     row_tiles = tl.cdiv(batch * height * width, M)
     column_tiles = tl.cdiv(columns, N)
     group = tl.program_id(0) // (row_tiles * column_tiles * PHASES)
     phase = tl.program_id(0) // (row_tiles * column_tiles) % PHASES
     row, column = program_tile(tl.program_id(0) % (row_tiles * column_tiles), row_tiles, column_tiles)
-    a, b = phase // ACROSS.step, phase % ACROSS.step
+    a, b = phase // ACROSS.result_step, phase % ACROSS.result_step
     down, across = phase_of(a, DOWN), phase_of(b, ACROSS)
 
     at = pixel(row.to(INDEX) * M + tl.arange(0, M), height, width)  # [M]
-    p, q = a + at.h * DOWN.step, b + at.w * ACROSS.step
+    p, q = a + at.h * DOWN.result_step, b + at.w * ACROSS.result_step
     pixel_mask = (at.n < batch) & (p < y.size.h) & (q < y.size.w)
     k = (column * N + tl.arange(0, N)).to(INDEX)  # [N]
     k_mask = k < columns
 
     first = group.to(INDEX) * channels * x.strides.c
     x = Images(x.data + first, x.strides, x.size)
-    if META.unpool is not None:
+    if META.grad_pool is not None:
         code = Code(code.data + first, code.strides, code.plane)
     w = Weight(w.data + group.to(INDEX) * w.strides.group, w.strides)
     reads = Pixel(at.n, at.h * DOWN.stride + down.offset, at.w * ACROSS.stride + across.offset)
@@ -219,22 +219,22 @@ def conv_pool_kernel(x, w, y, code, epilogue, channels, columns, ACTIVATION: tl.
 def grad_terms(operand, step, META: tl.constexpr):
     """A of the weight gradient: the output's gradient, transposed, for this step's pixels. [M, K]"""
     K: tl.constexpr = META.k
-    UNPOOL: tl.constexpr = META.unpool
+    GRAD_POOL: tl.constexpr = META.grad_pool
     PRECISION: tl.constexpr = META.precision
     grad = operand.grad
     index = step * K + tl.arange(0, K)  # [K]
     at = pixel(index.to(operand.column.dtype), grad.size.h, grad.size.w)
-    if UNPOOL is None:
+    if GRAD_POOL is None:
         mask = (at.n < grad.size.n)[None, :] & operand.mask[:, None]
         rows = at.n * grad.strides.n + at.h * grad.strides.h + at.w * grad.strides.w
         to = grad.data + rows[None, :] + operand.column[:, None] * grad.strides.c
         tile = tl.load(to, mask=mask, other=0.0)
     else:
         here = tl.zeros([1], tl.int32)
-        size = Size(grad.size.n, grad.size.h // UNPOOL.rows, grad.size.w // UNPOOL.columns)
+        size = Size(grad.size.n, grad.size.h // GRAD_POOL.rows, grad.size.w // GRAD_POOL.columns)
         pooled = Images(grad.data, grad.strides, size)
         mask = at.n < grad.size.n
-        tile = gather_open(pooled, operand.code, at, mask, here, here, operand.column, operand.mask, UNPOOL).T
+        tile = gather_open(pooled, operand.code, at, mask, here, here, operand.column, operand.mask, GRAD_POOL).T
     return as_tf32(tile, PRECISION)
 
 
@@ -278,15 +278,15 @@ def weight_grad_kernel(grad, code, x, dw, outputs, channels, groups, parts, META
     chunk = tl.cdiv(steps, parts)
     first = group.to(INDEX) * outputs * grad.strides.c
     grad = Images(grad.data + first, grad.strides, grad.size)
-    if META.unpool is not None:
+    if META.grad_pool is not None:
         code = Code(code.data + first, code.strides, code.plane)
     x = Images(x.data + group.to(INDEX) * channels * x.strides.c, x.strides, x.size)
     h, w = down.offset + terms.r * DOWN.input_step, across.offset + terms.s * ACROSS.input_step
     A = GradOperand(grad, code, k, k_mask)
     B = PixelsOperand(x, grad.size, h, w, terms)
     acc = tl.zeros([M, N], ACC)
-    last = tl.minimum((part + 1) * chunk, steps)
-    acc = main_loop(acc, grad_terms, A, window_pixels, B, part * chunk, last, META)
+    end = tl.minimum((part + 1) * chunk, steps)
+    acc = main_loop(acc, grad_terms, A, window_pixels, B, part * chunk, end, META)
 
     k += (part * groups + group).to(INDEX) * outputs
     term = (terms.r * across.count + terms.s) * channels + terms.c
@@ -297,18 +297,24 @@ def weight_grad_kernel(grad, code, x, dw, outputs, channels, groups, parts, META
 def forward(problem: Problem) -> torch.Tensor | None:
     """Launch a product; see Path."""
     it, at = problem, problem.picked
-    tile, weight, y = at.tile, matrix(it.weight), it.y
-    walks, code = it.window.walks(it.transposed), it.unpool.code if it.unpool else None
+    tile, data, y = at.tile, matrix(it.weight), it.y
+    pooling = it.pool or it.pooled
+    code = pooling and pooling.code
     moments = new_moments(it, at.row_tiles)
     meta = Meta.of(
-        walks, it.window.size, at.precision, tile, transposed=it.transposed, padding_mode=it.window.padding_mode,
-        unpool=it.unpool and it.unpool.pool, accumulator=tl_type(accumulator(y.dtype)),
-        index=index_type(it.x, weight, y, code and code.data),
+        it.walks, it.window.size, at.precision, tile, transposed=it.transposed, padding_mode=it.window.padding_mode,
+        pool=it.pool and it.pool.pool, shift=it.window.stride if it.pool else (1, 1),
+        grad_pool=it.pooled and it.pooled.pool, accumulator=tl_type(accumulator(y.dtype)),
+        index=index_type(it.x, data, y, code and code.data),
     )  # fmt: skip
-    programs = at.row_tiles * cdiv(it.columns, tile.n) * it.groups * math.prod(walks.steps)
+    programs = at.row_tiles * cdiv(it.columns, tile.n) * it.groups * math.prod(it.walks.result_steps)
+    weight = Weight(data, weight_strides(it))
+    kernel, operands = conv_kernel, (at.x, code, weight, at.y)
+    if it.pool:
+        kernel, operands = conv_pool_kernel, (at.x, weight, at.y, code)
     launch(
-        conv_kernel, programs, at.x, code, Weight(weight, weight_strides(it)), at.y, it.epilogue.operands(y, moments),
-        it.channels, it.columns, ACTIVATION=it.epilogue.on_device, META=meta, **tile.options,
+        kernel, programs, *operands, it.epilogue.operands(y, moments), it.channels, it.columns,
+        ACTIVATION=it.epilogue.on_device, META=meta, **tile.options,
     )  # fmt: skip
     return moments
 
@@ -316,11 +322,11 @@ def forward(problem: Problem) -> torch.Tensor | None:
 def weight_grad(problem: WeightProblem) -> None:
     """Launch a weight gradient; see Path."""
     it, at = problem, problem.picked
-    tile, code = at.tile, it.unpool.code if it.unpool else None
+    tile, code = at.tile, it.pooled.code if it.pooled else None
     parts = new_parts(it, tile.parts)
     meta = Meta.of(
         it.window.walks(False), it.window.size, at.precision, tile, padding_mode=it.window.padding_mode,
-        unpool=it.unpool and it.unpool.pool, accumulator=tl_type(accumulator(it.x.dtype)),
+        grad_pool=it.pooled and it.pooled.pool, accumulator=tl_type(accumulator(it.x.dtype)),
         index=index_type(it.grad, it.x, parts, code and code.data),
     )  # fmt: skip
     outputs, channels = it.dw.shape[0] // it.groups, it.dw.shape[1]

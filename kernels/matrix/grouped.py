@@ -85,15 +85,15 @@ class PixelsOperand(NamedTuple):
 
 
 @device_function
-def term_of(step, down, across, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
-    """Return a step's terms [BLOCK] along the taps of a phase."""
-    term = step * BLOCK + tl.arange(0, BLOCK)
+def term_of(step, down, across, CHANNELS: tl.constexpr, TERMS: tl.constexpr):
+    """Return a step's terms [TERMS] along the taps of a phase."""
+    term = step * TERMS + tl.arange(0, TERMS)
     tap = term // CHANNELS
     return Terms(tap // across.count, tap % across.count, term % CHANNELS, tap < down.count * across.count)
 
 
 @device_function
-def reads(x, at, pixel_mask, h, w, terms, groups, META: tl.constexpr):
+def gather_groups(x, at, pixel_mask, h, w, terms, groups, META: tl.constexpr):
     """Return what lies (h, w) away from pixels `at` in the terms' channels of groups. [G, pixels, terms]"""
     PADDING: tl.constexpr = META.padding_mode
     h = source_index(at.h[:, None] + h[None, :], x.size.h, PADDING)  # [pixels, terms]
@@ -111,7 +111,7 @@ def group_terms(operand, step, META: tl.constexpr):
     CHANNELS: tl.constexpr = META.channels
     terms = term_of(step, operand.down, operand.across, CHANNELS, K)
     h, w = terms.r * META.down.input_step, terms.s * META.across.input_step
-    return reads(operand.x, operand.at, operand.mask, h, w, terms, operand.groups, META)
+    return gather_groups(operand.x, operand.at, operand.mask, h, w, terms, operand.groups, META)
 
 
 @device_function
@@ -123,7 +123,7 @@ def group_weights(operand, step, META: tl.constexpr):
     strides, groups = operand.w.strides, operand.groups
     terms = term_of(step, operand.down, operand.across, CHANNELS, K)
     row = operand.down.first + terms.r * META.down.weight_step
-    tap = row * META.window[1] + operand.across.first + terms.s * META.across.weight_step
+    tap = row * META.taps.columns + operand.across.first + terms.s * META.across.weight_step
     term = (tap * strides.tap + terms.c * strides.channel).to(operand.column.dtype)
     to = (groups.g * strides.group)[:, None, None] + term[None, :, None]
     to += (operand.column * strides.column)[None, None, :]
@@ -143,31 +143,31 @@ def grouped_kernel(x, w, y, epilogue, channels, columns, groups, ACTIVATION: tl.
     M: tl.constexpr = META.m
     N: tl.constexpr = META.n
     K: tl.constexpr = META.k
-    height, width = tl.cdiv(y.size.h, DOWN.step), tl.cdiv(y.size.w, ACROSS.step)
+    height, width = tl.cdiv(y.size.h, DOWN.result_step), tl.cdiv(y.size.w, ACROSS.result_step)
     row_tiles, column_tiles, blocks = tl.cdiv(y.size.n * height * width, M), tl.cdiv(columns, N), tl.cdiv(groups, G)
     phase = tl.program_id(0) // (row_tiles * column_tiles * blocks)
     program = tl.program_id(0) % (row_tiles * column_tiles * blocks)
     row, column = program_tile(program, row_tiles, column_tiles * blocks)
-    a, b = phase // ACROSS.step, phase % ACROSS.step
+    a, b = phase // ACROSS.result_step, phase % ACROSS.result_step
     down, across = phase_of(a, DOWN), phase_of(b, ACROSS)
 
     at = pixel(row.to(INDEX) * M + tl.arange(0, M), height, width)  # [M]
-    p, q = a + at.h * DOWN.step, b + at.w * ACROSS.step
+    p, q = a + at.h * DOWN.result_step, b + at.w * ACROSS.result_step
     pixel_mask = (at.n < y.size.n) & (p < y.size.h) & (q < y.size.w)
     g = (column // column_tiles * G + tl.arange(0, G)).to(INDEX)  # [G]
     k = (column % column_tiles * N + tl.arange(0, N)).to(INDEX)  # [N]
-    some, k_mask = Groups(g, g < groups), k < columns
+    tile_groups, k_mask = Groups(g, g < groups), k < columns
 
     reads = Pixel(at.n, at.h * DOWN.stride + down.offset, at.w * ACROSS.stride + across.offset)
-    A = WindowOperand(x, reads, pixel_mask, some, down, across)
-    B = WeightOperand(w, some, k, k_mask, down, across)
+    A = WindowOperand(x, reads, pixel_mask, tile_groups, down, across)
+    B = WeightOperand(w, tile_groups, k, k_mask, down, across)
     # Channels are not the constant here, or LLVM would unroll the loop.
     steps = tl.cdiv(down.count * across.count * channels, K) * down.nonempty * across.nonempty
     acc = main_loop(tl.zeros([G, M, N], ACC), group_terms, A, group_weights, B, 0, steps, META)
 
     acc = acc.permute(1, 0, 2).reshape(M, G * N)
     k = (g[:, None] * columns + k[None, :]).reshape(G * N)
-    k_mask = (some.mask[:, None] & k_mask[None, :]).reshape(G * N)
+    k_mask = (tile_groups.mask[:, None] & k_mask[None, :]).reshape(G * N)
     results = Results(row, Pixel(at.n, p, q), pixel_mask, k, k_mask)
     acc = finish(acc, epilogue, results, y.strides, ACTIVATION, INDEX)
     to = y.data + offsets(results.at, k, y.strides)
@@ -196,7 +196,7 @@ def group_pixels(operand, step, META: tl.constexpr):
     terms, size = operand.terms, operand.size
     at = pixel((step * K + tl.arange(0, K)).to(terms.c.dtype), size.h, size.w)
     from_pixels = Pixel(at.n, at.h * META.down.stride, at.w * META.across.stride)
-    tile = reads(operand.x, from_pixels, at.n < size.n, operand.h, operand.w, terms, operand.groups, META)
+    tile = gather_groups(operand.x, from_pixels, at.n < size.n, operand.h, operand.w, terms, operand.groups, META)
     return as_tf32(tile, PRECISION)
 
 
@@ -221,21 +221,21 @@ def grouped_weight_grad_kernel(grad, x, dw, outputs, groups, parts, META: tl.con
 
     g = (block * G + tl.arange(0, G)).to(INDEX)  # [G]
     k = (row * M + tl.arange(0, M)).to(INDEX)  # [M]
-    some, k_mask = Groups(g, g < groups), k < outputs
+    tile_groups, k_mask = Groups(g, g < groups), k < outputs
     terms = term_of(column, down, across, CHANNELS, N)  # [N]
     terms = Terms(terms.r, terms.s, terms.c.to(INDEX), terms.mask)
 
     steps = tl.cdiv(grad.size.n * grad.size.h * grad.size.w, K)
     chunk = tl.cdiv(steps, parts)
-    A = GradOperand(grad, some, k, k_mask, outputs)
+    A = GradOperand(grad, tile_groups, k, k_mask, outputs)
     h, w = down.offset + terms.r * DOWN.input_step, across.offset + terms.s * ACROSS.input_step
-    B = PixelsOperand(x, grad.size, h, w, terms, some)
-    last = tl.minimum((part + 1) * chunk, steps)
-    acc = main_loop(tl.zeros([G, M, N], ACC), group_grads, A, group_pixels, B, part * chunk, last, META)
+    B = PixelsOperand(x, grad.size, h, w, terms, tile_groups)
+    end = tl.minimum((part + 1) * chunk, steps)
+    acc = main_loop(tl.zeros([G, M, N], ACC), group_grads, A, group_pixels, B, part * chunk, end, META)
 
     k = (part.to(INDEX) * groups + g)[:, None] * outputs + k[None, :]
     dw += k[:, :, None] * count + ((terms.r * across.count + terms.s) * CHANNELS + terms.c)[None, None, :]
-    mask = (some.mask[:, None] & k_mask[None, :])[:, :, None] & terms.mask[None, None, :]
+    mask = (tile_groups.mask[:, None] & k_mask[None, :])[:, :, None] & terms.mask[None, None, :]
     tl.store(dw, acc.to(dw.dtype.element_ty), mask=mask)
 
 
@@ -243,7 +243,7 @@ def serves(problem: Problem | WeightProblem) -> bool:
     """True if there are several groups, some of whose sides are narrow."""
     outputs, channels = problem.weight_size[:2]
     narrow = min(outputs // problem.groups, channels) <= shapes.NARROW
-    return problem.unpool is None and problem.groups > 1 and narrow
+    return not problem.is_pooled and problem.groups > 1 and narrow
 
 
 def forward(problem: Problem) -> torch.Tensor | None:
@@ -251,10 +251,10 @@ def forward(problem: Problem) -> torch.Tensor | None:
     it, chip, weight = problem, chips.chip_name(), matrix(problem.weight)
     walks, precision = it.window.walks(it.transposed), precision_on(chip, it.precision)
     x, y = Images.of(it.x), Images.of(it.y)
-    phases = walks.down.step * walks.across.step
-    pixels = y.size.n * cdiv(y.size.h, walks.down.step) * cdiv(y.size.w, walks.across.step)
-    terms = cdiv(it.window.taps * it.channels, phases)
-    wanted = shapes.Grouped(it.groups, pixels, it.columns, terms, it.extra_registers == "epilogue")
+    phases = walks.down.result_step * walks.across.result_step
+    pixels = y.size.n * cdiv(y.size.h, walks.down.result_step) * cdiv(y.size.w, walks.across.result_step)
+    term_count = cdiv(it.window.taps * it.channels, phases)
+    wanted = shapes.Grouped(it.groups, pixels, it.columns, term_count, it.extra_registers == "epilogue")
     tile = pick.grouped(wanted, shapes.arithmetic(it.x.dtype, precision), chip)
     row_tiles = cdiv(pixels, tile.m)
     moments = new_moments(it, row_tiles)
@@ -274,15 +274,15 @@ def weight_grad(problem: WeightProblem) -> None:
     """Launch a weight gradient; see Path."""
     it, chip, grad = problem, chips.chip_name(), Images.of(problem.grad)
     outputs, channels = it.dw.shape[0] // it.groups, it.dw.shape[1]
-    terms, precision = it.window.taps * channels, precision_on(chip, it.precision)
-    wanted = shapes.Grouped(it.groups, outputs, terms, grad.size.n * grad.size.h * grad.size.w, parts=True)
+    term_count, precision = it.window.taps * channels, precision_on(chip, it.precision)
+    wanted = shapes.Grouped(it.groups, outputs, term_count, grad.size.n * grad.size.h * grad.size.w, may_split=True)
     tile = pick.grouped(wanted, shapes.arithmetic(it.x.dtype, precision), chip)
     parts = new_parts(it, tile.parts)
     meta = Meta.of(
         it.window.walks(False), it.window.size, precision, tile, padding_mode=it.window.padding_mode,
         channels=channels, accumulator=tl_type(accumulator(it.x.dtype)), index=index_type(it.grad, it.x, parts),
     )  # fmt: skip
-    programs = cdiv(outputs, tile.m) * cdiv(terms, tile.n) * cdiv(it.groups, tile.groups) * tile.parts
+    programs = cdiv(outputs, tile.m) * cdiv(term_count, tile.n) * cdiv(it.groups, tile.groups) * tile.parts
     launch(
         grouped_weight_grad_kernel, programs, grad, Images.of(it.x), parts, outputs, it.groups, tile.parts, META=meta,
         **tile.options,

@@ -21,7 +21,7 @@ from .problem import Problem, WeightProblem
 _POINT = Window((1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
 
 
-def images(matrix: torch.Tensor) -> torch.Tensor:
+def as_images(matrix: torch.Tensor) -> torch.Tensor:
     """Return rows [M, C] as images [M, C, 1, 1]; a view."""
     return matrix[:, :, None, None]
 
@@ -56,14 +56,14 @@ def linear_fake(input, weight, bias, scale, residual, slope, groups, activation)
 
 
 def linear_launch(y, input, weight, bias, scale, residual, slope, groups, activation, preactivation=None):
-    residual, preactivation = (each if each is None else images(each) for each in (residual, preactivation))
+    residual, preactivation = (each if each is None else as_images(each) for each in (residual, preactivation))
     epilogue = Epilogue(bias, scale, residual, slope, activation, preactivation)
-    _multiply(images(input), weight, images(y), groups, False, epilogue)
+    _multiply(as_images(input), weight, as_images(y), groups, False, epilogue)
 
 
 def _multiply(x, weight, y, groups, transposed, epilogue):
     precision = matmul_precision(x.dtype)
-    problem = Problem(x, images(weight), y, _POINT, groups, transposed, precision, epilogue)
+    problem = Problem(x, as_images(weight), y, _POINT, groups, transposed, precision, epilogue)
     path_of(problem).forward(problem)
 
 
@@ -84,7 +84,7 @@ def input_grad_fake(grad, weight, groups):
 
 
 def input_grad_launch(dx, grad, weight, groups):
-    _multiply(images(grad), weight, images(dx), groups, True, Epilogue())
+    _multiply(as_images(grad), weight, as_images(dx), groups, True, Epilogue())
 
 
 def input_grad_aten(grad, weight, groups):
@@ -101,7 +101,7 @@ def weight_grad_fake(grad, input, groups, accumulate_dtype=False):
 
 def weight_grad_launch(dw, grad, input, groups, accumulate_dtype=False):
     precision = matmul_precision(grad.dtype)
-    problem = WeightProblem(images(grad), images(input), images(dw), _POINT, groups, precision)
+    problem = WeightProblem(as_images(grad), as_images(input), as_images(dw), _POINT, groups, precision)
     path_of(problem).weight_grad(problem)
 
 

@@ -20,7 +20,7 @@ from ..window.arguments import same_shape
 from ..window.convolution import Window, conv_shape
 from . import per_pixel
 from .epilogue import BY_COLUMN, OPERANDS, Epilogue, check_epilogue, completed, with_preactivation
-from .problem import Problem, WeightProblem
+from .per_pixel import PerPixelProblem, PerPixelWeightProblem
 
 
 def local_shape(input: Sequence[int], weight: Sequence[int], window: Window, groups: int) -> tuple[int, int, int, int]:
@@ -60,7 +60,8 @@ def local_launch(
 ):  # fmt: skip
     window = Window.of(weight.shape[3:5], stride, padding, dilation).of_outputs(y.shape[2:])
     epilogue = Epilogue(bias, scale, residual, slope, activation, preactivation)
-    per_pixel.forward(Problem(input, weight, y, window, groups, False, conv_precision(input.dtype), epilogue))
+    precision = conv_precision(input.dtype)
+    per_pixel.forward(PerPixelProblem(input, weight, y, window, groups, False, precision, epilogue))
 
 
 def _windows(input, size, stride, padding, dilation, groups):
@@ -84,14 +85,14 @@ def local_aten(input, weight, bias, scale, residual, slope, stride, padding, dil
         y = torch.einsum("ngcpqrs,pqgkrsc->ngkpq", windows, _matrices(weight, groups)).flatten(1, 2)
         return y if bias is None else y + bias[:, None, None]
 
-    each = None
-    if bias is not None and bias.dim() == 3:  # what all images have beside them
-        bias, each = None, bias.permute(2, 0, 1).expand(input.shape[0], -1, -1, -1)
+    bias_images = None
+    if bias is not None and bias.dim() == 3:  # a bias for each pixel, which all images share
+        bias, bias_images = None, bias.permute(2, 0, 1).expand(input.shape[0], -1, -1, -1)
     if input.shape[1] == 0:  # there is no output then, see window.convolution.conv_shape
-        empty = completed(product, bias, scale, each, slope, activation)[:, :0]
+        empty = completed(product, bias, scale, bias_images, slope, activation)[:, :0]
         return empty if residual is None else empty + residual
-    beside = residual if each is None else each if residual is None else each + residual
-    return completed(product, bias, scale, beside, slope, activation)
+    addend = residual if bias_images is None else bias_images if residual is None else bias_images + residual
+    return completed(product, bias, scale, addend, slope, activation)
 
 
 def _check_grad(grad, weight_size, input_size, stride, padding, dilation, groups):
@@ -107,7 +108,7 @@ def input_grad_fake(grad, weight, input_size, stride, padding, dilation, groups,
 
 def input_grad_launch(dx, grad, weight, input_size, stride, padding, dilation, groups, channels_last):
     window = Window.of(weight.shape[3:5], stride, padding, dilation).of_outputs(grad.shape[2:])
-    per_pixel.forward(Problem(grad, weight, dx, window, groups, True, conv_precision(grad.dtype)))
+    per_pixel.forward(PerPixelProblem(grad, weight, dx, window, groups, True, conv_precision(grad.dtype)))
 
 
 def input_grad_aten(grad, weight, input_size, stride, padding, dilation, groups, channels_last):
@@ -131,7 +132,7 @@ def weight_grad_launch(
     dw, grad, input, weight_size, stride, padding, dilation, groups, accumulate_dtype=False
 ):  # fmt: skip
     window = Window.of(weight_size[3:5], stride, padding, dilation).of_outputs(grad.shape[2:])
-    per_pixel.weight_grad(WeightProblem(grad, input, dw, window, groups, conv_precision(input.dtype)))
+    per_pixel.weight_grad(PerPixelWeightProblem(grad, input, dw, window, groups, conv_precision(input.dtype)))
 
 
 def weight_grad_aten(grad, input, weight_size, stride, padding, dilation, groups, accumulate_dtype=False):

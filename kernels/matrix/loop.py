@@ -1,4 +1,4 @@
-"""The main loop of every product, and what it walks: tiles, phases, taps, padding.
+"""The main loop of products with matrix instructions, and what all products walk: tiles, phases, taps, padding.
 
 Shape tags: [M] output pixels or rows, [N] columns, [K] reduction; a trailing comment gives each block's shape.
 """
@@ -36,13 +36,15 @@ def as_tf32(x, PRECISION: tl.constexpr):
 
 
 @device_function
-def main_loop(acc, A: tl.constexpr, a, B: tl.constexpr, b, first, last, META: tl.constexpr):
-    """Return acc + Σ over steps of A(a, step) @ B(b, step): the one loop of every matrix kernel.
+def main_loop(acc, A: tl.constexpr, a, B: tl.constexpr, b, first, end, META: tl.constexpr):
+    """Return acc + Σ over first <= step < end of A(a, step) @ B(b, step).
 
-    A and B are device functions that fetch the step's [M, K] and [K, N] tiles from operands a and b.
+    A and B are device functions that fetch a step's tiles from operands a and b: [M, K] and [K, N] in gather.py, in
+    per_pixel.py and in the weight gradient of tma.py; [N, K] and [K, M] in the other products of tma.py; [G, M, K] and
+    [G, K, N] in grouped.py.
     """
     PRECISION: tl.constexpr = META.precision
-    for step in range(first, last):
+    for step in range(first, end):
         acc = dot(A(a, step, META), B(b, step, META), acc, PRECISION)
     return acc
 
@@ -60,7 +62,7 @@ def program_tile(program, rows, columns):
 @device_function
 def phase_of(a, WALK: tl.constexpr):
     """Return a walk's phase a."""
-    PHASES: tl.constexpr = WALK.step
+    PHASES: tl.constexpr = WALK.result_step
     if PHASES == 1:
         FIRST: tl.constexpr = WALK.phases[0].first
         COUNT: tl.constexpr = WALK.phases[0].count
@@ -78,31 +80,31 @@ def phase_of(a, WALK: tl.constexpr):
 
 
 @device_function
-def tap_of(step, channels, rows, columns, PACKED: tl.constexpr, BLOCK: tl.constexpr):
+def tap_of(step, channels, rows, columns, PACKED: tl.constexpr, TERMS: tl.constexpr):
     """Return the terms of a step along a window of rows x columns of taps.
 
-    packed:    term = tap · channels + c, BLOCK terms a step: [BLOCK] taps
-    otherwise: one tap and BLOCK channels a step, taps fastest (they share input): [1] tap
+    packed:    term = tap · channels + c, TERMS terms a step: [TERMS] taps
+    otherwise: one tap and TERMS channels a step, taps fastest (they share input): [1] tap
     """
     if PACKED:
-        term = step * BLOCK + tl.arange(0, BLOCK)
+        term = step * TERMS + tl.arange(0, TERMS)
         tap = term // channels
         c = term - tap * channels
         mask = tap < rows * columns
     else:
         tap = tl.full([1], step % (rows * columns), tl.int32)
-        c = step // (rows * columns) * BLOCK + tl.arange(0, BLOCK)
+        c = step // (rows * columns) * TERMS + tl.arange(0, TERMS)
         mask = c < channels
     return Terms(tap // columns, tap % columns, c, mask)
 
 
 @device_function
-def tap_steps(channels, rows, columns, PACKED: tl.constexpr, BLOCK: tl.constexpr):
+def tap_steps(channels, rows, columns, PACKED: tl.constexpr, TERMS: tl.constexpr):
     """Return the number of steps that `tap_of` takes through a window's terms."""
     if PACKED:
-        return tl.cdiv(rows * columns * channels, BLOCK)
+        return tl.cdiv(rows * columns * channels, TERMS)
     else:
-        return rows * columns * tl.cdiv(channels, BLOCK)
+        return rows * columns * tl.cdiv(channels, TERMS)
 
 
 @device_function

@@ -9,12 +9,28 @@ from ..window.convolution import Walk, Walks
 
 
 class Pool(NamedTuple):
-    """A pooling in windows side by side: rows and columns of a window, and how it is done: "average", or a maximum,
-    "largest", which of 16 bits is held with its tap's number in one, "key"."""
+    """A pooling in windows side by side.
+
+    rows, columns: of a window
+    how:           "average"; "largest": a maximum, its tap in a second register; "key": a maximum of 16-bit values,
+                   value and tap in one 32-bit integer
+    """
 
     rows: int
     columns: int
     how: str
+
+    @property
+    def taps(self) -> int:
+        """Number of taps in a window."""
+        return self.rows * self.columns
+
+
+class Taps(NamedTuple):
+    """Rows and columns of a window's taps."""
+
+    rows: int
+    columns: int
 
 
 class Meta(NamedTuple):
@@ -22,7 +38,7 @@ class Meta(NamedTuple):
     = META.m`.
 
     down, across:    the walks of its windows
-    window:          rows and columns of taps
+    taps:            rows and columns of a window's taps
     transposed:      True for the input gradient
     precision:       of dots, "tf32" or "ieee"
     accumulator, index: dtype of sums, and of offsets
@@ -30,14 +46,15 @@ class Meta(NamedTuple):
     aligned:         elements that strides and columns are multiples of, see core.tensors.alignment
     padding_mode:    what windows read outside of images
     channels:        of a group, where that is compiled for (grouped.py)
-    pool, shift:     the pooling that follows, and the pixels from its taps to the next; None for none
-    unpool:          the pooling that the images, a gradient, are read through (pool_code.py); None for none
+    pool:            the pooling that follows, or None
+    shift:           input pixels between neighbouring taps of that pooling, (down, across)
+    grad_pool:       the pooling with whose code a gradient is read (pool_code.py), or None
     bias_per_pixel:  True if each pixel has a bias of its own (per_pixel.py)
     """
 
     down: Walk
     across: Walk
-    window: Pair
+    taps: Taps
     precision: str
     accumulator: Any
     index: Any
@@ -53,15 +70,15 @@ class Meta(NamedTuple):
     channels: int = 0
     pool: Pool | None = None
     shift: Pair = (1, 1)
-    unpool: Pool | None = None
+    grad_pool: Pool | None = None
     bias_per_pixel: bool = False
 
     @classmethod
-    def of(cls, walks: Walks, window: Pair, precision: str, tile: Tile, **others: Any) -> "Meta":
+    def of(cls, walks: Walks, taps: Pair, precision: str, tile: Tile, **others: Any) -> "Meta":
         """Return what a kernel with this tile is compiled for."""
         packed, box, groups = tile.packed, tile.box, tile.groups
         others = {"accumulator": None, "index": None, "packed": packed, "box": box, "groups": groups} | others
-        return cls(walks.down, walks.across, window, precision, m=tile.m, n=tile.n, k=tile.k, **others)
+        return cls(walks.down, walks.across, Taps(*taps), precision, m=tile.m, n=tile.n, k=tile.k, **others)
 
 
 class WeightStrides(NamedTuple):
@@ -76,10 +93,10 @@ class WeightStrides(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """A weight as kernels take it: its memory and strides."""
+    """A weight as kernels take it: its memory and strides, WeightStrides or, in direct.py, TapStrides."""
 
     data: Any
-    strides: WeightStrides
+    strides: Any
 
 
 class Code(NamedTuple):
@@ -105,9 +122,10 @@ class EpilogueOperands(NamedTuple):
 
 
 class Results(NamedTuple):
-    """A tile of results: its row's number, pixels `at` and columns k, and which of them exist."""
+    """A tile of results: its pixels `at` and columns k, and which of them exist. tile: its number along the pixels, at
+    which its moments are stored."""
 
-    row: Any
+    tile: Any
     at: Pixel
     pixel_mask: Any
     k: Any

@@ -18,16 +18,17 @@ from ..window.layout import cdiv
 
 @triton.jit
 def join_kernel(
-    moments, out, rows, columns, chunk, ACC: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """out[part] = the joint moments of the part's chunk of rows, for BLOCK columns."""
-    across = tl.cdiv(columns, BLOCK)
+    moments, out, rows, columns, chunk, ACC: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """out[part] = the joint moments of the part's chunk of rows, for COLUMNS columns."""
+    across = tl.cdiv(columns, COLUMNS)
     part = tl.program_id(0) // across
-    k = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
+    k = tl.program_id(0) % across * COLUMNS + tl.arange(0, COLUMNS)
     k_mask = k < columns
-    count = tl.zeros([BLOCK], ACC)
-    mean = tl.zeros([BLOCK], ACC)
-    m = tl.zeros([BLOCK], ACC)
+    count = tl.zeros([COLUMNS], ACC)
+    mean = tl.zeros([COLUMNS], ACC)
+    m = tl.zeros([COLUMNS], ACC)
     for first in range(part * chunk, tl.minimum((part + 1) * chunk, rows), ROWS):
         row = first + tl.arange(0, ROWS)
         mask = (row < tl.minimum((part + 1) * chunk, rows))[:, None] & k_mask[None, :]
@@ -35,11 +36,11 @@ def join_kernel(
         counts = tl.load(at, mask=mask, other=0.0)
         means = tl.load(at + columns, mask=mask, other=0.0)
         ms = tl.load(at + 2 * columns, mask=mask, other=0.0)
-        nonempty = tl.maximum(sum_rows(counts), 1.0)  # not of columns that don't exist
-        new = sum_rows(counts * means) / nonempty
-        off = means - new[None, :]
-        m, mean, count = join(
-            count, mean, m, sum_rows(counts), new, sum_rows(ms + counts * off * off)
+        divisor = tl.maximum(sum_rows(counts), 1.0)  # masked columns count 0
+        chunk_mean = sum_rows(counts * means) / divisor
+        off = means - chunk_mean[None, :]
+        count, mean, m = join(
+            count, mean, m, sum_rows(counts), chunk_mean, sum_rows(ms + counts * off * off)
         )  # fmt: skip
     to = out + part.to(INDEX) * 3 * columns + k
     tl.store(to, count, mask=k_mask)
@@ -49,14 +50,15 @@ def join_kernel(
 
 @device_function
 def join(count, mean, m, counts, means, ms):
-    """Return the joint (m, mean, count) of two sets."""
+    """Return the joint (count, mean, m) of two sets."""
     total = tl.maximum(count + counts, 1.0)
     off = means - mean
-    return m + ms + off * off * (count * counts / total), mean + off * (counts / total), count + counts
+    joint_m = m + ms + off * off * (count * counts / total)
+    return count + counts, mean + off * (counts / total), joint_m
 
 
-_ROWS = 32  # of moments that a program of join_kernel takes at once
-_CHUNK = 128  # and in all, but the last
+_ROWS = 32  # that a program of join_kernel takes at once
+_CHUNK = 128  # rows of a program; one program joins the rest once at most twice as many are left
 
 
 def joined(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,7 +71,7 @@ def joined(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         out = new((parts, 3, columns), moments)
         launch(
             join_kernel, parts * cdiv(columns, block), moments, out, rows, columns, chunk,
-            ACC=tl_type(moments.dtype), INDEX=index_type(moments), ROWS=_ROWS, BLOCK=block, num_warps=4,
+            ACC=tl_type(moments.dtype), INDEX=index_type(moments), ROWS=_ROWS, COLUMNS=block, num_warps=4,
         )  # fmt: skip
         moments, rows = out, parts
     return moments[0, 1], moments[0, 2] / moments[0, 0]

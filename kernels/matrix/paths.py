@@ -1,4 +1,5 @@
-"""The ways to compute a product of windows, in order: the first one that serves a problem runs.
+"""The ways to compute a convolution or a linear layer, in order: the first that serves a problem runs. Weights
+per pixel (per_pixel.py) don't come here.
 
 nothing     an empty result
 direct      one channel a group: no matrix

@@ -12,6 +12,8 @@ for each pixel, group, and tile of its result:                one program
 
 from typing import Any, NamedTuple
 
+import torch
+
 from ..base.lang import device_function, tl, triton
 from ..base.precision import accumulator
 from ..core import chips
@@ -20,9 +22,9 @@ from ..core.op import launch
 from ..core.tensors import index_type, tl_type
 from ..tiles import pick, shapes
 from ..tiles.model import precision_on
-from ..window.convolution import Phase
+from ..window.convolution import Phase, Window
 from ..window.layout import cdiv
-from .epilogue import finish
+from .epilogue import Epilogue, finish
 from .gather import (
     GradOperand,
     PixelsOperand,
@@ -35,12 +37,36 @@ from .gather import (
 )  # fmt: skip
 from .loop import as_tf32, main_loop, phase_of, program_tile, tap_of, tap_steps
 from .meta import EpilogueOperands, Meta, Results, Terms, Weight, WeightStrides
-from .problem import Problem, WeightProblem
+
+
+class PerPixelProblem(NamedTuple):
+    """y = epilogue(product of x and weight), forward or transposed: the input gradient. weight: [P, Q, K, R, S,
+    C/groups]."""
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    y: torch.Tensor
+    window: Window
+    groups: int
+    transposed: bool
+    precision: str
+    epilogue: Epilogue = Epilogue()
+
+
+class PerPixelWeightProblem(NamedTuple):
+    """dw = Σ over the batch of grad · x̂. dw: [P, Q, K, R, S, C/groups]."""
+
+    grad: torch.Tensor
+    x: torch.Tensor
+    dw: torch.Tensor
+    window: Window
+    groups: int
+    precision: str
 
 
 class PixelWeights(NamedTuple):
-    """Ŵ' of fixed columns: the weights that a phase's taps have at the pixels that they read, from (h, v) on, of images
-    of a size."""
+    """Ŵ' of fixed columns: the weights that a phase's taps have at the pixels that they read, from (h, w_at) on, of
+    images of a size."""
 
     w: Weight
     column: Any
@@ -49,7 +75,7 @@ class PixelWeights(NamedTuple):
     across: Phase
     channels: Any
     h: Any
-    v: Any
+    w_at: Any
     size: Size
 
 
@@ -61,11 +87,11 @@ def pixel_terms(operand, step, META: tl.constexpr):
     PRECISION: tl.constexpr = META.precision
     strides, size = operand.w.strides, operand.size
     terms = tap_of(step, operand.channels, operand.down.count, operand.across.count, PACKED, K)
-    p, q = operand.h + terms.r * META.down.input_step, operand.v + terms.s * META.across.input_step
+    p, q = operand.h + terms.r * META.down.input_step, operand.w_at + terms.s * META.across.input_step
     mask = terms.mask & (p >= 0) & (q >= 0) & (p < size.h) & (q < size.w)
     place = tl.where(mask, p * size.w + q, 0).to(operand.column.dtype)
     row = operand.down.first + terms.r * META.down.weight_step
-    tap = row * META.window[1] + operand.across.first + terms.s * META.across.weight_step
+    tap = row * META.taps.columns + operand.across.first + terms.s * META.across.weight_step
     term = place * strides.pixel + tap * strides.tap + terms.c * strides.channel
     to = operand.w.data + term[:, None] + operand.column[None, :] * strides.column
     return as_tf32(tl.load(to, mask=mask[:, None] & operand.mask[None, :], other=0.0), PRECISION)
@@ -87,22 +113,22 @@ def per_pixel_kernel(x, w, y, epilogue, channels, columns, groups, ACTIVATION: t
     group = tl.program_id(0) // (row_tiles * column_tiles) % groups
     row, column = program_tile(tl.program_id(0) % (row_tiles * column_tiles), row_tiles, column_tiles)
     p, q = (place // y.size.w).to(INDEX), (place % y.size.w).to(INDEX)
-    down, across = phase_of(p % DOWN.step, DOWN), phase_of(q % ACROSS.step, ACROSS)
-    h, v = p // DOWN.step * DOWN.stride + down.offset, q // ACROSS.step * ACROSS.stride + across.offset
+    down, across = phase_of(p % DOWN.result_step, DOWN), phase_of(q % ACROSS.result_step, ACROSS)
+    h, w_at = p // DOWN.result_step * DOWN.stride + down.offset, q // ACROSS.result_step * ACROSS.stride + across.offset
 
     n = row.to(INDEX) * M + tl.arange(0, M)  # [M]
-    exist = n < y.size.n
+    pixel_mask = n < y.size.n
     k = (column * N + tl.arange(0, N)).to(INDEX)  # [N]
     k_mask = k < columns
 
     x = Images(x.data + group.to(INDEX) * channels * x.strides.c, x.strides, x.size)
     w = Weight(w.data + group.to(INDEX) * w.strides.group, w.strides)
     here = tl.zeros([M], INDEX)
-    A = WindowOperand(x, None, Pixel(n, here + h, here + v), exist, down, across, channels)
+    A = WindowOperand(x, None, Pixel(n, here + h, here + w_at), pixel_mask, down, across, channels)
     acc = tl.zeros([M, N], ACC)
     steps = tap_steps(channels, down.count, across.count, PACKED, K) * down.nonempty * across.nonempty
     if META.transposed:
-        B = PixelWeights(w, k, k_mask, down, across, channels, h, v, x.size)
+        B = PixelWeights(w, k, k_mask, down, across, channels, h, w_at, x.size)
         acc = main_loop(acc, window_terms, A, pixel_terms, B, 0, steps, META)
     else:
         w = Weight(w.data + place.to(INDEX) * w.strides.pixel, w.strides)
@@ -114,10 +140,10 @@ def per_pixel_kernel(x, w, y, epilogue, channels, columns, groups, ACTIVATION: t
         e = epilogue
         bias = e.bias + place.to(INDEX) * groups * columns
         epilogue = EpilogueOperands(bias, e.scale, e.residual, e.slope, e.preactivation, e.moments, e.columns)
-    results = Results(row, Pixel(n, p, q), exist, k, k_mask)
+    results = Results(row, Pixel(n, p, q), pixel_mask, k, k_mask)
     acc = finish(acc, epilogue, results, y.strides, ACTIVATION, INDEX)
     to = y.data + offsets(results.at, k, y.strides)
-    tl.store(to, acc.to(y.data.dtype.element_ty), mask=exist[:, None] & k_mask[None, :])
+    tl.store(to, acc.to(y.data.dtype.element_ty), mask=pixel_mask[:, None] & k_mask[None, :])
 
 
 @triton.jit
@@ -148,8 +174,8 @@ def per_pixel_weight_grad_kernel(grad, x, dw, outputs, channels, groups, META: t
     x = Images(x.data + group.to(INDEX) * channels * x.strides.c, x.strides, x.size)
     A = GradOperand(Images(data, grad.strides, batch), None, k, k_mask)
     h = down.offset + p * DOWN.stride + terms.r * DOWN.input_step
-    v = across.offset + q * ACROSS.stride + terms.s * ACROSS.input_step
-    B = PixelsOperand(x, batch, h, v, terms)
+    w_at = across.offset + q * ACROSS.stride + terms.s * ACROSS.input_step
+    B = PixelsOperand(x, batch, h, w_at, terms)
     acc = main_loop(tl.zeros([M, N], ACC), grad_terms, A, window_pixels, B, 0, tl.cdiv(grad.size.n, K), META)
 
     k += (place * groups + group).to(INDEX) * outputs
@@ -158,45 +184,48 @@ def per_pixel_weight_grad_kernel(grad, x, dw, outputs, channels, groups, META: t
     tl.store(dw, acc.to(dw.dtype.element_ty), mask=k_mask[:, None] & terms.mask[None, :])
 
 
-def forward(problem: Problem) -> None:
-    """Launch a product, forward or transposed; the weight is [P, Q, K, R, S, C/groups]."""
+def forward(problem: PerPixelProblem) -> None:
+    """Launch a product, forward or transposed."""
     it, chip, weight = problem, chips.chip_name(), problem.weight.contiguous()
-    if it.is_empty:
+    if it.y.numel() == 0:
         return
     every, inputs = weight.shape[2], weight.shape[5]
-    outputs, terms = every // it.groups, it.window.taps * inputs
+    outputs, term_count = every // it.groups, it.window.taps * inputs
     channels, columns = (outputs, inputs) if it.transposed else (inputs, outputs)
     walks, precision = it.window.walks(it.transposed), precision_on(chip, it.precision)
     x, y = Images.of(it.x), Images.of(it.y)
-    places = y.size.h * y.size.w * it.groups
+    products = y.size.h * y.size.w * it.groups
+    phases = walks.down.result_step * walks.across.result_step
     wanted = shapes.Product(
-        (y.size.n, 1, 1), columns, channels, cdiv(it.window.taps, walks.down.step * walks.across.step), 1, places,
-        extra_registers=it.extra_registers, per_pixel_weights=True,
+        (y.size.n, 1, 1), columns, channels, cdiv(it.window.taps, phases), 1, products,
+        extra_registers="epilogue" if it.epilogue.takes_registers else "", per_pixel_weights=True,
     )  # fmt: skip
     tile = pick.product(wanted, shapes.arithmetic(it.x.dtype, precision), chip)
-    group, pixel = outputs * terms, every * terms
-    strides = (terms, inputs, 1, group, pixel) if it.transposed else (1, inputs, terms, group, pixel)
+    channel, column = (term_count, 1) if it.transposed else (1, term_count)
+    strides = WeightStrides(
+        channel=channel, tap=inputs, column=column, group=outputs * term_count, pixel=every * term_count
+    )  # fmt: skip
     meta = Meta.of(
         walks, it.window.size, precision, tile, transposed=it.transposed, index=index_type(it.x, weight, it.y),
         bias_per_pixel=it.epilogue.bias is not None and it.epilogue.bias.dim() == 3,
         accumulator=tl_type(accumulator(it.x.dtype)),
     )  # fmt: skip
     launch(
-        per_pixel_kernel, cdiv(y.size.n, tile.m) * cdiv(columns, tile.n) * places, x,
-        Weight(weight, WeightStrides(*strides)), y, it.epilogue.operands(it.y), channels, columns, it.groups,
+        per_pixel_kernel, cdiv(y.size.n, tile.m) * cdiv(columns, tile.n) * products, x,
+        Weight(weight, strides), y, it.epilogue.operands(it.y), channels, columns, it.groups,
         ACTIVATION=it.epilogue.on_device, META=meta, **tile.options,
     )  # fmt: skip
 
 
-def weight_grad(problem: WeightProblem) -> None:
+def weight_grad(problem: PerPixelWeightProblem) -> None:
     """Launch a weight gradient."""
     it, chip, grad = problem, chips.chip_name(), Images.of(problem.grad)
-    if it.is_empty:
+    if it.dw.numel() == 0:
         return
     precision, taps = precision_on(chip, it.precision), it.window.taps
     outputs, channels = it.dw.shape[2] // it.groups, it.dw.shape[5]
-    places = grad.size.h * grad.size.w * it.groups
-    wanted = shapes.WeightGrad((grad.size.n, 1, 1), outputs, channels, taps, places, per_pixel_weights=True)
+    products = grad.size.h * grad.size.w * it.groups
+    wanted = shapes.WeightGrad((grad.size.n, 1, 1), outputs, channels, taps, products, per_pixel_weights=True)
     tile = pick.weight_grad(wanted, shapes.arithmetic(it.x.dtype, precision), chip)
     across = cdiv(taps * channels, tile.n) if tile.packed else taps * cdiv(channels, tile.n)
     meta = Meta.of(
@@ -204,6 +233,6 @@ def weight_grad(problem: WeightProblem) -> None:
         accumulator=tl_type(accumulator(it.x.dtype)),
     )  # fmt: skip
     launch(
-        per_pixel_weight_grad_kernel, cdiv(outputs, tile.m) * across * places, grad, Images.of(it.x), it.dw, outputs,
+        per_pixel_weight_grad_kernel, cdiv(outputs, tile.m) * across * products, grad, Images.of(it.x), it.dw, outputs,
         channels, it.groups, META=meta, **tile.options,
     )  # fmt: skip

@@ -9,8 +9,8 @@ wins (the last one), and ReLU is open there. That is all that the gradient needs
     dx[t] = dy where the code says that tap t is open, else 0             average: dy / taps
     ddy   = Σ over open taps of ddx[t]                                    average: / taps
 
-and db[k] = Σ dx. A code is a tensor [bytes, N, C, P, Q]: of a maximum the smallest integer that holds it; of an average
-one byte for every eight taps.
+and dbias[k] = Σ dx. A code is a tensor [bytes, N, C, P, Q]: of a maximum the smallest integer that holds it; of an
+average one byte for every eight taps.
 """
 
 import math
@@ -22,9 +22,9 @@ import torch
 from ..base.lang import device_function, tl, triton
 from ..base.precision import accumulator, smallest_integer
 from ..core import chips
-from ..core.images import Images, Pixel, offsets
+from ..core.images import Images, Pixel, Strides, offsets
 from ..core.op import Op, VmapRule
-from ..core.tensors import channels_last, check_tensors, index_type, nbytes, new
+from ..core.tensors import channels_last, check_tensors, index_type, laid_out_as, nbytes, new
 from ..streaming.strips import stream, strip
 from ..streaming.sums import part_of, step_of, sum_pixels, sum_rows
 from ..tiles.model import register_options
@@ -47,9 +47,12 @@ def pool_start(M: tl.constexpr, N: tl.constexpr, POOL: tl.constexpr, ACC: tl.con
 
 @device_function
 def pool_step(y, code, x, t, POOL: tl.constexpr):
-    """Return the values after tap t, whose own are x, rounded as they are stored. An average's code is the byte of the
-    tap's eight. A key is x's 16 bits, ordered as values are since only positive ones and NaN count, above the
-    tap's number, so ordered that of equal values the first is largest, of NaN the last."""
+    """Return (y, code) after tap t with values x, already rounded to y's dtype.
+
+    average: code is the byte of taps 8·⌊t/8⌋ and on
+    key:     y holds x's 16 bits above a tap number; the bits of positive values and NaN sort as integers, and the
+             number is stored so that the first of equal values wins, and the last NaN
+    """
     if POOL.how == "key":
         bits = x.to(tl.int16, bitcast=True).to(tl.int32) & 0x7FFF
         x = x.to(tl.float32)
@@ -112,8 +115,8 @@ def share(x, POOL: tl.constexpr):
 
 @device_function
 def gather_open(grad, code, at, pixel_mask, h, w, c, c_mask, POOL: tl.constexpr):
-    """Return gather.gather of dx, read from grad, the pooled images', and code instead: what lies (h, w) away from
-    pixels `at` of the images that were pooled, in channels c; 0 outside of all windows."""
+    """Return the tile [pixels, terms] of the gradient of the images before pooling, (h, w) away from pixels `at`, in
+    channels c. It is computed from grad, the pooled images' gradient, and the code; 0 outside of all windows."""
     h = at.h[:, None] + h[None, :]  # [pixels, terms or 1]
     w = at.w[:, None] + w[None, :]
     inside = (h >= 0) & (w >= 0) & (h < grad.size.h * POOL.rows) & (w < grad.size.w * POOL.columns)
@@ -140,9 +143,10 @@ def spread_kernel(grad, code, dx, parts, channels, chunk, POOL: tl.constexpr, BL
     ACC: tl.constexpr = BLOCK.accumulator
     part = part_of(channels, BLOCK)
     acc = tl.zeros([PIXELS, CHANNELS], ACC)
+    strides = Strides(code.strides.n, code.strides.h, code.strides.w, code.strides.c)  # Triton 3.6 loses code.strides.c
     for number in range(part.number * chunk, (part.number + 1) * chunk):
         step = step_of(number, grad.size, part, BLOCK)
-        to = offsets(step.at, part.c, code.strides)
+        to = offsets(step.at, part.c, strides)
         g = tl.load(grad.data + offsets(step.at, part.c, grad.strides), mask=step.mask, other=0.0)
         g = share(g, POOL)
         opened = tl.zeros([PIXELS, CHANNELS], ACC)
@@ -191,6 +195,11 @@ class Pooled(NamedTuple):
     pool: Pool
 
     @property
+    def result_registers(self) -> str:
+        """A word of tiles.shapes.EXTRA_REGISTERS, for a product that this pooling follows."""
+        return "number" if self.pool.how == "key" else "two numbers"
+
+    @property
     def extra_registers(self) -> str:
         """A word of tiles.shapes.EXTRA_REGISTERS, for a product that reads a gradient through the code."""
         return f"code, {self.code.data.element_size()} B"
@@ -204,14 +213,13 @@ class Pooled(NamedTuple):
         return cls(Code(code, strides, code.stride(0)), Pool(pool[0], pool[1], how))
 
 
-def aligned(grad: torch.Tensor, code: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def in_same_strides(grad: torch.Tensor, code: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a gradient and a code in the same strides, as gather_open takes them; copied unless they are."""
     flat = code.flatten(0, 1)  # dense, as new_code makes it; not one that was expanded
     if not flat.is_contiguous(memory_format=torch.channels_last):
         flat = flat.contiguous()
     code = flat.unflatten(0, code.shape[:2])
-    strides = code.stride()[1:]
-    return grad if grad.stride() == strides else grad.new_empty_strided(grad.shape, strides).copy_(grad), code
+    return laid_out_as(code[0], grad), code
 
 
 def _whole(pooled: torch.Size, pool: tuple[int, int]) -> tuple[int, int]:
@@ -226,26 +234,27 @@ def _check(grad, code, input_size, pool):
     same_shape("grad", grad.shape, (*input_size[:2], *pooled))
 
 
-def spread(bias, dx, grad, code, pool, average):
-    """Fill the bias' gradient, and dx unless it is None."""
+def spread(dbias, dx, grad, code, pool, average):
+    """Fill dbias, and dx unless it is None."""
     if dx is not None and (grad.numel() == 0 or tuple(dx.shape[2:]) != _whole(grad.shape, pool)):
         dx.zero_()  # what hangs over is in no window
     pooled = Pooled.of(code, pool, average, grad.dtype)
     images = None if dx is None else Images.of(dx)
     sum_pixels(
-        spread_kernel, bias, grad, Images.of(grad), pooled.code, images, index=index_type(grad, code, dx),
+        spread_kernel, dbias, grad, Images.of(grad), pooled.code, images, index=index_type(grad, code, dx),
         POOL=pooled.pool, **register_options(chips.chip_name()),
     )  # fmt: skip
 
 
 def input_grad_fake(grad, code, input_size, pool, average, channels_last):
+    """Return (dx [N, C, H, W], dbias [C])."""
     _check(grad, code, input_size, pool)
     return new(input_size, grad, channels_last), bias_grad_fake(grad)
 
 
 def input_grad_launch(results, grad, code, input_size, pool, average, channels_last):
-    dx, bias = results
-    spread(bias, dx, grad, code, pool, average)
+    dx, dbias = results
+    spread(dbias, dx, grad, code, pool, average)
 
 
 def opens_aten(code, pool, average):

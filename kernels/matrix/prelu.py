@@ -44,6 +44,7 @@ def prelu_grad_kernel(grad, saved, slope, masked, parts, channels, chunk, BLOCK:
 
 
 def prelu_grad_fake(grad, saved, slope):
+    """Return (g [N, C, H, W], sums [2, C]: dbias, dslope)."""
     check_tensors(grad=grad, saved=saved, slope=slope)
     same_shape("grad", grad.shape, saved.shape)
     same_shape("slope", slope.shape, saved.shape[1:2])

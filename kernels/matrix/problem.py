@@ -22,7 +22,7 @@ from ..core.tensors import new
 from ..tiles import pick, shapes
 from ..tiles.model import precision_on
 from ..tiles.shapes import Tile
-from ..window.convolution import Window, taps_meet
+from ..window.convolution import Walks, Window, taps_meet
 from ..window.layout import cdiv, row_stride
 from .epilogue import Epilogue
 from .meta import WeightStrides
@@ -35,7 +35,9 @@ class Problem:
 
     precision: of float32 dots, "tf32" or "ieee"
     moments:   True if the tiles' moments are wanted (batch_norm.py)
-    unpool:    the pooling that x, a gradient, is read through: it is that of what was pooled
+    pool:      the pooling that follows (conv_pool.py), or None; y is its result
+    pooled:    None, or x is the gradient of pooled images: the kernel reads the gradient of the images before pooling
+               from x and the pooling's code
     """
 
     x: torch.Tensor
@@ -47,7 +49,8 @@ class Problem:
     precision: str
     epilogue: Epilogue = field(default_factory=Epilogue)
     moments: bool = False
-    unpool: Pooled | None = None
+    pool: Pooled | None = None
+    pooled: Pooled | None = None
 
     @property
     def weight_size(self) -> torch.Size:
@@ -58,6 +61,21 @@ class Problem:
     def is_empty(self) -> bool:
         """True if there is nothing to compute."""
         return self.y.numel() == 0
+
+    @property
+    def is_pooled(self) -> bool:
+        """True if a pooling follows, or x is the gradient of pooled images."""
+        return self.pool is not None or self.pooled is not None
+
+    @property
+    def walks(self) -> Walks:
+        """The walks of the window. A tap of a pooling that follows is a convolution by itself, whose stride is the
+        window's times the pooling's side."""
+        down, across = self.window.walks(self.transposed)
+        if self.pool:
+            down = down._replace(stride=down.stride * self.pool.pool.rows)
+            across = across._replace(stride=across.stride * self.pool.pool.columns)
+        return Walks(down, across)
 
     @property
     def channels(self) -> int:
@@ -72,9 +90,11 @@ class Problem:
     @property
     def extra_registers(self) -> str:
         """A word of tiles.shapes.EXTRA_REGISTERS: the values that a thread holds besides its sums."""
+        if self.pool:
+            return self.pool.result_registers
         if self.moments or self.epilogue.takes_registers:
             return "epilogue"
-        return self.unpool.extra_registers if self.unpool else ""
+        return self.pooled.extra_registers if self.pooled else ""
 
     @cached_property
     def picked(self) -> "Picked":
@@ -84,8 +104,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class WeightProblem:
-    """dw = Σ over pixels of grad · x̂, with the memory of the matrix [K, R·S·C/groups]. unpool: the pooling that grad is
-    read through."""
+    """dw = Σ over pixels of grad · x̂, with the memory of the matrix [K, R·S·C/groups]. pooled: None, or grad is the
+    gradient of pooled images, see Problem."""
 
     grad: torch.Tensor
     x: torch.Tensor
@@ -93,7 +113,7 @@ class WeightProblem:
     window: Window
     groups: int
     precision: str
-    unpool: Pooled | None = None
+    pooled: Pooled | None = None
 
     @property
     def weight_size(self) -> torch.Size:
@@ -105,6 +125,11 @@ class WeightProblem:
         """True if there is nothing to compute."""
         return self.dw.numel() == 0
 
+    @property
+    def is_pooled(self) -> bool:
+        """True if grad is the gradient of pooled images."""
+        return self.pooled is not None
+
     @cached_property
     def picked(self) -> "PickedWeight":
         """Images and tile of the gradient if it is gathered, or by TMA; the tile says which."""
@@ -115,7 +140,8 @@ class Path(NamedTuple):
     """One way to compute products of windows.
 
     serves:      True if a problem of either kind can be computed so
-    forward:     fills y, forward or transposed; returns the tiles' moments, if they are wanted
+    forward:     fills y, forward or transposed, and the code of a pooling that follows; returns the tiles' moments, if
+                 they are wanted
     weight_grad: fills dw
     """
 
@@ -129,18 +155,18 @@ def matrix(weight: torch.Tensor) -> torch.Tensor:
     return weight.contiguous(memory_format=torch.channels_last)
 
 
-def packed(tensor: torch.Tensor) -> Images:
-    """Return a tensor as images. A direction of one pixel may have any stride, and PyTorch's are not always multiples
-    of 16 bytes; here they are."""
+def with_dense_strides(tensor: torch.Tensor) -> Images:
+    """Return a tensor as images. In a direction of one pixel, where any stride is right, it has the stride of a dense
+    tensor, so that TMA's alignment rule holds."""
     at, channels = Images.of(tensor), tensor.shape[1]
     outer = (channels if size == 1 else stride for size, stride in zip(at.size, at.strides[:3], strict=True))
     return at._replace(strides=Strides(*outer, at.strides.c))
 
 
-def images(window: Window, *tensors: torch.Tensor) -> tuple[Images, ...]:
+def flattened(window: Window, *tensors: torch.Tensor) -> tuple[Images, ...]:
     """Return the tensors' images; where each pixel is a product of its own, all their pixels as one row if they lie
     so."""
-    every = tuple(packed(tensor) for tensor in tensors)
+    every = tuple(with_dense_strides(tensor) for tensor in tensors)
     if not window.is_point:
         return every
     rows = [row_stride(each.size, each.strides[:3]) for each in every]
@@ -153,12 +179,12 @@ def images(window: Window, *tensors: torch.Tensor) -> tuple[Images, ...]:
     )
 
 
-def can_fetch(at: Images, steps: tuple[int, int]) -> bool:
-    """True if TMA can fetch boxes of every steps-th pixel: channels adjacent, all else at multiples of 16 bytes."""
+def can_fetch(at: Images, spacing: tuple[int, int]) -> bool:
+    """True if TMA can fetch boxes of every spacing-th pixel: channels adjacent, all else at multiples of 16 bytes."""
     outer, itemsize = at.strides[:3], at.data.element_size()
     aligned = at.data.data_ptr() % 16 == 0 and all(stride * itemsize % 16 == 0 for stride in outer)
-    whole = at.size.h % steps[0] == 0 and at.size.w % steps[1] == 0
-    whole = whole and (steps[1] == 1 or at.strides.w == at.data.shape[1])
+    whole = at.size.h % spacing[0] == 0 and at.size.w % spacing[1] == 0
+    whole = whole and (spacing[1] == 1 or at.strides.w == at.data.shape[1])
     return at.strides.c == 1 and aligned and min(outer) > 0 and whole
 
 
@@ -184,16 +210,17 @@ class Picked(NamedTuple):
 
 def _picked(problem: Problem) -> Picked:
     it, chip = problem, chips.chip_name()
-    walks = it.window.walks(it.transposed)
     precision = precision_on(chip, it.precision)
-    x, y = images(it.window, it.x, it.y) if it.unpool is None else (packed(it.x), packed(it.y))
-    steps = walks.steps
+    dense = (with_dense_strides(it.x), with_dense_strides(it.y))
+    x, y = dense if it.is_pooled else flattened(it.window, it.x, it.y)
+    steps = it.walks.result_steps
     phase = (y.size.n, cdiv(y.size.h, steps[0]), cdiv(y.size.w, steps[1]))
-    tma = it.y.dtype == it.x.dtype and it.unpool is None and can_fetch(y, steps)
-    tma = tma and can_fetch_product(it, x, walks.strides)
+    tma = it.y.dtype == it.x.dtype and it.pooled is None and (it.pool is not None or can_fetch(y, steps))
+    tma = tma and can_fetch_product(it, x, it.walks.strides)
     wanted = shapes.Product(
-        phase, it.columns, it.channels, it.window.taps, math.prod(steps), it.groups, tma,
-        whole=not (it.transposed or it.window.is_point), extra_registers=it.extra_registers,
+        phase, it.columns, it.channels, it.window.taps * (it.pool.pool.taps if it.pool else 1), math.prod(steps),
+        it.groups, tma, whole=it.pool is not None or not (it.transposed or it.window.is_point),
+        extra_registers=it.extra_registers,
     )  # fmt: skip
     tile = pick.product(wanted, shapes.arithmetic(it.x.dtype, precision), chip)
     rows = cdiv(math.prod(phase), tile.m)
@@ -218,16 +245,16 @@ def _picked_weight(problem: WeightProblem) -> PickedWeight:
     walks, taps = it.window.walks(False), it.window.taps
     precision = precision_on(chip, it.precision)
     outputs, channels = it.dw.shape[0] // it.groups, it.dw.shape[1]
-    if it.unpool is None:
-        grad, x = images(it.window, it.grad, it.x)
+    if it.pooled is None:
+        grad, x = flattened(it.window, it.grad, it.x)
     else:
-        grad, x, pool = packed(it.grad), packed(it.x), it.unpool.pool
+        grad, x, pool = with_dense_strides(it.grad), with_dense_strides(it.x), it.pooled.pool
         full = Size(grad.size.n, grad.size.h * pool.rows, grad.size.w * pool.columns)
         grad = Images(it.grad, Images.of(it.grad).strides, full)
-    tma = it.groups == 1 and it.window.padding_mode == "zeros" and it.grad.numel() > 0 and it.unpool is None
+    tma = it.groups == 1 and it.window.padding_mode == "zeros" and it.grad.numel() > 0 and it.pooled is None
     tma = tma and can_fetch(grad, (1, 1)) and can_fetch(x, (1, 1))
     tma = tma and taps_meet(walks.down, x.size.h, grad.size.h) and taps_meet(walks.across, x.size.w, grad.size.w)
-    extra = it.unpool.extra_registers if it.unpool else ""
+    extra = it.pooled.extra_registers if it.pooled else ""
     wanted = shapes.WeightGrad(tuple(grad.size), outputs, channels, taps, it.groups, tma, extra_registers=extra)
     tile = pick.weight_grad(wanted, shapes.arithmetic(it.x.dtype, precision), chip)
     across = cdiv(taps * channels, tile.n) if tile.packed else taps * cdiv(channels, tile.n)
@@ -238,11 +265,11 @@ def _picked_weight(problem: WeightProblem) -> PickedWeight:
 def weight_strides(problem: Problem) -> WeightStrides:
     """Return the strides of the weight's matrix."""
     inputs = problem.weight.shape[1]
-    terms, outputs = problem.window.taps * inputs, problem.weight.shape[0] // problem.groups
-    group = outputs * terms
+    term_count, outputs = problem.window.taps * inputs, problem.weight.shape[0] // problem.groups
+    group = outputs * term_count
     if problem.transposed:
-        return WeightStrides(terms, inputs, 1, group)
-    return WeightStrides(1, inputs, terms, group)
+        return WeightStrides(channel=term_count, tap=inputs, column=1, group=group)
+    return WeightStrides(channel=1, tap=inputs, column=term_count, group=group)
 
 
 def new_moments(problem: Problem, row_tiles: int) -> torch.Tensor | None:

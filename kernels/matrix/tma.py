@@ -14,7 +14,8 @@ padding. No thread computes an address, and both operands of the matrix instruct
             acc += A(step) · B(step)                              two fetches
         store the box of epilogue(acc)                            while the next tile begins
 
-A stride is a matter of the view: every stride-th row and column from one of stride² first ones are again such images.
+A stride needs no gather: pixels whose coordinates have the same remainders modulo the stride are images too, and the
+descriptor has a dimension for the remainders.
 """
 
 from typing import Any, NamedTuple
@@ -88,7 +89,7 @@ def weight_box(operand, step, META: tl.constexpr):
     down, across = operand.down, operand.across
     tap, c = step % (down.count * across.count), step // (down.count * across.count) * K
     row = down.first + tap // across.count * META.down.weight_step
-    tap = row * META.window[1] + across.first + tap % across.count * META.across.weight_step
+    tap = row * META.taps.columns + across.first + tap % across.count * META.across.weight_step
     if META.transposed:
         return as_tf32(operand.descriptor.load([c, tap * operand.columns + operand.column]).T, PRECISION)
     else:
@@ -115,7 +116,7 @@ def conv_tma_kernel(x, w, y, epilogue, channels, columns, ACTIVATION: tl.constex
     """y[box, column] = epilogue(Σ_term x̂ · w), for tiles of a box of pixels of one phase x N columns."""
     DOWN: tl.constexpr = META.down
     ACROSS: tl.constexpr = META.across
-    STEPS: tl.constexpr = (DOWN.step, ACROSS.step)
+    RESULT_STEPS: tl.constexpr = (DOWN.result_step, ACROSS.result_step)
     STRIDES: tl.constexpr = (DOWN.stride, ACROSS.stride)
     ALIGNED: tl.constexpr = META.aligned
     BOX: tl.constexpr = META.box
@@ -124,22 +125,23 @@ def conv_tma_kernel(x, w, y, epilogue, channels, columns, ACTIVATION: tl.constex
     K: tl.constexpr = META.k
     y_strides, columns = assume_aligned(y.strides, ALIGNED), columns // ALIGNED * ALIGNED
     images = box_descriptor(x.data, x.size, x.strides, channels, BOX, K, STRIDES)
-    results = box_descriptor(y.data, y.size, y_strides, columns, BOX, N, STEPS)
-    terms = META.window[0] * META.window[1] * (columns if META.transposed else channels)
+    y_boxes = box_descriptor(y.data, y.size, y_strides, columns, BOX, N, RESULT_STEPS)
+    term_count = META.taps.rows * META.taps.columns * (columns if META.transposed else channels)
     if META.transposed:
-        weights = tl.make_tensor_descriptor(w, [channels, terms], [terms, 1], [K, N])
+        weights = tl.make_tensor_descriptor(w, [channels, term_count], [term_count, 1], [K, N])
     else:
-        weights = tl.make_tensor_descriptor(w, [columns, terms], [terms, 1], [N, K])
+        weights = tl.make_tensor_descriptor(w, [columns, term_count], [term_count, 1], [N, K])
 
-    size = Size(y.size.n, y.size.h // STEPS[0], y.size.w // STEPS[1])
+    size = Size(y.size.n, y.size.h // RESULT_STEPS[0], y.size.w // RESULT_STEPS[1])
     row_tiles = box_count(size, BOX)
     column_tiles = tl.cdiv(columns, N)
-    for program in range(tl.program_id(0), row_tiles * column_tiles * STEPS[0] * STEPS[1], tl.num_programs(0)):
+    programs = row_tiles * column_tiles * RESULT_STEPS[0] * RESULT_STEPS[1]
+    for program in range(tl.program_id(0), programs, tl.num_programs(0)):
         row, column = program_tile(program % (row_tiles * column_tiles), row_tiles, column_tiles)
         column *= N
         first = box_at(row, size, BOX)
-        a = program // (row_tiles * column_tiles) // STEPS[1]
-        b = program // (row_tiles * column_tiles) % STEPS[1]
+        a = program // (row_tiles * column_tiles) // RESULT_STEPS[1]
+        b = program // (row_tiles * column_tiles) % RESULT_STEPS[1]
         down, across = phase_of(a, DOWN), phase_of(b, ACROSS)
         A = WeightBoxes(weights, column, down, across, channels, columns)
         B = ImageBoxes(
@@ -150,12 +152,12 @@ def conv_tma_kernel(x, w, y, epilogue, channels, columns, ACTIVATION: tl.constex
         acc = main_loop(acc, weight_box, A, window_box, B, 0, steps, META)
 
         k = column + tl.arange(0, N)
-        at = box_pixels(first, a, b, BOX, STEPS)
-        exist = (at.n < y.size.n) & (at.h < y.size.h) & (at.w < y.size.w)
-        tile = Results(row, at, exist, k, k < columns)
-        acc = finish(acc.T, epilogue, tile, y_strides, ACTIVATION, tl.int64)
+        at = box_pixels(first, a, b, BOX, RESULT_STEPS)
+        pixel_mask = (at.n < y.size.n) & (at.h < y.size.h) & (at.w < y.size.w)
+        results = Results(row, at, pixel_mask, k, k < columns)
+        acc = finish(acc.T, epilogue, results, y_strides, ACTIVATION, tl.int64)
         result = acc.to(y.data.dtype.element_ty).reshape(BOX[0], BOX[1], 1, BOX[2], N)
-        results.store([first.n, first.h, a, first.w, b * columns + column], result)
+        y_boxes.store([first.n, first.h, a, first.w, b * columns + column], result)
 
 
 @triton.jit(do_not_specialize=["channels"])
@@ -175,8 +177,8 @@ def conv_pool_tma_kernel(x, w, y, code, epilogue, channels, columns, ACTIVATION:
     K: tl.constexpr = META.k
     y_strides, columns = assume_aligned(y.strides, ALIGNED), columns // ALIGNED * ALIGNED
     images = box_descriptor(x.data, x.size, x.strides, channels, BOX, K, STRIDES)
-    terms = META.window[0] * META.window[1] * channels
-    weights = tl.make_tensor_descriptor(w, [columns, terms], [terms, 1], [N, K])
+    term_count = META.taps.rows * META.taps.columns * channels
+    weights = tl.make_tensor_descriptor(w, [columns, term_count], [term_count, 1], [N, K])
     down, across = phase_of(0, DOWN), phase_of(0, ACROSS)
     row_tiles = box_count(y.size, BOX)
     column_tiles = tl.cdiv(columns, N)
@@ -187,18 +189,18 @@ def conv_pool_tma_kernel(x, w, y, code, epilogue, channels, columns, ACTIVATION:
         A = WeightBoxes(weights, column, down, across, channels, columns)
         k = (column + tl.arange(0, N)).to(INDEX)
         at = box_pixels(first, 0, 0, BOX, ONE)
-        exist = (at.n < y.size.n) & (at.h < y.size.h) & (at.w < y.size.w)
-        tile = Results(row, at, exist, k, k < columns)
+        pixel_mask = (at.n < y.size.n) & (at.h < y.size.h) & (at.w < y.size.w)
+        results = Results(row, at, pixel_mask, k, k < columns)
         to = offsets(Pixel(at.n.to(INDEX), at.h, at.w), k, y_strides)
-        mask = exist[:, None] & tile.k_mask[None, :]
+        mask = pixel_mask[:, None] & results.k_mask[None, :]
         pooled, won = pool_start(M, N, POOL, tl.float32)
         for t in range(POOL.rows * POOL.columns):
             h = down.offset + t // POOL.columns * META.shift[0]
-            v = across.offset + t % POOL.columns * META.shift[1]
-            B = ImageBoxes(images, first.n, first.h, first.w, h, v, down.count, across.count, channels)
+            w_at = across.offset + t % POOL.columns * META.shift[1]
+            B = ImageBoxes(images, first.n, first.h, first.w, h, w_at, down.count, across.count, channels)
             steps = tap_steps(channels, down.count, across.count, False, K)
             acc = main_loop(tl.zeros([N, M], tl.float32), weight_box, A, window_box, B, 0, steps, META)
-            acc = finish(acc.T, epilogue, tile, y_strides, ACTIVATION, INDEX)
+            acc = finish(acc.T, epilogue, results, y_strides, ACTIVATION, INDEX)
             pooled, won = pool_step(pooled, won, acc.to(y.data.dtype.element_ty), t, POOL)
             store_byte(code, to, won, t, mask, POOL)
         store_pooled(y.data, code, to, pooled, won, mask, POOL)
@@ -234,9 +236,9 @@ def weight_grad_tma_kernel(grad, x, dw, outputs, channels, parts, META: tl.const
     ACROSS: tl.constexpr = META.across
     DOWN_STRIDE: tl.constexpr = DOWN.stride
     ACROSS_STRIDE: tl.constexpr = ACROSS.stride
-    S: tl.constexpr = META.window[1]
-    TAPS: tl.constexpr = META.window[0] * META.window[1]
-    EVERY: tl.constexpr = (1, 1)
+    S: tl.constexpr = META.taps.columns
+    TAPS: tl.constexpr = META.taps.rows * META.taps.columns
+    ONE: tl.constexpr = (1, 1)
     INDEX: tl.constexpr = META.index
     BOX: tl.constexpr = META.box
     M: tl.constexpr = META.m
@@ -256,16 +258,16 @@ def weight_grad_tma_kernel(grad, x, dw, outputs, channels, parts, META: tl.const
     width = tl.minimum(tl.cdiv(x.size.w - b, ACROSS_STRIDE), grad.size.w + w)
     strides = Strides(x.strides.n, x.strides.h * DOWN_STRIDE, x.strides.w * ACROSS_STRIDE, 1)
     data = x.data + a * x.strides.h + b * x.strides.w
-    images = box_descriptor(data, Size(x.size.n, height, width), strides, channels, BOX, N, EVERY)
-    grads = box_descriptor(grad.data, grad.size, grad.strides, outputs, BOX, M, EVERY)
+    images = box_descriptor(data, Size(x.size.n, height, width), strides, channels, BOX, N, ONE)
+    grads = box_descriptor(grad.data, grad.size, grad.strides, outputs, BOX, M, ONE)
 
     steps = box_count(grad.size, BOX)
     chunk = tl.cdiv(steps, parts)
     acc = tl.zeros([M, N], tl.float32)
-    last = tl.minimum((part + 1) * chunk, steps)
+    end = tl.minimum((part + 1) * chunk, steps)
     A = ReducedBoxes(grads, grad.size.n, grad.size.h, grad.size.w, 0, 0, k)
     B = ReducedBoxes(images, grad.size.n, grad.size.h, grad.size.w, h, w, c)
-    acc = main_loop(acc, grad_box, A, tap_box, B, part * chunk, last, META)
+    acc = main_loop(acc, grad_box, A, tap_box, B, part * chunk, end, META)
 
     k += tl.arange(0, M)
     c += tl.arange(0, N)
@@ -284,12 +286,16 @@ def forward(problem: Problem) -> torch.Tensor | None:
     tile, weight = at.tile, matrix(it.weight)
     moments = new_moments(it, at.row_tiles)
     meta = Meta.of(
-        it.window.walks(it.transposed), it.window.size, at.precision, tile, transposed=it.transposed,
-        aligned=alignment(it.columns, it.y),
+        it.walks, it.window.size, at.precision, tile, transposed=it.transposed, aligned=alignment(it.columns, it.y),
     )  # fmt: skip
+    kernel, operands = conv_tma_kernel, (at.x, weight, at.y)
+    if it.pool:
+        index = index_type(it.x, weight, it.pool.code.data)
+        meta = meta._replace(pool=it.pool.pool, shift=it.window.stride, index=index)
+        kernel, operands = conv_pool_tma_kernel, (*operands, it.pool.code)
     launch(
-        conv_tma_kernel, tile.programs, at.x, weight, at.y, it.epilogue.operands(it.y, moments), it.channels,
-        it.columns, ACTIVATION=it.epilogue.on_device, META=meta, **tile.options,
+        kernel, tile.programs, *operands, it.epilogue.operands(it.y, moments), it.channels, it.columns,
+        ACTIVATION=it.epilogue.on_device, META=meta, **tile.options,
     )  # fmt: skip
     return moments
 

@@ -19,7 +19,7 @@ from ..core.tensors import channels_last, check_tensors, nbytes, new
 from ..streaming.strips import stream, strip
 from ..window import pooling
 from ..window.arguments import same_shape
-from .windows import SCHEMA, axes, covering, hangs_over, pairs, read, taps, unrolled
+from .windows import SCHEMA, axes, covering, hangs_over, read, taps, unrolled
 
 
 class Counted(NamedTuple):
@@ -116,8 +116,9 @@ def avg_pool2d_launch(y, input, output_size, window, count_include_pad, divisor_
 def avg_pool2d_aten(input, output_size, window, count_include_pad, divisor_override):
     if not window:
         return F.adaptive_avg_pool2d(input, output_size)
-    ceil = hangs_over(window, input.shape[2:], output_size)
-    return F.avg_pool2d(input, *pairs(window)[:3], ceil, count_include_pad, divisor_override)
+    its, ceil = pooling.PoolWindow.of(window), hangs_over(window, input.shape[2:], output_size)
+    args = (its.kernel_size, its.stride, its.padding, ceil, count_include_pad, divisor_override)
+    return F.avg_pool2d(input, *args)
 
 
 def avg_grad_fake(grad, input_size, window, count_include_pad, divisor_override, channels_last):
@@ -139,8 +140,8 @@ def avg_grad_aten(grad, input_size, window, count_include_pad, divisor_override,
     input = grad.new_empty(input_size)
     if not window:
         return torch.ops.aten._adaptive_avg_pool2d_backward(grad, input)
-    ceil = hangs_over(window, input_size[2:], grad.shape[2:])
-    args = (*pairs(window)[:3], ceil, count_include_pad, divisor_override)
+    its, ceil = pooling.PoolWindow.of(window), hangs_over(window, input_size[2:], grad.shape[2:])
+    args = (its.kernel_size, its.stride, its.padding, ceil, count_include_pad, divisor_override)
     return torch.ops.aten.avg_pool2d_backward(grad, input, *args)
 
 

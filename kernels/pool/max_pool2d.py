@@ -21,7 +21,7 @@ from ..core.tensors import channels_last, check_tensors, nbytes, new
 from ..streaming.strips import stream, strip
 from ..window import pooling
 from ..window.arguments import same_shape
-from .windows import SCHEMA, axes, covering, first, hangs_over, pairs, read, taps, unrolled
+from .windows import SCHEMA, axes, covering, first, hangs_over, read, taps, unrolled
 
 
 @triton.jit
@@ -90,41 +90,41 @@ def at_winner_kernel(
 
 
 def max_pool2d_fake(input, output_size, window, winner, indices):
+    """Return (y, winner, indices); those not asked for have shape (0,)."""
     check_tensors(input=input)
     pooling.check_images(input.shape, (0,) if window else (0, 1))
     pooling.check_pooled(input.shape, output_size, window)
     shape = (*input.shape[:2], *output_size)
-    down, across = pooling.pool_axes(window, input.shape[2:], output_size)
     last, none = channels_last(input), (0,)
-    kind = smallest_integer(down.size * across.size)
+    dtype = smallest_integer(pooling.pool_axes(window, input.shape[2:], output_size).taps)
     return (
         new(shape, input, last),
-        new(shape, input, last, kind) if winner else input.new_empty(none, dtype=torch.uint8),
+        new(shape, input, last, dtype) if winner else input.new_empty(none, dtype=torch.uint8),
         new(shape, input, last, torch.int64) if indices else input.new_empty(none, dtype=torch.int64),
     )
 
 
 def max_pool2d_launch(results, input, output_size, window, winner, indices):
-    y, taps, places = results
+    y, winners, places = results
     stream(
-        max_kernel, y, Images.of(input), Images.of(y), taps if winner else None, places if indices else None,
+        max_kernel, y, Images.of(input), Images.of(y), winners if winner else None, places if indices else None,
         **unrolled(axes(window, input, y)),
     )  # fmt: skip
 
 
 def max_pool2d_aten(input, output_size, window, winner, indices):
     if window:
-        ceil = hangs_over(window, input.shape[2:], output_size)
-        y, index = F.max_pool2d(input, *pairs(window), ceil, return_indices=True)
+        ceil, how = hangs_over(window, input.shape[2:], output_size), pooling.PoolWindow.of(window)._asdict()
+        y, index = F.max_pool2d(input, **how, ceil_mode=ceil, return_indices=True)
     else:
         y, index = F.adaptive_max_pool2d(input, output_size, return_indices=True)
     if not winner:
         return y, None, index if indices else None
-    down, across = pooling.pool_axes(window, input.shape[2:], output_size)
+    its = pooling.pool_axes(window, input.shape[2:], output_size)
     top, left = first(window, input.shape[2:], output_size, input.device)
     width = input.shape[3]
-    tap = (index // width - top) // down.dilation * across.size + (index % width - left) // across.dilation
-    return y, tap, index if indices else None
+    r, s = (index // width - top) // its.down.dilation, (index % width - left) // its.across.dilation
+    return y, r * its.across.size + s, index if indices else None
 
 
 def max_grad_fake(grad, winner, input_size, window, channels_last):
@@ -143,11 +143,11 @@ def max_grad_launch(dx, grad, winner, input_size, window, channels_last):
 
 
 def _winner_index(winner, image, window):
-    """Places h·W + w, int64, of the winning taps in images (H, W)."""
-    down, across = pooling.pool_axes(window, image, winner.shape[2:])
+    """Return the places h·W + w, int64, of the winning taps in images (H, W)."""
+    its, tap = pooling.pool_axes(window, image, winner.shape[2:]), winner.long()
     top, left = first(window, image, winner.shape[2:], winner.device)
-    tap = winner.long()
-    return (top + tap // across.size * down.dilation) * image[1] + left + tap % across.size * across.dilation
+    r, s = tap // its.across.size, tap % its.across.size
+    return (top + r * its.down.dilation) * image[1] + left + s * its.across.dilation
 
 
 def max_grad_aten(grad, winner, input_size, window, channels_last):

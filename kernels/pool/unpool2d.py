@@ -3,8 +3,8 @@
     y[n,c, indices[n,c,p,q]] = x[n,c,p,q],  0 elsewhere                indices: h·W + w
     dx[n,c,p,q] = dy[n,c, indices[n,c,p,q]]
 
-Where several values have one place, the last in scan order (p, then q) stays, as in a loop over them. In two passes,
-which any order of the programs leads to the same result, since a maximum of integers does not depend on it:
+Where several values have one place, the last in scan order (p, then q) stays, as in a loop over them. Two passes find
+it. Their result does not depend on the order of the programs, since a maximum of integers doesn't:
 
     claim:   owner[n,c,h,w] = max p·Q + q over all (p,q) whose place is (h,w), −1 without one
     settle:  y[n,c,h,w] = x[n,c, owner], 0 without one

@@ -56,15 +56,15 @@ def covering(h, i, size, results, AXIS: tl.constexpr):
 def axes(window: Sequence[int], images: torch.Tensor, results: torch.Tensor) -> dict[str, Any]:
     """Return what kernels are compiled for: the two directions of the windows, and the offsets' integer, which also
     holds an adaptive window's p·H."""
-    down, across = pooling.pool_axes(window, images.shape[2:], results.shape[2:])
+    each = pooling.pool_axes(window, images.shape[2:], results.shape[2:])
     products = max(h * p for h, p in zip(images.shape[2:], results.shape[2:], strict=True))
     large = not window and products >= 2**31 - 2**24
-    return {"DOWN": down, "ACROSS": across, "index": tl.int64 if large else index_type(images, results)}
+    return {"DOWN": each.down, "ACROSS": each.across, "index": tl.int64 if large else index_type(images, results)}
 
 
 def unrolled(axes: dict[str, Any]) -> dict[str, Any]:
-    """Return the same, and how far the loop over a window's taps is unrolled, so that several loads are under way at
-    once: whole, in small windows."""
+    """Return `axes` and UNROLL, how many taps the loop over a window unrolls, so that several loads are under way at
+    once: all up to 16, else 8."""
     taps = axes["DOWN"].size * axes["ACROSS"].size
     return axes | {"UNROLL": taps if taps <= 16 else 8}
 
@@ -83,17 +83,12 @@ def hangs_over(window: Sequence[int], image: Any, output_size: Any) -> bool:
     return pooling.pool_sizes(window, image, False) != tuple(output_size)
 
 
-def pairs(window: Sequence[int]) -> list[tuple[int, ...]]:
-    """Return kernel_size, stride, padding, dilation."""
-    return [tuple(window[i : i + 2]) for i in range(0, 8, 2)]
-
-
 def taps(args: tuple[Any, ...]) -> int:
     """Return the pixels that the windows of a forward pass take, at most: each output's taps."""
     input, output_size, window, *_ = args
-    down, across = pooling.pool_axes(window, input.shape[2:], output_size)
-    return input.shape[0] * input.shape[1] * output_size[0] * output_size[1] * down.size * across.size
+    each = pooling.pool_axes(window, input.shape[2:], output_size)
+    return input.shape[0] * input.shape[1] * output_size[0] * output_size[1] * each.taps
 
 
-# window: see window.pooling.pool_axes. The output's size says whether the last windows hang over.
+# window: see window.pooling.PoolWindow. The output's size says whether the last windows hang over.
 SCHEMA = "SymInt[2] output_size, int[] window"

@@ -49,7 +49,7 @@ def stream(kernel: Any, over: torch.Tensor, *args: Any, index: Any, **constants:
     """Launch kernel(*args, channels of `over`, **constants, BLOCK), each program on a strip of `over`."""
     batch, channels, height, width = over.shape
     pixels = batch * height * width
-    strip = pick.strip(pixels, channels, over.stride(1) == 1, chips.chip_name())
-    block = Block(strip.pixels, strip.channels, tl_type(accumulator(over.dtype)), index)
-    programs = cdiv(pixels, strip.pixels) * cdiv(channels, strip.channels)
-    launch(kernel, programs, *args, channels, **constants, BLOCK=block, num_warps=strip.warps)
+    shape = pick.strip_shape(pixels, channels, over.stride(1) == 1, chips.chip_name())
+    block = Block(shape.pixels, shape.channels, tl_type(accumulator(over.dtype)), index)
+    programs = cdiv(pixels, shape.pixels) * cdiv(channels, shape.channels)
+    launch(kernel, programs, *args, channels, **constants, BLOCK=block, num_warps=shape.warps)

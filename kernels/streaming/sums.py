@@ -74,10 +74,10 @@ def store_sums(parts, part, first, second, channels, INDEX: tl.constexpr):
 
 
 @triton.jit
-def sum_kernel(parts, total, rows, size, ROWS: tl.constexpr, BLOCK: tl.constexpr, INDEX: tl.constexpr):
+def sum_kernel(parts, total, rows, size, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INDEX: tl.constexpr):
     """total[i] = Σ_row parts[row, i], in a fixed order: the second stage of every split sum."""
-    i = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    acc = tl.zeros([BLOCK], parts.dtype.element_ty)
+    i = tl.program_id(0).to(INDEX) * COLUMNS + tl.arange(0, COLUMNS)
+    acc = tl.zeros([COLUMNS], parts.dtype.element_ty)
     for first in range(0, rows, ROWS):
         row = first + tl.arange(0, ROWS)
         mask = (row < rows)[:, None] & (i < size)[None, :]
@@ -88,10 +88,10 @@ def sum_kernel(parts, total, rows, size, ROWS: tl.constexpr, BLOCK: tl.constexpr
 def sum_parts(parts: torch.Tensor, total: torch.Tensor) -> None:
     """total = Σ_row parts[row, :], rows added in a fixed order; total's elements in the order of its memory."""
     size = total.numel()
-    block = pick.sum_columns(size, chips.chip_name())
+    columns = pick.sum_columns(size, chips.chip_name())
     launch(
-        sum_kernel, cdiv(size, block), parts, total, parts.shape[0], size,
-        ROWS=16, BLOCK=block, INDEX=index_type(parts), num_warps=4,
+        sum_kernel, cdiv(size, columns), parts, total, parts.shape[0], size,
+        ROWS=16, COLUMNS=columns, INDEX=index_type(parts), num_warps=4,
     )  # fmt: skip
 
 
@@ -108,15 +108,15 @@ def sum_pixels(
         return
     batch, channels, height, width = over.shape
     chip, pixels = chips.chip_name(), batch * (height // rows) * width
-    strip = pick.strip(pixels, channels, over.stride(1) == 1, chip)
-    across = cdiv(channels, strip.channels) * blocks
-    steps = cdiv(pixels, strip.pixels)
+    shape = pick.strip_shape(pixels, channels, over.stride(1) == 1, chip)
+    across = cdiv(channels, shape.channels) * blocks
+    steps = cdiv(pixels, shape.pixels)
     chunk = cdiv(steps, max(1, min(steps, 4 * chips.CHIPS[chip].multiprocessors // across)))
     programs = cdiv(steps, chunk)
     parts = totals if programs == 1 else new((programs, totals.numel()), over, dtype=accumulator(over.dtype))
-    block = Block(strip.pixels, strip.channels, tl_type(accumulator(over.dtype)), index)
+    block = Block(shape.pixels, shape.channels, tl_type(accumulator(over.dtype)), index)
     launch(
-        kernel, programs * across, *args, parts, channels, chunk, **constants, BLOCK=block, num_warps=strip.warps
+        kernel, programs * across, *args, parts, channels, chunk, **constants, BLOCK=block, num_warps=shape.warps
     )  # fmt: skip
     if parts is not totals:
         sum_parts(parts, totals)

@@ -3,8 +3,10 @@
 A tile computes m x n outputs and reduces k terms a step. Its time is estimated in clocks of one multiprocessor, which
 runs up to `resident` programs at once:
 
-    work      = 2·m·n·k / rate          one step's arithmetic, at the rate of the matrix instructions
-    fill      = (m + n)·k·bytes / fill  one step's operands, from the L2 cache; and the instructions that gather them
+    work      = 2·m·n·k / rate                          one step's arithmetic, at the rate of the matrix instructions
+    fill      = (m + n)·k·bytes / chip.fill + gather    one step's operands from the L2 cache, and the instructions
+                                                        that gather them (none by TMA)
+    store     = m·n·bytes / (chip.fill / 2)             the result on its way out
     throughput: r programs together take r · (steps · max(work, fill) + store), however well they overlap
     latency:    none takes less than start + steps · max(work, fill, latency / (stages − 1)) + store
     wave(r)   = max(throughput, latency)
@@ -19,19 +21,19 @@ from functools import cache, lru_cache
 from typing import NamedTuple
 
 from ..core.chips import CHIPS
-from .shapes import ARITHMETIC, BYTES, CODE, EXTRA_REGISTERS, SHAPES, Box, Tile
+from .shapes import BYTES, CODE, EXTRA_REGISTERS, SHAPES, Box, Tile
 
 _GATHER = 2  # clocks in which a warp gathers 16 bytes a thread: eight instructions, at four warps a clock
 
 
-def has_tma(kind: str, chip: str) -> bool:
+def has_tma(arithmetic: str, chip: str) -> bool:
     """True if the chip can fetch boxes for products of this arithmetic: its matrix instructions take no others."""
-    return CHIPS[chip].tma and kind in SHAPES["tma"]
+    return CHIPS[chip].tma and arithmetic in SHAPES["tma"]
 
 
 def precision_on(chip: str, precision: str) -> str:
     """Return the precision of float32 dots that may use TF32 on a chip: "ieee" where it has no instruction for it."""
-    return precision if CHIPS[chip].rates[1] else "ieee"
+    return precision if CHIPS[chip].rates.tf32 else "ieee"
 
 
 def shared_memory(tile: Tile, itemsize: int, chip: str, tma: bool, extra_registers: str = "") -> int:
@@ -39,17 +41,17 @@ def shared_memory(tile: Tile, itemsize: int, chip: str, tma: bool, extra_registe
     product, a box on its way out. AMD's compiler keeps a stage in registers, and transposes results for an epilogue;
     chips that multiply asynchronously have barriers. A gradient that is read through a code has both, for all stages
     but the one that is multiplied, and what comes of the two."""
-    at, left, right = CHIPS[chip], tile.m * tile.k, tile.n * tile.k
-    plain = (tile.stages - at.amd) * (left + right) * itemsize
+    spec, left, right = CHIPS[chip], tile.m * tile.k, tile.n * tile.k
+    plain = (tile.stages - spec.amd) * (left + right) * itemsize
     if tma:
         return plain + tile.m * tile.n * itemsize + 1024
-    if at.amd and extra_registers == "epilogue":
+    if spec.amd and extra_registers == "epilogue":
         plain = max(plain, tile.m * tile.n * max(itemsize, 4))
     if extra_registers in CODE:
-        read, kept = tile.stages - 1, tile.stages - 1 + at.tma
+        read, kept = tile.stages - 1, tile.stages - 1 + spec.tma
         coded = read * left * (itemsize + CODE[extra_registers])
         plain = max(plain, coded + kept * right * itemsize + left * itemsize)
-    return plain + 64 * at.tma
+    return plain + 64 * spec.tma
 
 
 def _sums(tile: Tile, itemsize: int, chip: str) -> int:
@@ -60,35 +62,36 @@ def _sums(tile: Tile, itemsize: int, chip: str) -> int:
 def valid(tile: Tile, itemsize: int, chip: str, tma: bool, extra_registers: str = "") -> bool:
     """True if the tile fits the chip: its operands in shared memory, a thread's sums in its registers, and, where
     threads load the operands, 16 bytes of each for every thread."""
-    at = CHIPS[chip]
-    loads = min(tile.m, tile.n) * tile.k * itemsize // (tile.warps * at.lanes)
-    most = min(at.sums, EXTRA_REGISTERS[extra_registers][tma])
-    if extra_registers and extra_registers not in CODE and at.tma and not tma:
+    spec = CHIPS[chip]
+    loads = min(tile.m, tile.n) * tile.k * itemsize // (tile.warps * spec.lanes)
+    limits = EXTRA_REGISTERS[extra_registers]
+    most = min(spec.sums, limits.tma if tma else limits.gathered)
+    if extra_registers and extra_registers not in CODE and spec.tma and not tma:
         most = min(most, 32)  # what gathers for the matrix instructions of these chips takes more registers
     held = _sums(tile, itemsize, chip) <= most
-    return held and shared_memory(tile, itemsize, chip, tma, extra_registers) <= at.shared and (tma or loads >= 16)
+    return held and shared_memory(tile, itemsize, chip, tma, extra_registers) <= spec.shared and (tma or loads >= 16)
 
 
 def resident(tile: Tile, itemsize: int, chip: str, tma: bool, extra_registers: str = "") -> int:
     """Return how many programs of a tile a multiprocessor is expected to hold at once, by shared memory and registers:
     a thread's sums, and what it needs to store boxes, to gather, or also to hold operands of matrix instructions."""
-    at = CHIPS[chip]
-    threads = tile.warps * at.lanes
+    spec = CHIPS[chip]
+    threads = tile.warps * spec.lanes
     each = {"number": 2, "two numbers": 3}.get(extra_registers, 1)
-    registers = _sums(tile, itemsize, chip) * each + (40 if tma else 64 if at.tma else 96)
+    registers = _sums(tile, itemsize, chip) * each + (40 if tma else 64 if spec.tma else 96)
     shared = shared_memory(tile, itemsize, chip, tma, extra_registers)
-    by_memory = (at.shared + at.reserved) // (shared + at.reserved)
-    return max(1, min(by_memory, at.registers // (threads * registers), 8))
+    by_memory = (spec.shared + spec.reserved) // (shared + spec.reserved)
+    return max(1, min(by_memory, spec.registers // (threads * registers), 8))
 
 
 def most_registers(chip: str) -> int:
-    """Return the registers that a thread may take, for NVIDIA's compiler, which would rather spill a few than hold a
-    program less, unless it is told; 0 for AMD's, which is not."""
+    """Return the limit of registers per thread to compile with: 255 on NVIDIA, whose compiler otherwise spills some to
+    fit one more program; 0, no limit, on AMD."""
     return 0 if CHIPS[chip].amd else 255
 
 
 def register_options(chip: str) -> dict[str, int]:
-    """Return the same as an option of a launch that has no tile."""
+    """Return {"maxnreg": most_registers(chip)}, or {} for no limit: an option of launches that have no tile."""
     return {"maxnreg": most_registers(chip)} if most_registers(chip) else {}
 
 
@@ -97,8 +100,6 @@ class Candidate(NamedTuple):
     constants in clocks: a step's of a busy multiprocessor and of a program alone, its start, its store."""
 
     tile: Tile
-    m: int
-    n: int
     resident: int
     slots: int
     busy: float
@@ -109,64 +110,65 @@ class Candidate(NamedTuple):
 
 def estimate(candidate: Candidate, programs: int, steps: float) -> float:
     """Return the clocks that programs of this number of steps are expected to take."""
-    at = candidate
-    busy = steps * at.busy + at.store
-    alone = at.start + steps * at.alone + at.store
+    busy = steps * candidate.busy + candidate.store
+    alone = candidate.start + steps * candidate.alone + candidate.store
     time, rest = 0.0, programs
-    if programs >= at.slots:
-        full, rest = divmod(programs, at.slots)
-        together = at.resident * busy
+    if programs >= candidate.slots:
+        full, rest = divmod(programs, candidate.slots)
+        together = candidate.resident * busy
         time = full * (together if together > alone else alone)
     if rest:
-        together = -(-rest * at.resident // at.slots) * busy
+        together = -(-rest * candidate.resident // candidate.slots) * busy
         time += together if together > alone else alone
     return time
 
 
-def tile_of(way: str, kind: str, chip: str, m: int, n: int, k: int, warps: int, stages: int, extra: str = "") -> Tile:
+def tile_of(
+    way: str, arithmetic: str, chip: str, m: int, n: int, k: int, warps: int, stages: int, extra: str = ""
+) -> Tile:  # fmt: skip
     """Return a tile of one of the ways of SHAPES; with all registers where threads gather operands of matrix
     instructions, hold more than their sums, or store these themselves."""
-    needs_registers = (way != "tma" or extra) and kind in ("half", "tf32")
+    needs_registers = (way != "tma" or extra) and arithmetic in ("half", "tf32")
     registers = most_registers(chip) if needs_registers else 0
     return Tile(m, n, k, warps, stages, way.endswith("packed"), registers=registers)
 
 
 @cache
-def candidates(kind: str, chip: str, way: str, k: int, extra_registers: str = "") -> tuple[Candidate, ...]:
+def candidates(arithmetic: str, chip: str, way: str, k: int, extra_registers: str = "") -> tuple[Candidate, ...]:
     """Return the tiles of k terms a step that the picks choose from, by the way the operands are fetched. Of each shape
     it is the deepest pipeline that a multiprocessor holds two of, if it holds two; by TMA also the deepest of all."""
-    at, itemsize = CHIPS[chip], BYTES[kind]
-    rate = at.rates[ARITHMETIC.index(kind)]
+    spec, itemsize = CHIPS[chip], BYTES[arithmetic]
+    rate = getattr(spec.rates, arithmetic)
     found = {}
     tma = way.startswith("tma")
-    for m, n, warps in SHAPES[way][kind]:
+    for m, n, warps in SHAPES[way][arithmetic]:
         for stages in range(2, 5):
-            tile = tile_of(way, kind, chip, m, n, k, warps, stages, extra_registers)
+            tile = tile_of(way, arithmetic, chip, m, n, k, warps, stages, extra_registers)
             if not valid(tile, itemsize, chip, tma, extra_registers):
                 continue
             held = resident(tile, itemsize, chip, tma, extra_registers)
             if held < 2 and not tma and (m, n, 2) in found:
                 continue
             size = (m + n) * k * itemsize
-            gather = 0 if tma else _GATHER * size / 16 / at.lanes
-            busy = max(2 * m * n * k / rate, size / at.fill + gather)
-            alone = max(busy, at.latency / (stages - 1))
-            store = m * n * itemsize / (at.fill / 2)
-            slots = at.multiprocessors * held
-            found[m, n, min(held, 2)] = Candidate(tile, m, n, held, slots, busy, alone, at.start, store)
+            gather = 0 if tma else _GATHER * size / 16 / spec.lanes
+            busy = max(2 * m * n * k / rate, size / spec.fill + gather)
+            alone = max(busy, spec.latency / (stages - 1))
+            store = m * n * itemsize / (spec.fill / 2)
+            slots = spec.multiprocessors * held
+            found[m, n, min(held, 2)] = Candidate(tile, held, slots, busy, alone, spec.start, store)
     return tuple(found.values())
 
 
-def steps_of(kind: str) -> tuple[int, int]:
+def steps_of(arithmetic: str) -> tuple[int, int]:
     """Return the terms of a step: a 128-byte line; of 16-bit elements also half of one, for boxes that must take whole
     steps."""
-    line = 128 // BYTES[kind]
-    return line, line // 2 if kind == "half" else line
+    line = 128 // BYTES[arithmetic]
+    return line, line // 2 if arithmetic == "half" else line
 
 
-def tma_step(channels: int, kind: str, whole: bool) -> int:
+def tma_step(channels: int, arithmetic: str, whole: bool) -> int:
     """Return the channels of a step of boxes; 0 if they don't divide as they must."""
-    line, half = steps_of(kind)
+    line, half = steps_of(arithmetic)
     if not whole or channels % line == 0:
         return line
     return half if channels % half == 0 else 0

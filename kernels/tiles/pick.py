@@ -35,7 +35,7 @@ from .shapes import (
     Box,
     Grouped,
     Product,
-    Strip,
+    StripShape,
     Tile,
     WeightGrad,
 )
@@ -59,19 +59,19 @@ def overriding(choose: Choose) -> Iterator[None]:
         _choose.reset(token)
 
 
-def product(problem: Product, kind: str, chip: str) -> Tile:
+def product(problem: Product, arithmetic: str, chip: str) -> Tile:
     """Return the tile of a convolution or of its input gradient."""
-    return _chosen(_product(problem, kind, chip), problem, kind, chip)
+    return _chosen(_product(problem, arithmetic, chip), problem, arithmetic, chip)
 
 
-def weight_grad(problem: WeightGrad, kind: str, chip: str) -> Tile:
+def weight_grad(problem: WeightGrad, arithmetic: str, chip: str) -> Tile:
     """Return the tile of a weight gradient."""
-    return _chosen(_weight_grad(problem, kind, chip), problem, kind, chip)
+    return _chosen(_weight_grad(problem, arithmetic, chip), problem, arithmetic, chip)
 
 
-def _chosen(pick: Tile, problem: Product | WeightGrad, kind: str, chip: str) -> Tile:
+def _chosen(pick: Tile, problem: Product | WeightGrad, arithmetic: str, chip: str) -> Tile:
     choose = _choose.get()
-    return pick if choose is None else choose(pick, problem, kind, chip)
+    return pick if choose is None else choose(pick, problem, arithmetic, chip)
 
 
 def _power(value: int, least: int, most: int) -> int:
@@ -86,32 +86,32 @@ def _gathered_ways(per_pixel_weights: bool) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=4096)
-def _product(problem: Product, kind: str, chip: str) -> Tile:
-    if (chip, kind, problem) in TUNED:
-        return TUNED[chip, kind, problem]
-    at, (n, p, q) = problem, problem.images
-    pixels = n * p * q
+def _product(problem: Product, arithmetic: str, chip: str) -> Tile:
+    if (chip, arithmetic, problem) in TUNED:
+        return TUNED[chip, arithmetic, problem]
+    channels, columns, taps, phases = problem.channels, problem.columns, problem.taps, problem.phases
+    n, p, q = problem.images
+    pixels, extra = n * p * q, problem.extra_registers
     if chip == "interpreter":
-        packed = at.channels < 8
-        terms = at.taps * at.channels if packed else at.channels
-        k, columns = _power(terms, 16, 128), _power(at.columns, 16, 256)
-        return Tile(_power(pixels, 16, INTERPRETED_ELEMENTS // max(k, columns)), columns, k, packed=packed)
+        packed = channels < 8
+        k, side = _power(taps * channels if packed else channels, 16, 128), _power(columns, 16, 256)
+        return Tile(_power(pixels, 16, INTERPRETED_ELEMENTS // max(k, side)), side, k, packed=packed)
     best, least = None, float("inf")
-    k = tma_step(at.channels, kind, at.whole) if at.tma and has_tma(kind, chip) else 0
+    k = tma_step(channels, arithmetic, problem.whole) if problem.tma and has_tma(arithmetic, chip) else 0
     if k:
-        steps = at.taps * -(-at.channels // k) / at.phases
-        for candidate in candidates(kind, chip, "tma", k, at.extra_registers):
-            if at.phases > 1 and at.columns % candidate.n:
+        steps = taps * -(-channels // k) / phases
+        for candidate in candidates(arithmetic, chip, "tma", k, extra):
+            if phases > 1 and columns % candidate.tile.n:
                 continue
-            box, count = box_of(candidate.m, at.images)
-            tiles = count * -(-at.columns // candidate.n) * at.phases
+            box, count = box_of(candidate.tile.m, problem.images)
+            tiles = count * -(-columns // candidate.tile.n) * phases
             time = estimate(candidate, tiles, steps)
             if time < least:
                 best, least = (candidate, box, tiles), time
-    k, packed = steps_of(kind)[0], at.channels <= PACK_UP_TO
-    steps = (-(-at.taps * at.channels // k) if packed else at.taps * -(-at.channels // k)) / at.phases
-    for candidate in candidates(kind, chip, _gathered_ways(at.per_pixel_weights)[packed], k, at.extra_registers):
-        tiles = -(-pixels // candidate.m) * -(-at.columns // candidate.n) * at.phases * at.groups
+    k, packed = steps_of(arithmetic)[0], channels <= PACK_UP_TO
+    steps = (-(-taps * channels // k) if packed else taps * -(-channels // k)) / phases
+    for candidate in candidates(arithmetic, chip, _gathered_ways(problem.per_pixel_weights)[packed], k, extra):
+        tiles = -(-pixels // candidate.tile.m) * -(-columns // candidate.tile.n) * phases * problem.groups
         time = estimate(candidate, tiles, steps)
         if time < least:
             best, least = (candidate, None, 0), time
@@ -121,35 +121,35 @@ def _product(problem: Product, kind: str, chip: str) -> Tile:
 
 
 @lru_cache(maxsize=4096)
-def _weight_grad(problem: WeightGrad, kind: str, chip: str) -> Tile:
-    """The tile, and in how many parts its sum is cut: until the chip is full once, or twice where once would leave much
-    of it idle; in parts of eight steps at least."""
-    if (chip, kind, problem) in TUNED:
-        return TUNED[chip, kind, problem]
-    it, (n, p, q) = problem, problem.images
-    pixels, terms = n * p * q, it.taps * it.channels
+def _weight_grad(problem: WeightGrad, arithmetic: str, chip: str) -> Tile:
+    """Return the tile. Its sum is cut into parts until the chip is full once, or twice where once would leave much of
+    it idle; each part has eight steps at least."""
+    if (chip, arithmetic, problem) in TUNED:
+        return TUNED[chip, arithmetic, problem]
+    n, p, q = problem.images
+    pixels, terms = n * p * q, problem.taps * problem.channels
     if chip == "interpreter":
-        return Tile(_power(it.outputs, 16, 256), _power(terms, 16, 256), _power(pixels, 16, 1024), packed=True)
-    at, k, packed = CHIPS[chip], steps_of(kind)[0], it.channels <= PACK_UP_TO
-    summing = 2 * 4 / (at.multiprocessors * at.fill / 2)
+        return Tile(_power(problem.outputs, 16, 256), _power(terms, 16, 256), _power(pixels, 16, 1024), packed=True)
+    spec, k, packed = CHIPS[chip], steps_of(arithmetic)[0], problem.channels <= PACK_UP_TO
+    summing = 2 * 4 / (spec.multiprocessors * spec.fill / 2)
     ways: list[tuple[str, int, Box | None]] = []
-    if it.tma and has_tma(kind, chip):
-        box, steps = box_of(k, it.images)
+    if problem.tma and has_tma(arithmetic, chip):
+        box, steps = box_of(k, problem.images)
         ways.append(("tma weight gradient", steps, box))
-    if not ways or min(it.outputs, it.channels) < 64:  # tiles of boxes are no narrower
-        ways.append((_gathered_ways(it.per_pixel_weights)[packed], -(-pixels // k), None))
+    if not ways or min(problem.outputs, problem.channels) < 64:  # tiles of boxes are no narrower
+        ways.append((_gathered_ways(problem.per_pixel_weights)[packed], -(-pixels // k), None))
     best, least = None, float("inf")
     for way, steps, box in ways:
         flat = way.endswith("packed")
-        for candidate in candidates(kind, chip, way, k, it.extra_registers):
-            across = -(-terms // candidate.n) if flat else it.taps * -(-it.channels // candidate.n)
-            tiles = -(-it.outputs // candidate.m) * it.groups * across
+        for candidate in candidates(arithmetic, chip, way, k, problem.extra_registers):
+            across = -(-terms // candidate.tile.n) if flat else problem.taps * -(-problem.channels // candidate.tile.n)
+            tiles = -(-problem.outputs // candidate.tile.m) * problem.groups * across
             slots = candidate.slots
             parts = slots // tiles if slots >= 4 * tiles else 2 * slots // tiles
-            parts = 1 if it.per_pixel_weights else max(1, min(parts, steps // 8))
+            parts = 1 if problem.per_pixel_weights else max(1, min(parts, steps // 8))
             time = estimate(candidate, tiles * parts, -(-steps // parts))
             if parts > 1:  # the parts are written, read again and summed
-                time += at.start + parts * it.outputs * terms * it.groups * summing
+                time += spec.start + parts * problem.outputs * terms * problem.groups * summing
             if time < least:
                 best, least = (candidate.tile, box, parts), time
     assert best is not None
@@ -157,24 +157,24 @@ def _weight_grad(problem: WeightGrad, kind: str, chip: str) -> Tile:
     return tile._replace(box=box, parts=parts)
 
 
-def serving(problem: Product | WeightGrad, kind: str, chip: str) -> Iterator[Tile]:
+def serving(problem: Product | WeightGrad, arithmetic: str, chip: str) -> Iterator[Tile]:
     """Yield every valid tile that can serve a problem, whatever the model thinks of it: for bench/tune.py to time."""
-    line, extra = steps_of(kind)[0], problem.extra_registers
+    line, extra = steps_of(arithmetic)[0], problem.extra_registers
     n, p, q = problem.images
     ways = [(way, line) for way in _gathered_ways(problem.per_pixel_weights)]
-    if problem.tma and has_tma(kind, chip):
+    if problem.tma and has_tma(arithmetic, chip):
         if isinstance(problem, WeightGrad):
             ways.append(("tma weight gradient", line))
-        elif k := tma_step(problem.channels, kind, problem.whole):
+        elif k := tma_step(problem.channels, arithmetic, problem.whole):
             ways.append(("tma", k))
     for way, k in ways:
         tma = way.startswith("tma")
-        for rows, columns, warps in SHAPES[way][kind]:
+        for rows, columns, warps in SHAPES[way][arithmetic]:
             side = k if isinstance(problem, WeightGrad) else rows
             box, count = box_of(side, problem.images) if tma else (None, -(-n * p * q // k))
             for stages in range(2, 5):
-                tile = tile_of(way, kind, chip, rows, columns, k, warps, stages, extra)._replace(box=box)
-                if not valid(tile, BYTES[kind], chip, tma, extra):
+                tile = tile_of(way, arithmetic, chip, rows, columns, k, warps, stages, extra)._replace(box=box)
+                if not valid(tile, BYTES[arithmetic], chip, tma, extra):
                     continue
                 if isinstance(problem, WeightGrad):
                     most = 1 if problem.per_pixel_weights else 8
@@ -182,62 +182,61 @@ def serving(problem: Product | WeightGrad, kind: str, chip: str) -> Iterator[Til
                 elif not tma:
                     yield tile
                 elif problem.phases == 1 or problem.columns % columns == 0:
-                    slots = CHIPS[chip].multiprocessors * resident(tile, BYTES[kind], chip, tma, extra)
-                    yield tile._replace(programs=min(count_of(problem, tile), slots))
+                    slots = CHIPS[chip].multiprocessors * resident(tile, BYTES[arithmetic], chip, tma, extra)
+                    yield tile._replace(programs=min(tile_count(problem, tile), slots))
 
 
-def count_of(problem: Product, tile: Tile) -> int:
-    """Return how many of the tile's boxes a product has: its programs take them in turns."""
+def tile_count(problem: Product, tile: Tile) -> int:
+    """Return the number of tiles of a product whose pixels are in boxes: its programs take them in turns."""
     return box_of(tile.m, problem.images)[1] * -(-problem.columns // tile.n) * problem.phases
 
 
 def every_tile(
-    kind: str, chip: str, weight_grad: bool, extra_registers: str = "", per_pixel_weights: bool = False
+    arithmetic: str, chip: str, weight_grad: bool, extra_registers: str = "", per_pixel_weights: bool = False
 ) -> tuple[Tile, ...]:
     """Return every tile that `weight_grad` or else `product` can pick on this chip, with these extra registers, but for
     the boxes' sides (their pixels in one row stand for all), the parts and the number of programs."""
-    line, half = steps_of(kind)
+    line, half = steps_of(arithmetic)
     forms = [(way, line) for way in _gathered_ways(per_pixel_weights)]
-    found = [each.tile for way, k in forms for each in candidates(kind, chip, way, k, extra_registers)]
-    if has_tma(kind, chip) and not per_pixel_weights:
+    found = [each.tile for way, k in forms for each in candidates(arithmetic, chip, way, k, extra_registers)]
+    if has_tma(arithmetic, chip) and not per_pixel_weights:
         boxes = [("tma weight gradient", line)] if weight_grad else [("tma", line), ("tma", half)]
         for way, k in boxes:
-            for each in candidates(kind, chip, way, k, extra_registers):
+            for each in candidates(arithmetic, chip, way, k, extra_registers):
                 found.append(each.tile._replace(box=(1, 1, each.tile.k if weight_grad else each.tile.m)))
     return tuple(dict.fromkeys(found))
 
 
-def every_grouped(kind: str, chip: str) -> tuple[Tile, ...]:
+def every_grouped(arithmetic: str, chip: str) -> tuple[Tile, ...]:
     """Return every tile that `grouped` can pick on this chip, but for the parts."""
     each = [(g, m, 16 * (4 // g)) for g in (4, 2) for m in (64, 32)] + [(2, m, 16) for m in (64, 32)]
     each += [(g, 16 * (4 // g), 64) for g in (4, 2)] + [(2, 16, 64)]
-    return tuple(_grouped_tile(kind, chip, *sides) for sides in each)
+    return tuple(_grouped_tile(arithmetic, chip, *sides) for sides in each)
 
 
-def _grouped_tile(kind: str, chip: str, groups: int, m: int, n: int) -> Tile:
-    """The tile of these sides: 64 columns, or in a weight gradient rows, of all groups together, where there are as
-    many; for full precision, which has no matrix instructions, fewer sums."""
-    fast = kind in ("half", "tf32")
-    k, stages = (32, 3 if kind == "half" and not CHIPS[chip].amd else 2) if fast else (16, 2)
+def _grouped_tile(arithmetic: str, chip: str, groups: int, m: int, n: int) -> Tile:
+    """Return the tile with these sides: up to 64 columns (in a weight gradient: rows) over all its groups; smaller
+    sides without matrix instructions."""
+    fast = arithmetic in ("half", "tf32")
+    k, stages = (32, 3 if arithmetic == "half" and not CHIPS[chip].amd else 2) if fast else (16, 2)
     m, n = (m, n) if fast else (min(m, 32), min(n, 32))
     return Tile(m, n, k, 4, stages, registers=most_registers(chip) if fast else 0, groups=groups)
 
 
 @lru_cache(maxsize=4096)
-def grouped(problem: Grouped, kind: str, chip: str) -> Tile:
+def grouped(problem: Grouped, arithmetic: str, chip: str) -> Tile:
     """Return the tile of a product in many narrow groups."""
-    it = problem
     if chip == "interpreter":
-        g, n, k = _power(it.groups, 1, 16), _power(it.columns, 16, 64), _power(it.terms, 16, 128)
-        rows = _power(it.rows, 16, max(16, INTERPRETED_ELEMENTS // (8 * g * max(n, k))))
+        g, n, k = _power(problem.groups, 1, 16), _power(problem.columns, 16, 64), _power(problem.terms, 16, 128)
+        rows = _power(problem.rows, 16, max(16, INTERPRETED_ELEMENTS // (8 * g * max(n, k))))
         return Tile(rows, n, k, groups=g)
-    narrow = _power(it.rows if it.parts else it.columns, 16, NARROW)
-    g = min(64 // narrow, _power(it.groups, 2, 4))
-    if not it.parts:
-        return _grouped_tile(kind, chip, g, 32 if it.extra_registers else 64, narrow)
-    tile = _grouped_tile(kind, chip, g, narrow, 64)
-    count = -(-it.rows // tile.m) * -(-it.columns // tile.n) * -(-it.groups // g)
-    parts = min(4 * CHIPS[chip].multiprocessors // count, -(-it.terms // tile.k) // 8)
+    narrow = _power(problem.rows if problem.may_split else problem.columns, 16, NARROW)
+    g = min(64 // narrow, _power(problem.groups, 2, 4))
+    if not problem.may_split:
+        return _grouped_tile(arithmetic, chip, g, 32 if problem.has_epilogue else 64, narrow)
+    tile = _grouped_tile(arithmetic, chip, g, narrow, 64)
+    count = -(-problem.rows // tile.m) * -(-problem.columns // tile.n) * -(-problem.groups // g)
+    parts = min(4 * CHIPS[chip].multiprocessors // count, -(-problem.terms // tile.k) // 8)
     return tile._replace(parts=max(1, parts))
 
 
@@ -246,29 +245,29 @@ def sum_columns(size: int, chip: str) -> int:
     return _power(size, 16, 1 << 14 if chip == "interpreter" else 128)
 
 
-def strips(chip: str) -> tuple[Strip, ...]:
-    """Return every block that `strip` chooses from on this chip."""
+def strip_shapes(chip: str) -> tuple[StripShape, ...]:
+    """Return every shape that `strip_shape` chooses from on this chip."""
     if chip == "interpreter":
         return INTERPRETED_STRIPS
-    return tuple(Strip(p * CHIPS[chip].lanes // 32, c) for p, c in STRIPS)
+    return tuple(StripShape(p * CHIPS[chip].lanes // 32, c) for p, c in STRIPS)
 
 
 @lru_cache(maxsize=4096)
-def strip(pixels: int, channels: int, adjacent: bool, chip: str, vectors: bool = False) -> Strip:
-    """Return the block of a streaming kernel: along the channels where they are adjacent in memory, up to their number,
-    else along pixels. `vectors`: it also loads one over the channels, which the compiler does where it is used if the
-    block has fewer channels than threads, else through shared memory. In the interpreter, where a program costs as much
-    as some thousand elements, the block of the least cost."""
+def strip_shape(pixels: int, channels: int, adjacent: bool, chip: str, vectors: bool = False) -> StripShape:
+    """Return the block sizes of a streaming kernel: along the channels where they are adjacent in memory, up to their
+    number, else along pixels. `vectors`: it also loads one over the channels, which the compiler does where it is used
+    if the block has fewer channels than threads, else through shared memory. In the interpreter, where a program costs
+    as much as some thousand elements, the block of the least cost."""
     if chip == "interpreter":
         return min(
-            strips(chip),
+            strip_shapes(chip),
             key=lambda s: -(-pixels // s.pixels) * -(-channels // s.channels) * (s.pixels * s.channels + 4096),
         )
     most = _power(channels, 1, 1 << 20) if adjacent else 1
-    fit = [strip for strip in strips(chip) if min(32, most) <= strip.channels <= most]
-    fit = [strip for strip in fit if not vectors or strip.channels < strip.warps * CHIPS[chip].lanes]
-    fit = fit or [max((strip for strip in strips(chip) if strip.channels <= most), key=lambda strip: strip.channels)]
-    return min(fit, key=lambda strip: (-(-channels // strip.channels) * strip.channels, -strip.channels))
+    fit = [shape for shape in strip_shapes(chip) if min(32, most) <= shape.channels <= most]
+    fit = [shape for shape in fit if not vectors or shape.channels < shape.warps * CHIPS[chip].lanes]
+    fit = fit or [max((s for s in strip_shapes(chip) if s.channels <= most), key=lambda shape: shape.channels)]
+    return min(fit, key=lambda shape: (-(-channels // shape.channels) * shape.channels, -shape.channels))
 
 
 def rows(height: int, whole: bool = False, most: int = 4) -> int:

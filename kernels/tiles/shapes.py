@@ -39,8 +39,8 @@ class Tile(NamedTuple):
         return options | {"maxnreg": self.registers} if self.registers else options
 
 
-class Strip(NamedTuple):
-    """Block of a kernel that streams: `pixels` x `channels` elements."""
+class StripShape(NamedTuple):
+    """Block sizes of a kernel that streams: a program takes a strip of `pixels` x `channels` elements."""
 
     pixels: int
     channels: int
@@ -53,7 +53,8 @@ class Product(NamedTuple):
     images:     (n, p, q) of a phase of the result
     columns, channels, taps: outputs, and a reduction of taps x channels, in each of `groups`
     tma:        True if the operands can be fetched by TMA
-    whole:      False if a step's channels (and, with phases, a tile's columns) must not reach over their end
+    whole:      True if a step's channels must not reach over their end, where the next tap's weights stand. (With
+                phases a tile's columns never may.)
     extra_registers: what a thread holds besides its sums, a word of EXTRA_REGISTERS
     per_pixel_weights: True if each pixel has weights of its own: the images are one pixel's, its place a group
     """
@@ -86,15 +87,18 @@ class WeightGrad(NamedTuple):
 
 class Grouped(NamedTuple):
     """The problem that the tile of a product in many narrow groups is picked for: rows x columns results in each of
-    `groups`, each a sum of `terms`. extra_registers: True if a thread holds more than its sums; parts: True if the sums
-    may be cut."""
+    `groups`, each a sum of `terms`.
+
+    has_epilogue: True if a thread holds an epilogue's values besides its sums
+    may_split:    True if the sums may be cut into parts
+    """
 
     groups: int
     rows: int
     columns: int
     terms: int
-    extra_registers: bool = False
-    parts: bool = False
+    has_epilogue: bool = False
+    may_split: bool = False
 
 
 NARROW = 32  # channels or outputs of a group, at most, for a tile that takes several groups
@@ -154,16 +158,29 @@ SHAPES: dict[str, dict[str, tuple[tuple[int, int, int], ...]]] = {
     ),
 }  # fmt: skip
 
-# What a thread may hold besides its sums, and the most sums it then has: (gathered, by TMA); see Chip.sums, too.
+
+class MostSums(NamedTuple):
+    """The most sums that a thread may hold, by how the operands are fetched; see Chip.sums, too."""
+
+    gathered: int
+    tma: int
+
+
+# What a thread may hold besides its sums, and the most sums it then has.
 #     epilogue                what an epilogue loads, stores or computes
 #     number, two numbers     what is pooled, for each sum
 #     code, 1 B               nothing: a gradient is read through a pooling's code, of 1 byte for each element,
 #                             which takes shared memory
-EXTRA_REGISTERS = {"": (1 << 10, 1 << 10), "epilogue": (1 << 10, 64), "number": (32, 64), "two numbers": (16, 32)}
+EXTRA_REGISTERS = {
+    "": MostSums(1 << 10, 1 << 10),
+    "epilogue": MostSums(1 << 10, 64),
+    "number": MostSums(32, 64),
+    "two numbers": MostSums(16, 32),
+}
 CODE = {f"code, {size} B": size for size in (1, 2, 4)}
 EXTRA_REGISTERS |= dict.fromkeys(CODE, EXTRA_REGISTERS[""])
 
 STRIPS = ((1024, 1), (256, 4), (32, 32), (16, 64), (8, 128))  # (pixels, channels)
-INTERPRETED_STRIPS = (Strip(64, 8), Strip(256, 64), Strip(4096, 16), Strip(16384, 1))
+INTERPRETED_STRIPS = (StripShape(64, 8), StripShape(256, 64), StripShape(4096, 16), StripShape(16384, 1))
 INTERPRETED_ELEMENTS = 1 << 19  # of a tile: the interpreter's cost is per program, so tiles are few and large
 PACK_UP_TO = 32  # channels: a tap a step would leave half of a step empty

@@ -28,7 +28,7 @@ class Window(NamedTuple):
     pads: Pads
     dilation: Pair
     padding_mode: str = "zeros"
-    dims: int = 2  # of what the user has: rows are images one pixel high
+    dims: int = 2  # 1 if the user's images are rows (N, C, W), here one pixel high; else 2
 
     @property
     def taps(self) -> int:
@@ -55,9 +55,9 @@ class Window(NamedTuple):
         return (image[0] + self.pads[0] + self.pads[1], image[1] + self.pads[2] + self.pads[3])
 
     def of_outputs(self, outputs: Sequence[int]) -> "Window":
-        """Return the same for outputs of P x Q pixels. Where there is one, its stride is never taken, but a gradient
-        walks through as many phases: two are enough (with one, a window of one tap would be taken for a point). Where
-        there is one tap, there is no dilation."""
+        """Return an equivalent window for results of P x Q pixels. In a direction with one result the stride is never
+        taken, but an input gradient has as many phases; so it is at most 2 (not 1: a window of one tap would become a
+        point). In a direction with one tap the dilation is 1."""
         return self._replace(
             stride=tuple(min(s, 2) if n == 1 else s for s, n in zip(self.stride, outputs, strict=True)),
             dilation=tuple(1 if n == 1 else d for d, n in zip(self.dilation, self.size, strict=True)),
@@ -86,9 +86,10 @@ class Phase(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """One direction of a product of windows. The result's pixels come in `step` phases, every step-th pixel each:
+    """One direction of a product of windows. The result's pixels come in `result_step` phases, every
+    result_step-th pixel each:
 
-        y[a + i·step] = Σ_{j < count} x[i·stride + offset + j·input_step] · w[first + j·weight_step]
+        y[a + i·result_step] = Σ_{j < count} x[i·stride + offset + j·input_step] · w[first + j·weight_step]
 
     with (first, count, offset) those of phases[a].
 
@@ -98,7 +99,7 @@ class Walk(NamedTuple):
                 stride 1.
     """
 
-    step: int
+    result_step: int
     stride: int
     weight_step: int
     input_step: int
@@ -112,9 +113,9 @@ class Walks(NamedTuple):
     across: Walk
 
     @property
-    def steps(self) -> Pair:
+    def result_steps(self) -> Pair:
         """Phases in each direction."""
-        return (self.down.step, self.across.step)
+        return (self.down.result_step, self.across.result_step)
 
     @property
     def strides(self) -> Pair:

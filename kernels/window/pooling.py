@@ -22,20 +22,54 @@ class Axis(NamedTuple):
     covers: int
 
 
+class Axes(NamedTuple):
+    """The two directions of a pooling's windows."""
+
+    down: Axis
+    across: Axis
+
+    @property
+    def taps(self) -> int:
+        """The most taps of a window."""
+        return self.down.size * self.across.size
+
+
+class PoolWindow(NamedTuple):
+    """The window of a sliding pooling; each field is (vertical, horizontal)."""
+
+    kernel_size: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+    @classmethod
+    def of(cls, numbers: Sequence[int]) -> "PoolWindow":
+        """Return the window of an operator's argument, the fields' eight numbers in a row."""
+        return cls(*zip(numbers[::2], numbers[1::2], strict=True))
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The window as operators take it."""
+        return (*self.kernel_size, *self.stride, *self.padding, *self.dilation)
+
+
 def _share(size: int, parts: int) -> int:
     """Return the largest of `parts` even shares of `size`: see Axis."""
     return (size + 2 * parts - gcd(size, parts) - 1) // parts if parts else 0
 
 
-def pool_axes(window: Sequence[int], image: Sequence[int], output: Sequence[int]) -> tuple[Axis, Axis]:
-    """Return the directions of a pooling from images (H, W) to (P, Q). `window`: eight numbers, (vertical, horizontal)
-    of kernel_size, stride, padding and dilation; or none: adaptive."""
+def _sliding(size: int, stride: int, pad: int, dilation: int) -> Axis:
+    return Axis(size, stride, pad, dilation, covers=(size - 1) * dilation // stride + 1)
+
+
+def pool_axes(window: Sequence[int], image: Sequence[int], output: Sequence[int]) -> Axes:
+    """Return the directions of a pooling from images (H, W) to (P, Q). `window`: PoolWindow.numbers; or none:
+    adaptive."""
     if not window:
         # Pixel h is covered by the share that it takes of the windows: the formula is its own transpose.
         shares = zip(image, output, strict=True)
-        return tuple(Axis(_share(h, p), 0, 0, 1, _share(p, h)) for h, p in shares)  # type: ignore[return-value]
-    each = (window[i::2] for i in range(2))
-    return tuple(Axis(*axis, (axis[0] - 1) * axis[3] // axis[1] + 1) for axis in each)  # type: ignore[return-value]
+        return Axes(*(Axis(_share(h, p), 0, 0, 1, covers=_share(p, h)) for h, p in shares))
+    return Axes(*map(_sliding, *PoolWindow.of(window)))
 
 
 def _pool_steps(kernel_size: Any, stride: Any, dims: int) -> tuple[Pair, Pair]:
@@ -46,8 +80,8 @@ def _pool_steps(kernel_size: Any, stride: Any, dims: int) -> tuple[Pair, Pair]:
 
 
 def pool_window(kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1, dims: int = 2) -> tuple[int, ...]:
-    """Return the window of a pooling (see `pool_axes`), from arguments as torch.nn.functional's pools take them.
-    Errors: RuntimeError."""
+    """Return the window of a pooling as operators take it (PoolWindow.numbers), from arguments as torch.nn.functional's
+    pools take them. Errors: RuntimeError."""
     size, step = _pool_steps(kernel_size, stride, dims)
     spacing, pad = pair("dilation", dilation, 1, dims), pair("padding", padding, 0, dims)
     own = slice(2 - dims, 2)  # of the directions those that the user has
@@ -58,7 +92,7 @@ def pool_window(kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1, 
             raise RuntimeError(
                 f"{name} must be less than 2^31, as PyTorch's pools want it, but got {value[2 - dims :]}"
             )
-    return (*size, *step, *pad, *spacing)
+    return PoolWindow(size, step, pad, spacing).numbers
 
 
 def pool_sizes(window: Sequence[int], image: Sequence[int], ceil_mode: bool) -> Pair:
@@ -72,7 +106,7 @@ def pool_sizes(window: Sequence[int], image: Sequence[int], ceil_mode: bool) -> 
             count -= 1
         return count
 
-    p, q = (one(image[i], *window[i::2]) for i in range(2))
+    p, q = map(one, image, *PoolWindow.of(window))
     return (p, q)
 
 
@@ -81,10 +115,10 @@ def pool_output(window: Sequence[int], image: Sequence[int], ceil_mode: bool, di
     (ceil_mode)."""
     size = pool_sizes(window, image, flag("ceil_mode", ceil_mode))
     if min(size) < 1:
-        taps, _, padding, dilation = (tuple(window[i + 2 - dims : i + 2]) for i in range(0, 8, 2))
+        its, own = PoolWindow.of(window), slice(2 - dims, 2)  # of the directions those that the user has
         raise RuntimeError(
-            f"kernel_size {taps} with dilation {dilation} and padding {padding} doesn't fit into an input of "
-            f"{sizes(image, dims)}: the output would be {sizes(size, dims)}"
+            f"kernel_size {its.kernel_size[own]} with dilation {its.dilation[own]} and padding {its.padding[own]} "
+            f"doesn't fit into an input of {sizes(image, dims)}: the output would be {sizes(size, dims)}"
         )
     return size
 
@@ -122,6 +156,8 @@ def unpool_output(
                 f"padding {pad[2 - dims :]} leaves an output of {sizes(usual, dims)}; give less, or an output_size"
             )
         return usual  # type: ignore[return-value]
+    if not isinstance(output_size, Sequence) or isinstance(output_size, str):
+        raise TypeError(f"output_size must be a sequence of {dims} or {dims + 2} ints, but got {output_size!r}")
     given = tuple(integer("output_size", size) for size in output_size)
     if len(given) == dims + 2:
         given = given[2:]
