@@ -22,8 +22,8 @@ from cnn_triton.dispatch import as_on_a_gpu
 from cnn_triton.kernels.base.precision import float32_precision
 from cnn_triton.kernels.compiler import aot
 from cnn_triton.kernels.core.chips import NAMES
-from cnn_triton.kernels.core.op import Launch, noting
-from cnn_triton.tools.warmup import Noting, compile_launches
+from cnn_triton.kernels.core.op import Launch, collecting
+from cnn_triton.tools.warmup import Collecting, compile_launches
 
 from . import measure, prepared, problems, report, tune
 from .calls import ARITHMETICS, PASSES, calls
@@ -38,9 +38,9 @@ def operators() -> Iterator[tuple[str, Launches]]:
     from cases import CASES
 
     def launches(case: Any, form: str, precision: str) -> list[Launch]:
-        with float32_precision(precision), noting() as notes:
+        with float32_precision(precision), collecting() as launched:
             case.op.launch(*case.make(torch.float32, form))
-        return notes
+        return launched
 
     seen = set()
     for case in CASES:
@@ -55,9 +55,9 @@ def benchmarks() -> Iterator[tuple[str, Launches]]:
 
     def launches(make: Callable[[], problems.Problem]) -> list[Launch]:
         problem = make()
-        with Noting() as noted:
+        with Collecting() as collected:
             measure.step(problem.ours, problem, measure.gradient(problem))()
-        return noted.launches
+        return collected.launches
 
     for name, make in problems.problems(torch.device("meta")).items():
         if problems.first(name):
@@ -71,12 +71,12 @@ def candidates() -> Iterator[tuple[str, Launches]]:
         dtype, _ = ARITHMETICS["bf16"]
         with torch.device("meta"):
             op, args = calls(BY_NAME[layer], dtype)[i]
-        with tune.picking() as noted, noting() as notes:
+        with tune.picking() as noted, collecting() as launched:
             result = op.launch(*args)
             for tile in tune.served(noted):
                 noted.tile = tile
                 op.launcher(result, *args)
-        return notes
+        return launched
 
     for i, what in enumerate(PASSES):
         for layer in tune.FIRST:

@@ -24,7 +24,7 @@ import torch
 from cnn_triton.kernels.base.lang import INTERPRETING
 from cnn_triton.kernels.base.precision import float32_precision
 from cnn_triton.kernels.core import chips
-from cnn_triton.kernels.core.op import Op, noting
+from cnn_triton.kernels.core.op import Op, collecting
 from cnn_triton.kernels.tiles import pick, shapes
 from cnn_triton.tools.warmup import compile_launches
 
@@ -63,11 +63,11 @@ def served(noted: SimpleNamespace) -> list[shapes.Tile]:
 
 def compile_ahead(launches: list[Callable[[], Any]]) -> None:
     """Compiles on all cores what these launch; nothing runs. What fails is compiled again, and said, when it runs."""
-    with noting() as notes:
+    with collecting() as launched:
         for launch in launches:
             launch()
     with contextlib.suppress(RuntimeError):
-        contextvars.copy_context().run(compile_launches, notes, os.cpu_count() or 1, load=False)
+        contextvars.copy_context().run(compile_launches, launched, os.cpu_count() or 1, load=False)
 
 
 def check(result: torch.Tensor, right: torch.Tensor) -> None:

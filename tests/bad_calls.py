@@ -130,6 +130,7 @@ UNPOOL = {
     "index over": (lambda: (rand(*X), PLACES + 1, 2), ("indices", "16 x 16", "255")),
     "index under": (lambda: (rand(*X), PLACES - 1, 2), ("indices", "16 x 16", "255")),
     "output size": (lambda: (rand(*X), PLACES, 2, 2, 0, (18, 16)), ("output_size", "(18, 16)", "(2, 2)")),
+    "output size of one number": (lambda: (rand(*X), PLACES, 2, 2, 0, 16), ("output_size", "2 or 4 ints", "16")),
     "output size of three": (lambda: (rand(*X), PLACES, 2, 2, 0, (4, 16, 16)), ("output_size", "(4, 16, 16)")),
     "empty image": (lambda: (rand(2, 4, 0, 8), PLACES[:, :, :0], 2), ("input", "(2, 4, 0, 8)")),
     "no pixel": (lambda: (rand(2, 4, 1, 1), PLACES[:, :, :1, :1], 1, 1, 1), ("padding", "(1, 1)")),

@@ -133,9 +133,9 @@ def _block(named: tuple[Conv, tuple[int, int]]) -> dict[Op, Any]:
             y, code = conv_pool.CONV2D_POOL.reference(*tensors(dtype, form), None, None, *args, pool, average)
             return draw(y.shape, dtype, form).mul_(pool[0] * pool[1] if average else 1), code
 
-        def grad(written, of_input=True, pooled=pooled, average=average):
+        def grad(written, needs_input=True, pooled=pooled, average=average):
             def make(dtype, form):
-                how = (*args, pool, average, of_input, True, written)
+                how = (*args, pool, average, needs_input, True, written)
                 return (*pooled(dtype, form), *tensors(dtype, form), *how)
 
             return make

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cnn_triton.kernels.base.precision import ERROR_EPS, ERROR_RATIO, PRECISION
+from cnn_triton.kernels.base.precision import DTYPES, ERROR_EPS, ERROR_RATIO
 from cnn_triton.kernels.core.op import launches
 from cnn_triton.kernels.matrix import conv2d, pool_code
 
@@ -118,7 +118,7 @@ def assert_accurate(ours, theirs, exact, what="result", eps=None):
     exact = exact[finite].double()
     error = (ours[finite].double() - exact).abs().max().item()
     allowed = ERROR_RATIO * (theirs[finite].double() - exact).abs().max().item()
-    allowed += ERROR_EPS * (eps or PRECISION[ours.dtype].eps) * exact.abs().max().item()
+    allowed += ERROR_EPS * (eps or DTYPES[ours.dtype].eps) * exact.abs().max().item()
     assert error <= allowed, f"{what}: error {error:.3g} against float64, allowed {allowed:.3g}"
 
 
@@ -133,7 +133,7 @@ def assert_code(code, args, wide):
     *product, _, _ = args
     theirs = conv2d.conv2d_aten(*product[:4], None, None, *product[4:], "none")
     error = ERROR_RATIO * (theirs.double() - x).abs().max()
-    near = 2 * (error + ERROR_EPS * PRECISION[theirs.dtype].eps * x.abs().max())
+    near = 2 * (error + ERROR_EPS * DTYPES[theirs.dtype].eps * x.abs().max())
     p, q = code.shape[3:]
     taps = x[:, :, : p * pool[0], : q * pool[1]].unflatten(3, (q, pool[1])).unflatten(2, (p, pool[0]))
     taps = taps.permute(3, 5, 0, 1, 2, 4).flatten(0, 1)

@@ -142,7 +142,7 @@ def of_activations():
         label = f"{'conv2d_with_preactivation' if rule.saves == 'input' else 'conv2d'} 3x3, {name}"
         masked = by_rule(name) if rule.saves == "output" else None
         after = functools.partial(activations.reference, name)
-        kinked = masked is None and rule.rule.curve is None
+        kinked = masked is None and not rule.has_second_derivative
         yield label, Pair(ours, conv2d_of(layer), shapes, rest, after, masked, True, kinked)
 
 

@@ -13,7 +13,7 @@ from cnn_triton.kernels.base.lang import INTERPRETING
 from cnn_triton.kernels.base.precision import float32_precision
 from cnn_triton.kernels.core.chips import CHIPS as TABLE
 from cnn_triton.kernels.core.chips import NAMES, assuming, chip_name
-from cnn_triton.kernels.core.op import noting
+from cnn_triton.kernels.core.op import collecting
 from cnn_triton.kernels.tiles import shapes
 
 # On a GPU what it picks itself: others' tiles may not fit.
@@ -23,7 +23,7 @@ DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "float": torch.float32,
 
 def chips(kind):
     """The chips that are asked for an arithmetic: for TF32 those that have instructions for it."""
-    return [chip for chip in CHIPS if kind != "tf32" or TABLE[chip].rates[1]]
+    return [chip for chip in CHIPS if kind != "tf32" or TABLE[chip].rates.tf32]
 
 
 def random_layers(count, seed=0):
@@ -55,7 +55,7 @@ def launchers():
                     result = op.fake(*args)
                     for chip in chips:
                         noted.pick = None
-                        with noting(), assuming(chip):
+                        with collecting(), assuming(chip):
                             op.launcher(result, *args)
                         if noted.pick:
                             yield chip, what, noted.pick

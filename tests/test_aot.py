@@ -344,5 +344,5 @@ def test_figures_of_a_compiled_product(recorded):
         assert 0 < code["loop_matrix"] <= code["matrix"]
         assert code["loop_matrix"] < code["instructions"] < 1000
         assert code["load_bytes"] in (4, 8, 16)
-        assert bool(code["tma"]) == (chip in ("sm_90", "sm_100") and "box" in code["kernel"])
+        assert bool(code["tma"]) == (chip in ("sm_90", "sm_100") and "tma" in code["kernel"])
         assert 0.05 < code["per_flop"] < 20

@@ -23,7 +23,7 @@ FLOORS = (
     "kernels/base", "kernels/window", "kernels/core", "kernels/tiles", "kernels/streaming", "kernels/matrix",
     "kernels/pool", "kernels/registry.py", "kernels/compiler", "cnn_triton/dispatch.py", "cnn_triton/ops.py",
     "cnn_triton/autograd", "cnn_triton/functional", "cnn_triton/modules.py", "cnn_triton/nn", "cnn_triton/fusion",
-    "cnn_triton/tools", "cnn_triton/pages", "cnn_triton/classifier", "cnn_triton/cli",
+    "cnn_triton/files.py", "cnn_triton/tools", "cnn_triton/pages", "cnn_triton/classifier", "cnn_triton/cli",
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn as tn
+from torch._dynamo.exc import BackendCompilerFailed
 
 import cnn_triton
 from capturing import Net, X, compare, compiled, fresh  # noqa: F401
@@ -174,6 +175,8 @@ def test_bad_options(device):
     model = Net(lambda m, x: m.conv(x), device)
     with pytest.raises(Exception, match="options must be"):
         compiled(model, options={"fast": True})(torch.randn(X, device=device))
+    with pytest.raises(BackendCompilerFailed, match=r"options\['rest'\] must be a backend of .*, but got 'fast'"):
+        compiled(model, options={"rest": "fast"})(torch.randn(X, device=device))
 
 
 @pytest.mark.parametrize("kind", ["original", "ours", "converted"])

@@ -6,25 +6,54 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn as tn
+from torch.utils.checkpoint import checkpoint
 
 import cnn_triton
 from capturing import Net, X, compiled, fresh  # noqa: F401
 from cnn_triton import captures
 
 
-def test_where_no_kernel_runs(device):
-    """The captured graph as it was, chosen at each call."""
+@pytest.mark.parametrize("first", ["aten", "auto"])
+@pytest.mark.parametrize("rest", ["eager", "aot_eager"])
+def test_where_no_kernel_runs(rest, first, device):
+    """The captured graph as it was, chosen at each call, whatever compiles the rest and whatever was captured first."""
     model = Net(lambda m, x: F.relu(m.conv(x)), device).eval()
-    run, x = compiled(model), torch.randn(X, device=device)
+    run, x = compiled(model, options={"rest": rest}), torch.randn(X, device=device)
     with torch.no_grad():
-        with cnn_triton.backend("aten"):
-            assert torch.equal(run(x), model(x))
-            before = cnn_triton.launches()
+        with cnn_triton.backend(first):
             run(x)
-            assert cnn_triton.launches() == before
-        run(x)
-        assert cnn_triton.launches()["conv2d"] == before.get("conv2d", 0) + 1
+        for _ in range(2):
+            with cnn_triton.backend("aten"):
+                before = cnn_triton.launches()
+                assert torch.equal(run(x), model(x))
+                assert cnn_triton.launches() == before
+            run(x)
+            assert cnn_triton.launches()["conv2d"] == before.get("conv2d", 0) + 1
     assert captures.graphs == 1
+
+
+@pytest.mark.parametrize("first", ["aten", "auto"])
+def test_checkpoint_where_another_graph_was_compiled(first, device):
+    """A checkpoint in the graph that the other backend has not compiled: random numbers and statistics as PyTorch's."""
+
+    def forward(m, x):
+        return checkpoint(lambda x: F.dropout(m.norm(m.conv(x)), 0.5), x, use_reentrant=False)
+
+    twin = Net(forward, device).train()
+    model = Net(forward, device).train()
+    model.load_state_dict(twin.state_dict())
+    run, x = compiled(model, options={"rest": "aot_eager"}), torch.randn(X, device=device)
+    with cnn_triton.backend(first):
+        compiled_first = run(x)
+        assert compiled_first.shape == twin(x).shape
+    with cnn_triton.backend("auto" if first == "aten" else "aten"):
+        gradients = []
+        for each in (run, twin):
+            torch.manual_seed(0)
+            weight = (model if each is run else twin).conv.weight
+            gradients += torch.autograd.grad(each(x).square().sum(), weight)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(model.norm.running_mean, twin.norm.running_mean, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.cover

@@ -69,14 +69,14 @@ def check(chip, calls, version=PINNED):
             if call["tile"] and code["kernel"] in KERNELS:
                 beside = {**BESIDE, **PLACED}.get(call["what"], "")
                 most = model.shared_memory(
-                    call["tile"], 4 if call["dtype"] == "float32" else 2, chip, "box" in code["kernel"], beside
+                    call["tile"], 4 if call["dtype"] == "float32" else 2, chip, "tma" in code["kernel"], beside
                 )
                 assert code["shared"] <= most, f"the model says at most {most}: {said}"
             if code["kernel"] in KERNELS:
                 assert code["loop_matrix"] > 0, said
                 # A code, which the pooled gradient is read through, has one byte for each of its two or four.
                 assert code["load_bytes"] >= (4 if call["what"].startswith("conv2d_pool_grad") else 16), said
-                assert (code["tma"] > 0) == ("box" in code["kernel"]), said
+                assert (code["tma"] > 0) == ("tma" in code["kernel"]), said
             elif code["kernel"] != "at_winner_kernel":  # which reads a byte, and what that points at
                 assert code["wide"] > 0, said
 
@@ -231,7 +231,7 @@ def test_full_precision(chip, calls):
 
 
 def narrow(widths):
-    """How many of the accesses move fewer than 16 bytes: 5 of "16 B x 8, 2 B x 4, 4 B x 1, box x 2"."""
+    """How many of the accesses move fewer than 16 bytes: 5 of "16 B x 8, 2 B x 4, 4 B x 1, tma x 2"."""
     return sum(int(count) for size, count in re.findall(r"(\d+) B x (\d+)", widths) if int(size) < 16)
 
 
@@ -244,7 +244,7 @@ def test_epilogues_are_wide():
     calls = [{"what": name, "channels": 256, **each} for name in names]
     calls.append({"what": "conv2d_weight_grad", "channels": 72, **each})  # Triton knows by itself of multiples of 16
     for call, codes in zip(calls, compiled("sm_90", calls), strict=True):
-        boxed = [code for code in codes if "box" in code["kernel"]]
+        boxed = [code for code in codes if "tma" in code["kernel"]]
         assert boxed, call
         for code in boxed:
             assert narrow(code["store_widths"]) == 0, f"{call}: {code}"

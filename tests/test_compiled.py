@@ -120,13 +120,17 @@ def test_rest(rest, device):
     same(report)
     if rest == "eager":
         assert torch.autograd.gradgradcheck(model, (images(device)[:1, :, :4, :4].requires_grad_(),))
+    before = cnn_triton.launches()
+    with cnn_triton.backend("aten"), torch.no_grad():
+        torch.testing.assert_close(model(x), twin(x))
+    assert cnn_triton.launches() == before
     again = cnn_triton.convert(model, rest="eager")
     assert (again.call is report.call) == (rest == "eager")
 
 
 def test_bad_rest(device):
     model = tn.Sequential(tn.Conv2d(3, 4, 3))
-    with pytest.raises(ValueError, match=r"rest must be one of .*eager.*, but got 'fast'"):
+    with pytest.raises(ValueError, match=r"rest must be a backend of torch\.compile, .*'eager'.*, but got 'fast'"):
         cnn_triton.convert(model, rest="fast")
     assert type(model[0]) is tn.Conv2d
 

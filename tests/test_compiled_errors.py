@@ -101,7 +101,7 @@ def test_graph_breaks(device):
     torch.testing.assert_close(model.seen, twin.seen)
     assert report.captures.graphs == 2
     same(report)
-    assert [each.where for each in report.captures.fused] == ["layers.0", "layers.3"]
+    assert [each.module for each in report.captures.fused] == ["layers.0", "layers.3"]
 
 
 def test_errors_after_a_graph_break(device, monkeypatch):

@@ -1,6 +1,8 @@
 """Layers that become one kernel: activations, normalisations and pools after products; when they don't."""
 
+import ast
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,29 @@ import torch.nn.functional as F
 import cnn_triton
 from checks import kernels_only
 from cnn_triton.kernels.base.precision import ERROR_EPS, ERROR_RATIO
+from cnn_triton.kernels.matrix import activations
 from converting import agree, image, patterns, ran, settle, stages
+
+
+@pytest.mark.parametrize("word", [word for word, row in activations.ACTIVATIONS.items() if row.saves == "output"])
+def test_what_pytorch_saves(word):
+    """The table says so where PyTorch keeps the input of an activation for which our kernels keep the output: the
+    output may be changed in place then."""
+    row = activations.ACTIVATIONS[word]
+    y = row.reference(torch.randn(8, requires_grad=True), *row.numbers.usual)
+    y.mul_(1)
+    if row.torch_saves == "input":
+        y.sum().backward()
+    else:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+
+
+def test_fusion_names_no_activation():
+    """What it does with an activation is in the table's rows; ReLU alone has kernels with pools."""
+    for path in (Path(cnn_triton.__file__).parent / "fusion").glob("*.py"):
+        words = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert not words & set(activations.words()) - {"relu"}, path
 
 
 class Reader(torch.nn.Module):

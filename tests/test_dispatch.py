@@ -28,6 +28,15 @@ def test_backend(device):
         pass
 
 
+def test_where(device):
+    """A device or its name."""
+    assert cnn_triton.where(str(device)) == cnn_triton.where(device) != "PyTorch's own operators"
+    with cnn_triton.backend("aten"):
+        assert cnn_triton.where("cpu") == "PyTorch's own operators"
+    with pytest.raises(RuntimeError, match="nowhere"):
+        cnn_triton.where("nowhere")
+
+
 def test_sizes_of_a_traced_image(device):
     """torch.compile with sizes unknown: windows that are computed from them."""
 

@@ -122,12 +122,49 @@ def test_batch_norm():
     """PyTorch's types: ValueError for one value per channel, RuntimeError without statistics."""
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         F.batch_norm(rand(1, 6, 1, 1), None, None, training=True)
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
+    with pytest.raises(ValueError, match=r"input must leave more than one value per channel .* shape \(1, 6, 1, 1\)"):
         functional.conv2d_batch_norm(rand(1, 4, 3, 3), rand(*W), training=True)
     with pytest.raises(RuntimeError, match="running_mean and running_var must be tensors unless training"):
         functional.conv2d_batch_norm(rand(*X), rand(*W))
-    with pytest.raises(RuntimeError, match=r"weight must have shape \(6,\), but got \(5,\)"):
-        functional.conv2d_batch_norm(rand(*X), rand(*W), norm_weight=rand(5), training=True)
+    with pytest.raises(RuntimeError, match=r"input must be 4-D \(N, C, H, W\), but got shape \(4, 8, 8\)"):
+        functional.conv2d_batch_norm(rand(*X)[0], rand(*W), training=True)
+
+
+NORM = {  # label: (arguments, exception, the message)
+    **{
+        name: (lambda name=name: {name: rand(5)}, RuntimeError, rf"^{name} must have shape \(6,\).*, but got \(5,\)")
+        for name in ("bias", "running_mean", "running_var", "norm_weight", "norm_bias")
+    },
+    "norm_bias a float": (lambda: {"norm_bias": 2.0}, TypeError, r"norm_bias must be a torch\.Tensor .* float"),
+    "norm_weight of integers": (lambda: {"norm_weight": rand(6).int()}, RuntimeError, r"norm_weight has dtype .*int32"),
+    "running_mean of integers": (lambda: {"running_mean": rand(6).int()}, RuntimeError, r"running_mean has dtype"),
+    "eps": (lambda: {"eps": "a"}, TypeError, "eps must be a number, but got 'a'"),
+    "momentum": (lambda: {"momentum": None}, TypeError, "momentum must be a number, but got None"),
+    "training": (lambda: {"training": "yes"}, TypeError, "training must be True or False, but got 'yes'"),
+}
+
+
+@PATHS
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
+@pytest.mark.parametrize("label", NORM)
+def test_batch_norm_arguments(label, training, path):
+    """Each is named as the user names it."""
+    make, error, words = NORM[label]
+    given = {"running_mean": rand(6), "running_var": rand(6), "training": training} | make()
+    with on(path), pytest.raises(error, match=words):
+        functional.conv2d_batch_norm(rand(*X), rand(*W), **given)
+
+
+@PATHS
+def test_residual(path):
+    """A number for a residual, and the shapes of rows in the user's terms."""
+    with on(path), pytest.raises(TypeError, match=r"residual must be a torch\.Tensor or None, but got float"):
+        functional.linear(rand(3, 4), rand(4), residual=2.0)
+    for function, shape in ((functional.conv1d, (2, 6, 6)), (functional.conv_transpose1d, (2, 6, 10))):
+        weight = rand(6, 4, 3) if function is functional.conv1d else rand(4, 6, 3)
+        words = rf"residual must have shape {re.escape(str(shape))}, but got \(2, 6, 5\)"
+        with on(path), pytest.raises(RuntimeError, match=words):
+            function(rand(2, 4, 8), weight, residual=rand(2, 6, 5))
 
 
 def test_unknown_padding_mode():

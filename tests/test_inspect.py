@@ -96,6 +96,7 @@ def test_tiles(tmp_path):
     assert registers == sorted(registers)
     assert len({*registers}) > 5
     (picked,) = (row for row in rows if "picked" in row[0])
+    assert picked[0].endswith(",tma (picked)")
     (kernel,) = found["chips"]["sm_90"][0]["kernels"]
     assert int(picked[1]) == kernel["registers"]
     texts = {path.suffix for path in (folder / "sm_90").iterdir()}

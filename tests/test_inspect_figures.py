@@ -8,7 +8,7 @@ from cnn_triton.cli.inspect_tables import order
 from cnn_triton.kernels.compiler import figures, sass
 from cnn_triton.kernels.core import chips
 from cnn_triton.tools import listing
-from cnn_triton.tools.inspection import Launch, Operator
+from cnn_triton.tools.inspection import CompiledLaunch, OperatorCall
 from cnn_triton.tools.limits import roofs, waves
 from inspections import LAYER
 from small import CHROMIUM, process, watched_in_chromium
@@ -16,7 +16,7 @@ from small import CHROMIUM, process, watched_in_chromium
 
 def test_roofline():
     """By hand: 7.4 GFLOP and 25.8 MB on boards whose rates are known."""
-    layer = Operator("conv2d", 7_400_000_000, 25_800_000, True, [])
+    layer = OperatorCall("conv2d", 7_400_000_000, 25_800_000, True, [])
     found = {roof.board.name: roof for roof in roofs(layer, "bfloat16", ["sm_90", "gfx950"])}
     assert set(found) == {"H200", "H100", "MI355X"}
     assert found["H200"].microseconds == pytest.approx(7.4e9 / 989.4e12 * 1e6)
@@ -25,17 +25,17 @@ def test_roofline():
     assert found["H100"].bound == "memory"
     (tf32,) = roofs(layer, "tf32", ["gfx950"])
     assert tf32.rate == 157.3
-    pool = Operator("max_pool2d", 1, 1, False, [])
+    pool = OperatorCall("max_pool2d", 1, 1, False, [])
     assert {roof.rate for roof in roofs(pool, "bfloat16", ["sm_90"])} == {66.9}
     for board in chips.BOARDS:
         assert board.chip in chips.NAMES
-        assert bool(board.rates[1]) == bool(chips.CHIPS[board.chip].rates[1])
+        assert bool(board.rates.tf32) == bool(chips.CHIPS[board.chip].rates.tf32)
 
 
 def test_waves():
     def of(grid, resident):
         code = figures.Code("k", "sm_90", "", "", resident=resident, grid=grid)
-        return waves(Launch(code, None))
+        return waves(CompiledLaunch(code, None))
 
     assert of(264, 2) == "1 full wave"
     assert of(528, 2) == "2 full waves"
@@ -50,7 +50,7 @@ def test_waves():
     [
         ("<1% of a wave", "2% of a wave", "12% of a wave", "1 full wave", "1 wave and 3% of one", "12 full waves"),
         ("0.198", "1.4", "9", "10", "1,000", "none"),
-        ("16x64x64,gathered", "128x64x32,boxes", "128x64x64,boxes"),
+        ("16x64x64,gathered", "128x64x32,tma", "128x64x64,tma"),
     ],
 )
 def test_order(words):
@@ -59,8 +59,8 @@ def test_order(words):
 
 def test_widths():
     names = ["LDG.E.128.CONSTANT", "LDG.E.128", "LDGSTS.E.BYPASS.128", "LDG.E.U16", "UTMALDG.4D", "STG.E", "UTMASTG.4D"]
-    assert sass.widths(names, sass.load_bytes) == "box x 1, 16 B x 3, 2 B x 1"
-    assert sass.widths(names, sass.store_bytes) == "box x 1, 4 B x 1"
+    assert sass.widths(names, sass.load_bytes) == "tma x 1, 16 B x 3, 2 B x 1"
+    assert sass.widths(names, sass.store_bytes) == "tma x 1, 4 B x 1"
     names = ["buffer_load_dwordx4", "global_load_ushort", "buffer_store_short", "global_store_dwordx2", "s_endpgm"]
     assert sass.widths(names, sass.load_bytes) == "16 B x 1, 2 B x 1"
     assert sass.widths(names, sass.store_bytes) == "8 B x 1, 2 B x 1"

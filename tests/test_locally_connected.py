@@ -2,13 +2,14 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
 
 import cnn_triton
 from checks import kernels_only, unfolded
-from cnn_triton import nn
+from cnn_triton import functional, nn
 from module_pairs import run
 
 LOCAL = {"stride": 2, "padding": (1, 0), "groups": 2, "dtype": torch.float64}
@@ -99,8 +100,20 @@ def test_weights_of_keras(data_format, device):
             torch.testing.assert_close(y[:, :, i, j], right, rtol=1e-12, atol=1e-12)
     for wrong, words in (
         ((kernel[1:], bias), r"kernel must have shape \(15, 18, 5\)"),
-        ((kernel,), "bias must be given"),
+        ((kernel,), r"bias must be an array of shape \(3, 5, 5\) for this layer, but got None"),
         ((kernel, bias[0]), r"bias must have shape \(3, 5, 5\), but got \(5, 5\)"),
     ):
         with pytest.raises(ValueError, match=words):
             layer.load_keras(*wrong)
+    with pytest.raises(ValueError, match="bias must be None for this layer, but got an array"):
+        nn.LocallyConnected2d(3, 5, (6, 7), (2, 3), (2, 1), bias=False).load_keras(kernel, bias)
+
+
+def test_its_equivalent():
+    """The expression in the docstring gives the same."""
+    told = " ".join(functional.locally_connected2d.__doc__.split())
+    (code,) = re.findall(r"Equivalent to, with groups=1: (torch.*), without unfold's copies", told)
+    (P, Q, K, R, S), stride, padding, dilation = (3, 4, 5, 2, 3), (2, 1), (0, 1), (1, 2)
+    input, weight = torch.randn(2, 3, 6, 6).double(), torch.randn(P, Q, K, R, S, 3).double()
+    right = eval(code, {"torch": torch}, locals())
+    torch.testing.assert_close(functional.locally_connected2d(input, weight, None, stride, padding, dilation), right)

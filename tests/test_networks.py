@@ -10,7 +10,7 @@ import torch
 from torch import nn as tn
 
 import cnn_triton
-from cnn_triton.kernels.base.precision import ERROR_EPS, ERROR_RATIO, PRECISION
+from cnn_triton.kernels.base.precision import DTYPES, ERROR_EPS, ERROR_RATIO
 
 for library in ("transformers", "timm"):
     if find_spec(library) is None:
@@ -81,7 +81,7 @@ def assert_near(model, run, theirs, x, train, captures):
         return
     for mine, others, exact in zip(found, usual, results(wide, wide, x.double(), train)[:2], strict=False):
         mine, others = distance(mine, exact), distance(others, exact)
-        assert mine <= ERROR_RATIO * others + ERROR_EPS * PRECISION[dtype].eps
+        assert mine <= ERROR_RATIO * others + ERROR_EPS * DTYPES[dtype].eps
 
 
 def assert_as_said(name, train, captures):

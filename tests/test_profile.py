@@ -1,5 +1,6 @@
 """Where a step's time goes: layers, passes, FLOPs, launches are those of the step; the command's files and errors."""
 
+import dataclasses
 import json
 
 import pytest
@@ -120,6 +121,7 @@ def test_compare(tmp_path, monkeypatch):
         ("mine:nothing", "no attribute"),
         ("nowhere:pair", "No module named"),
         ("lenet", "did you mean lenet5"),
+        ("nothing", "there are lenet5,"),
     ):
         refused(("profile", wrong), words)
     refused(("profile", "lenet5", "--input", "28x28"), "--input must be channels x height x width")
@@ -136,6 +138,12 @@ def test_runs(tmp_path):
     refused(("profile", run, "--input", "3x9x9"), "the run in")
 
 
+def test_a_file_that_can_not_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    page = tmp_path / "file" / "figures.json"
+    refused(("profile", "lenet5", "--input", "1x4x4", "--steps", "1", "--json", page), f"{page}: ")
+
+
 @pytest.mark.skipif(not INTERPRETING, reason="where kernels are compiled, there are ceilings")
 def test_what_the_interpreter_can_not_say(tmp_path):
     refused(
@@ -145,10 +153,10 @@ def test_what_the_interpreter_can_not_say(tmp_path):
 
 
 def test_ncu():
-    code, said, _ = command("profile", "lenet5", "--ncu", "conv_kernel", "--training")
+    code, said, _ = command("profile", "lenet5", "--ncu", "conv_kernel", "--training", "--device", "cpu")
     assert code == 0
     assert "ncu --kernel-name regex:conv_kernel" in said
-    assert "cnn-triton profile lenet5 --training" in said
+    assert "cnn-triton profile lenet5 --device cpu --training" in said
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
@@ -195,3 +203,38 @@ def test_backward_of_what_a_parent_calls(device):
     assert {"mul", "div"} <= by_layer["(model)", "backward"]
     assert "conv2d_weight_grad" in by_layer["first", "backward"]
     assert "mul" not in by_layer["second", "backward"]
+
+
+@dataclasses.dataclass
+class Maps:
+    """Results of a module, as libraries of models return them."""
+
+    maps: torch.Tensor
+
+
+class Wrapped(torch.nn.Module):
+    """A function of images, or of Maps, whose result is Maps."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return Maps(self.function(x.maps if isinstance(x, Maps) else x))
+
+
+class Unwrap(torch.nn.Module):
+    """Returns the tensor in Maps."""
+
+    def forward(self, x):
+        return x.maps
+
+
+@pytest.mark.parametrize("last", [(), (Unwrap(),)], ids=["a dataclass", "a tensor"])
+def test_dataclasses(last, device):
+    """The backward pass behind a dataclass is counted to the module that made it, whatever the model returns."""
+    model = torch.nn.Sequential(Wrapped(torch.nn.Conv2d(2, 3, 3)), Wrapped(torch.sin), *last).to(device)
+    result = profile(model, torch.randn(2, 2, 5, 5, device=device), training=True, steps=1)
+    behind = {(row.layer, row.operator) for row in result.rows if row.phase == "backward"}
+    assert {("0.function", "convolution_backward"), ("1", "cos")} <= behind
+    assert {layer for layer, _ in behind} == {"0.function", "1"}

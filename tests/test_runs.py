@@ -94,7 +94,7 @@ def test_killed_between_any_two_renames(finished, data, device, tmp_path, monkey
     assert len(run.epochs) == again.epoch
     while again.epoch < 2:
         run.add(again.run_epoch(), again)
-    assert same(runs.load(folder, device)[0].state_dict(), finished[1])
+    assert same(runs.load(folder, device).model.state_dict(), finished[1])
     assert [row["epoch"] for row in runs.read_metrics(folder)] == ["1", "2"]
     assert names(folder) == FILES
 

@@ -19,11 +19,11 @@ def _deciding():
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("strip", sorted({s for chip in chips.CHIPS for s in pick.strips(chip)}), ids=str)
-def test_strip(strip, monkeypatch, device):
+@pytest.mark.parametrize("shape", sorted({s for chip in chips.CHIPS for s in pick.strip_shapes(chip)}), ids=str)
+def test_strip(shape, monkeypatch, device):
     """Everything that streams, with every block that it may be picked, one over its edges."""
-    monkeypatch.setattr(pick, "strip", lambda *problem: strip)
-    channels, height = strip.channels + 1, 2 * (strip.pixels // 16 + 1)
+    monkeypatch.setattr(pick, "strip_shape", lambda *problem: shape)
+    channels, height = shape.channels + 1, 2 * (shape.pixels // 16 + 1)
     x = draw((1, channels, height, 32), torch.float32, "channels_last").to(device)
     half = (height // 2, 16)
     reflect = ((1, 1), (0, 0, 1, 1), (1, 1), channels, "reflect")
@@ -70,7 +70,7 @@ def test_strip(strip, monkeypatch, device):
 
 def test_chunks_of_pixels(monkeypatch, device):
     """Sums over pixels, whose last program has fewer strips than the others."""
-    monkeypatch.setattr(pick, "strip", lambda *problem: shapes.Strip(16, 4))
+    monkeypatch.setattr(pick, "strip_shape", lambda *problem: shapes.StripShape(16, 4))
     x = draw((1, 3, 7, 10), torch.float32, "contiguous").to(device)
     with kernels_only("bias_grad"):
         ours = activation_grad.BIAS_GRAD.launch(x)

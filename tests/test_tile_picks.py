@@ -16,7 +16,7 @@ from cnn_triton.kernels.base.lang import tl, triton
 from cnn_triton.kernels.base.precision import conv_precision, float32_precision, matmul_precision
 from cnn_triton.kernels.core import chips, replay
 from cnn_triton.kernels.matrix.loop import program_tile
-from cnn_triton.kernels.matrix.problem import can_fetch, packed
+from cnn_triton.kernels.matrix.problem import can_fetch, with_dense_strides
 from cnn_triton.kernels.tiles import model, pick, shapes
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +34,7 @@ def test_grouped_picks_are_among_the_tested(kind):
     for chip in picked.chips(kind):
         for groups, outputs, inputs in itertools.product((2, 3, 32), (1, 4, 17, 32, 100), (2, 8, 32, 70)):
             problems = [shapes.Grouped(groups, 1000, outputs, 9 * inputs, crowded) for crowded in (False, True)]
-            problems.append(shapes.Grouped(groups, outputs, 9 * inputs, 10**5, parts=True))
+            problems.append(shapes.Grouped(groups, outputs, 9 * inputs, 10**5, may_split=True))
             for problem in problems:
                 assert pick.grouped(problem, kind, chip)._replace(parts=1) in pick.every_grouped(kind, chip)
 
@@ -45,7 +45,7 @@ def test_boxes_are_aligned(device):
     def boxed(channels, dtype=torch.bfloat16, offset=0, last=True):
         memory = torch.empty(2 * 4 * 4 * channels + offset, dtype=dtype, device=device)[offset:]
         x = memory.view(2, 4, 4, channels).permute(0, 3, 1, 2) if last else memory.view(2, channels, 4, 4)
-        return can_fetch(packed(x), (1, 1))
+        return can_fetch(with_dense_strides(x), (1, 1))
 
     assert boxed(8)
     assert boxed(4, torch.float32)

@@ -112,9 +112,9 @@ def test_nothing_to_compile(seen, kind, words):
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("value", "RuntimeError: model's step needs the values of its tensors (aten._local_scalar_dense.default)"),
-        ("mask", "RuntimeError: model's step needs the values of its tensors (aten.nonzero.default)"),
-        ("lazy", "RuntimeError: model's weight has no shape yet"),
+        ("value", "RuntimeError: model's forward needs the values of its tensors (aten._local_scalar_dense.default)"),
+        ("mask", "RuntimeError: model's forward needs the values of its tensors (aten.nonzero.default)"),
+        ("lazy", "RuntimeError: model has no shape for weight yet; call the model once on real tensors first"),
         ("channels", "RuntimeError: input has 5 channels, but weight"),
     ],
 )

@@ -104,7 +104,7 @@ def real_step():
         report = warm(model, x)
         del compiled[:]
         with warmup._compiling_for(CHIP):
-            with warmup.Noting() as real:
+            with warmup.Collecting() as real:
                 torch.nn.functional.cross_entropy(model(x), torch.zeros(4, dtype=torch.long)).backward()
             for kernel, _, args, constants in real.launches:
                 kernel.run(*args, grid=(1,), warmup=True, **constants)
