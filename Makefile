@@ -2,11 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# With SYSTEM=1 the interpreter that is there is used as it is, e.g. on a CUDA image without a network; the package is
-# imported from here, which takes a link.
+# With SYSTEM=1 the interpreter that is there is used as it is, e.g. on a CUDA image without a network.
 ifdef SYSTEM
 RUN := $(PYTHON) -m
-READY := cnn_triton/kernels
+READY :=
 export PYTHONPATH := $(CURDIR)
 else
 RUN := $(BIN)/python -m
@@ -50,12 +49,11 @@ mutants: $(READY) $(TRITONS)
 conformance: $(READY)
 	$(PYTEST) --exhaustive tests/test_conformance.py $(ARGS)
 
-# Format, lint, and a strict type check of the package as installed.
+# Format, lint, and a strict type check.
 lint: $(READY)
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
-	rm -rf build/typed && $(RUN) pip install -q --no-deps --no-build-isolation --target build/typed .
-	cd build/typed && $(CURDIR)/$(BIN)/python -m mypy --config-file $(CURDIR)/pyproject.toml -p cnn_triton
+	$(RUN) mypy -p cnn_triton
 
 # Compiles what the ledger of code quality doesn't know, and writes it anew. Figures that got worse need a REASON.
 ledger: $(READY)
@@ -87,9 +85,6 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt setuptools wheel torch
 	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[cli,test,lint]'
 	touch $@
-
-cnn_triton/kernels:
-	ln -s ../kernels $@
 
 WHEEL := --only-binary=:all: --implementation cp --platform manylinux_2_27_x86_64 --platform manylinux_2_28_x86_64
 $(HERE)-python$(THERE_PYTHON)/.ready: $(READY)

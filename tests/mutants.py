@@ -55,11 +55,9 @@ def copy(folder: Path) -> None:
     """Fills the folder with the repository's code, so that it runs by itself."""
     for name in _COPIED:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / name, folder / name)
-    if not (folder / "cnn_triton" / "kernels").exists():  # where the package is to be found as if installed
-        (folder / "cnn_triton" / "kernels").symlink_to(folder / "kernels")
     (folder / ".venv").symlink_to(ROOT / ".venv")
 
 

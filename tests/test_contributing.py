@@ -25,8 +25,6 @@ def scratch(tmp_path):
     """A copy of the project, with the commands that change and run it."""
     copy = tmp_path / "copy"
     shutil.copytree(ROOT, copy, ignore=SKIPPED, symlinks=True)
-    if not (copy / "cnn_triton" / "kernels").exists():
-        (copy / "cnn_triton" / "kernels").symlink_to("../kernels")
     return copy
 
 

@@ -148,3 +148,35 @@ y = torch.ops.cnn_triton.conv2d(x, w, None, None, None, None, (1, 1), (0, 0, 0, 
 print(torch.equal(y, torch.nn.functional.conv2d(x, w).relu()))
 """
     assert python(code, False) == "True\n"
+
+
+USER = """
+import torch
+import cnn_triton
+from cnn_triton import functional, nn
+
+x = torch.randn(1, 2, 4, 4)
+reveal_type(functional.max_pool2d(x, 2))
+reveal_type(functional.max_pool2d(x, 2, return_indices=True))
+reveal_type(nn.ConvBatchNorm2d(2, 3, 3))
+reveal_type(cnn_triton.convert(torch.nn.ReLU()))
+nn.ConvReLU2d(2, 3, 3, pading=1)
+"""
+SEEN = (
+    'note: Revealed type is "torch._tensor.Tensor"',
+    'note: Revealed type is "tuple[torch._tensor.Tensor, torch._tensor.Tensor]"',
+    'note: Revealed type is "cnn_triton.nn.fused.ConvBatchNorm2d"',
+    'note: Revealed type is "cnn_triton.fusion.convert.Conversion"',
+    'error: Unexpected keyword argument "pading" for "ConvReLU2d"',
+)
+
+
+def test_types_as_users_see_them(tmp_path):
+    """mypy finds the types of the package as it is installed, from a folder of the user's."""
+    pytest.importorskip("mypy", reason="mypy isn't installed")
+    (tmp_path / "user.py").write_text(USER)
+    command = [sys.executable, "-m", "mypy", "--strict", "user.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    assert len(lines) >= len(SEEN), done.stdout + done.stderr
+    assert all(words in line for words, line in zip(SEEN, lines, strict=False)), done.stdout
