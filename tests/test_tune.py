@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench import layers, tune  # noqa: E402
 from cnn_triton.kernels.core import chips  # noqa: E402
-from cnn_triton.kernels.matrix import conv2d  # noqa: E402
+from cnn_triton.kernels.matrix import gather  # noqa: E402
 from cnn_triton.kernels.tiles import pick, shapes  # noqa: E402
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has a chip and a clock of its own")
@@ -122,15 +122,16 @@ def test_pasted_rows_mend_the_pick(hopper, tmp_path, monkeypatch, what):
 def test_a_wrong_tile_is_reported_and_not_chosen(hopper, tmp_path, monkeypatch, fault):
     """One of its values is off, or is never written, or it doesn't run: it isn't timed, though it were the fastest."""
 
-    def launch(kernel, programs, *args, right=conv2d.launch, **constants):
-        bad = (constants["N"], constants["num_stages"]) == (BAD.n, BAD.stages)
+    def launch(kernel, programs, *args, right=gather.launch, **constants):
+        bad = (constants["META"].n, constants["num_stages"]) == (BAD.n, BAD.stages)
         if bad and fault == "raises":
             raise RuntimeError("out of resource: shared memory")
         right(kernel, programs - (bad and fault == "unwritten"), *args, **constants)
         if bad and fault == "wrong":
-            args[3][1, 2, 3, 3] += 1
+            y = args[3]
+            y.data[1, 2, 3, 3] += 1
 
-    monkeypatch.setattr(conv2d, "launch", launch)
+    monkeypatch.setattr(gather, "launch", launch)
     monkeypatch.setattr(pick, "serving", lambda *asked: [BAD, GOOD])
     known(monkeypatch, lambda tile: {BAD: 0.5, GOOD: 1.0}.get(tile, 2.0))
     found = tune.tune(tmp_path, 5, "forward", layers=(CONV,), n=3)

@@ -8,6 +8,7 @@ import warnings
 
 import torch
 import triton
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import cnn_triton
@@ -166,7 +167,7 @@ def autocast():
     model = Wrapped(call, torch.nn.Sequential(torch.nn.Conv2d(8, 8, 1), nn.MaxPool2d(2)))
     with warmup._compiling_for(CHIP), torch.autocast("cpu", torch.bfloat16):
         launches = warmup.step_launches(model, (images(),), {})
-    dtypes = {str(a.dtype) for launch in launches for a in launch.args if isinstance(a, torch.Tensor)}
+    dtypes = {str(a.dtype) for launch in launches for a in tree_leaves(launch.args) if isinstance(a, torch.Tensor)}
     return {"dtypes": sorted(dtypes), "on in backward": on}
 
 
