@@ -5,10 +5,11 @@ import contextlib
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from wide import exact
 
-from cnn_triton.kernels.base.precision import DTYPES, ERROR_EPS, ERROR_RATIO
+from cnn_triton.kernels.base.precision import DTYPES, ERROR_EPS, ERROR_RATIO, TF32_EPS
 from cnn_triton.kernels.core.op import launches
-from cnn_triton.kernels.matrix import conv2d, pool_code
+from cnn_triton.kernels.matrix import conv2d, conv_pool, pool_code
 
 # aten operators that do a kernel's work; none may run inside a tested call.
 _FORBIDDEN = (
@@ -144,3 +145,26 @@ def assert_code(code, args, wide):
         assert (code <= pool[0] * pool[1]).all()
         won = torch.where(opens, taps, 0).sum(0)
         assert (won >= taps.amax(0).clamp_min(0) - near).all()
+
+
+def converted(args, dtype):
+    """The arguments with their floating-point tensors converted, strides kept."""
+    return tuple(a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args)
+
+
+def results(value):
+    return value if isinstance(value, tuple) else (value,)
+
+
+def assert_right(op, args, ours, tf32=False):
+    """An operator's results are as accurate as PyTorch's, with its strides; tf32: of operands that are cut off."""
+    theirs, wide = results(op.reference(*args)), exact(op, converted(args, torch.float64))
+    for i, (our, their, right) in enumerate(zip(ours, theirs, wide, strict=True)):
+        assert our.stride() == their.stride(), f"result {i}: strides {our.stride()}, expected {their.stride()}"
+        if our.is_floating_point():
+            assert_accurate(our, their, right, f"result {i}", TF32_EPS if tf32 else None)
+        elif op is conv_pool.CONV2D_POOL and args[0].dtype != torch.float64:
+            if not tf32:
+                assert_code(our, args, converted(args, torch.float64))
+        else:
+            assert torch.equal(our, their), f"result {i}: {int((our != their).sum())} integers differ"

@@ -2,25 +2,14 @@
 
 import pytest
 import torch
-from wide import exact
 
 from cases import CASES, draw
-from checks import assert_accurate, assert_code, kernels_only, moved
+from checks import assert_right, kernels_only, moved, results
 from cnn_triton.kernels.base.lang import INTERPRETING
-from cnn_triton.kernels.base.precision import TF32_EPS, float32_precision
-from cnn_triton.kernels.matrix import conv_pool
+from cnn_triton.kernels.base.precision import float32_precision
 from cnn_triton.kernels.registry import OPS
 from cnn_triton.ops import operator
 from combinations import DTYPES, FORMATS, KINDS, ROWS, dtype_name, rotated
-
-
-def to(args, where):
-    """The arguments with their floating-point tensors converted, strides kept."""
-    return tuple(a.to(where) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args)
-
-
-def results(value):
-    return value if isinstance(value, tuple) else (value,)
 
 
 def on(args, device):
@@ -44,16 +33,7 @@ def test_accuracy(case, dtype, form, device):
     else:
         with kernels_only(case.op.name):
             ours = results(operator(case.op)(*args))
-    theirs = results(case.op.reference(*args))
-    wide = exact(case.op, to(args, torch.float64))
-    for i, (our, their, right) in enumerate(zip(ours, theirs, wide, strict=True)):
-        assert our.stride() == their.stride(), f"result {i}: strides {our.stride()}, expected {their.stride()}"
-        if our.is_floating_point():
-            assert_accurate(our, their, right, f"result {i}")
-        elif case.op is conv_pool.CONV2D_POOL and dtype != torch.float64:
-            assert_code(our, args, to(args, torch.float64))
-        else:
-            assert torch.equal(our, their), f"result {i}: {int((our != their).sum())} integers differ"
+    assert_right(case.op, args, ours)
 
 
 @pytest.mark.parametrize("op", [op for op in OPS if op.product], ids=lambda op: op.name)
@@ -63,10 +43,7 @@ def test_tf32(op, device):
     args = on(case.make(torch.float32, "channels_last"), device)
     with float32_precision("tf32"), kernels_only(op.name):
         ours = results(operator(op)(*args))
-    wide, theirs = exact(op, to(args, torch.float64)), results(op.reference(*args))
-    for our, their, right in zip(ours, theirs, wide, strict=True):
-        if our.is_floating_point():
-            assert_accurate(our, their, right, eps=None if INTERPRETING else TF32_EPS)
+    assert_right(op, args, ours, tf32=not INTERPRETING)
 
 
 @pytest.mark.parametrize("form", FORMATS)

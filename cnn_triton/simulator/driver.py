@@ -38,6 +38,12 @@ class Simulation:
     def __init__(self, chip: str, checks: Checks) -> None:
         self.chip, self.checks = chip, checks
         self.launches: list[Launch] = []
+        self.reached: dict[int, Span] = {}
+
+    def reaches(self, *tensors: torch.Tensor) -> None:
+        """Let kernels access tensors that are no arguments, by addresses in memory, as in a grouped product."""
+        for i, tensor in enumerate(tensors, len(self.reached)):
+            self.reached[tensor.untyped_storage().data_ptr()] = _span(tensor, f"reached tensor {i}")
 
     @property
     def findings(self) -> list[Finding]:
@@ -61,7 +67,8 @@ class _Utils:
                 "sm_clock_rate": 0, "mem_clock_rate": 0, "mem_bus_width": 0}  # fmt: skip
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: Any) -> tuple[Any, ...]:
-        return 1, binary.decode(), 0, 0, 1024  # module, function, registers, spills, most threads
+        # Module, function, registers, spills, most threads; how many registers is the assembler's to say: the most here.
+        return 1, binary.decode(), 255, 0, 1024
 
 
 class _Driver:
@@ -128,7 +135,7 @@ class _Launcher:
         enter: Any, leave: Any, *args: Any,
     ) -> None:  # fmt: skip
         simulation = triton.runtime.driver.active.simulation
-        spans: dict[int, Span] = {}
+        spans = {**simulation.reached}
         signature, values = self._spread(spans, args)
         parameters = []
         for i, (kind, value) in enumerate(_flat(signature, values)):
@@ -228,7 +235,8 @@ def simulating(
     make = CUDABackend.make_cubin
     simulation = Simulation(chip, Checks(races, blocks, order, limit))
     CUDABackend.make_cubin = lambda self, source, metadata, options, capability: source.encode()
-    held.set_active(_Driver(simulation))
+    driver = _Driver(simulation)
+    held.set_active(driver)
     try:
         with triton.knobs.cache.scope():  # "binaries" are PTX here, and must not be taken for others
             triton.knobs.cache.dir = str(Path(triton.knobs.cache.dir) / "simulator")
@@ -236,3 +244,4 @@ def simulating(
     finally:
         CUDABackend.make_cubin = make
         held._active = active
+        del driver.simulation  # which what was launched may outlive

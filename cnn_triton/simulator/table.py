@@ -259,7 +259,9 @@ def _add_conversions() -> None:
         _add(f"cvt.satfinite.{t}x2.f32", "u16", "u32 u32", f"(u16)f2{t}(F(a)) << 8 | f2{t}(F(b))")
         _add(f"cvt.satfinite.{t}x2.f16x2", "u16", "u32", f"(u16)f2{t}(h2f(a >> 16)) << 8 | f2{t}(h2f((u16)a))")
         _add(f"cvt.f16x2.{t}x2", "u32", "u16", f"(u32)f2h({t}2f(a >> 8)) << 16 | f2h({t}2f((u8)a))")
-    _add("cvt.rz.bf16.f32", "u16", "u32", "F(a) != F(a) ? 0x7fff : a >> 16")
+    for t in ("f16", "bf16"):
+        _add(f"cvt.rz.{t}.f32", "u16", "u32", f"rz_{t}(F(a))")
+        _add(f"cvt.rz.{t}x2.f32", "u32", "u32 u32", f"(u32)rz_{t}(F(a)) << 16 | rz_{t}(F(b))")
     _add("cvt.rz.f32.f64", "u32", "u64", "U(rz_f64(D(a)))")
     _add("cvt.rna.tf32.f32", "u32", "u32", "rna_tf32(a)")
     _add("cvt.tf32.f32", "u32", "u32", "rn_tf32(a)")

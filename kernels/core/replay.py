@@ -64,8 +64,9 @@ def key(args: tuple[Any, ...]) -> Any:
             found.append(tuple(value) if isinstance(value, list) else value)
     if torch.float32 in found:
         found.append(switches())
-    if not INTERPRETING:  # settings that also decide how Triton compiles
-        found += (triton.knobs.runtime.debug, triton.knobs.compilation.instrumentation_mode)
+    if not INTERPRETING:  # what also decides how Triton compiles: settings, and the driver, which tests and tools replace
+        knobs = triton.knobs
+        found += (knobs.runtime.debug, knobs.compilation.instrumentation_mode, triton.runtime.driver.active)
     return tuple(found)
 
 

@@ -38,6 +38,8 @@ static inline u16 f2b(f32 x) { u32 u = U(x); return x != x ? 0x7fff : (u16)((u +
 static inline u16 d2h(f64 x) { return f2h(odd(x)); }
 static inline u16 d2f(f64 x) { return d2h(x); } /* named by the first letter of f16 */
 static inline u16 d2b(f64 x) { return f2b(odd(x)); }
+static inline u16 rz_f16(f32 x) { u16 y = f2h(x); return fabsf(h2f(y)) > fabsf(x) ? y - 1 : y; } /* toward zero */
+static inline u16 rz_bf16(f32 x) { return x != x ? 0x7fff : U(x) >> 16; }
 static inline f32 rz_f64(f64 x) { f32 y = (f32)x; return fabs((f64)y) > fabs(x) ? nextafterf(y, 0) : y; }
 
 /* TF32: float32 with 10 bits of mantissa, rounded to nearest, ties away (rna) or to even (rn) */
