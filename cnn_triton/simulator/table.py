@@ -138,9 +138,9 @@ _UNARY = {"ex2": "exp2f({})", "lg2": "log2f({})", "rcp": "1.0f / {}", "sqrt": "s
 
 
 def _fma(t: str) -> str:
-    """Return the C expression of x·y + z in one rounding; of 16 bits, exact in double before it is rounded."""
+    """Return the C expression of x·y + z in one rounding; of 16 bits, rounded to odd before."""
     return {"f64": "fma({}, {}, {})", "f32": "fmaf({}, {}, {})", "ftz.f32": "fmaf({}, {}, {})"}.get(
-        t, "(f64){} * {} + {}"
+        t, "odd(odd_sum((f64){} * {}, {}))"
     )
 
 
@@ -242,12 +242,13 @@ def _add_conversions() -> None:
                 floats[origin].write.format(f"{function}({number})"),
             )
             for target in types:
+                high = int(origin == "f64" or target[1:] == "64")  # what NaN is
                 for to in _wide(target):
-                    expression = f"({target[0]}{to})sat_{target}({function}({number}))"
+                    expression = f"({target[0]}{to})sat_{target}({function}({number}), {high})"
                     _add(f"cvt.{mode}.{target}.{origin} {to}", f"u{to}", register, expression)
     for origin, target in itertools.product(types, floats):
         for of in _wide(origin):
-            text = {"f32": "U((f32)({}))", "f64": "Q((f64)({}))", "f16": "d2h((f64)({}))", "bf16": "d2b((f64)({}))"}[
+            text = {"f32": "U((f32)({}))", "f64": "Q((f64)({}))", "f16": "d2h({})", "bf16": "d2b(odd_whole({}))"}[
                 target
             ]
             _add(f"cvt.{target}.{origin} {of}", floats[target].register, f"u{of}", text.format(f"({origin})a"))

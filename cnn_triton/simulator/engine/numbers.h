@@ -21,9 +21,16 @@ static inline f32 odd(f64 x) {
   f32 y = (f32)x;
   if ((f64)y == x || y != y || isinf(y)) return y;
   u32 u = U(y);
-  if (!(u & 1)) u += (((f64)y < x) == (y > 0)) ? 1 : -1;
+  if (!(u & 1)) u += fabs((f64)y) < fabs(x) ? 1 : -1;
   return F(u);
 }
+/* A sum and an integer to double, rounded to odd. */
+static inline f64 to_odd(f64 y, int rest) { return rest && !(Q(y) & 1) ? D(Q(y) + ((rest > 0) == (y > 0) ? 1 : -1)) : y; }
+static inline f64 odd_sum(f64 x, f64 y) {
+  f64 sum = x + y, z = sum - x, rest = (x - (sum - z)) + (y - z);
+  return isfinite(sum) ? to_odd(sum, (rest > 0) - (rest < 0)) : sum;
+}
+static inline f64 odd_whole(s128 x) { f64 y = (f64)x; return to_odd(y, (x > (s128)y) - (x < (s128)y)); }
 
 /* f16, bf16 */
 #ifdef __F16C__
@@ -60,6 +67,7 @@ static inline u8 to_byte(f32 x, int mantissa, int least, f32 largest, u8 top) { 
   u8 sign = signbit(x) ? 0x80 : 0;
   f32 y = fabsf(x);
   if (x != x) return 0x7f;
+  if (y == 0) return sign;
   if (y >= largest) return sign | top;
   int e;
   frexpf(y, &e);
@@ -80,8 +88,9 @@ static inline u8 f2e5m2(f32 x) { return to_byte(x, 2, -16, 57344, 0x7b); }
 #define MINNAN(x, y) ({ f64 p_ = (x), q_ = (y); p_ != p_ || q_ != q_ ? (f64)NAN : MINNUM(p_, q_); })
 #define MAXNAN(x, y) ({ f64 p_ = (x), q_ = (y); p_ != p_ || q_ != q_ ? (f64)NAN : MAXNUM(p_, q_); })
 
+/* high: is NaN the highest bit alone? */
 #define SATURATING(t, lo, hi) \
-  static inline t sat_##t(f64 x) { return x != x ? 0 : x <= (f64)(lo) ? (t)(lo) : x >= (f64)(hi) ? (t)(hi) : (t)x; }
+  static inline t sat_##t(f64 x, int high) { return x != x ? (high ? (t)((u64)1 << (8 * sizeof(t) - 1)) : 0) : x <= (f64)(lo) ? (t)(lo) : x >= (f64)(hi) ? (t)(hi) : (t)x; }
 SATURATING(u8, 0, 255) SATURATING(s8, -128, 127) SATURATING(u16, 0, 65535) SATURATING(s16, -32768, 32767)
 SATURATING(u32, 0, UINT32_MAX) SATURATING(s32, INT32_MIN, INT32_MAX)
 SATURATING(u64, 0, UINT64_MAX) SATURATING(s64, INT64_MIN, INT64_MAX)
