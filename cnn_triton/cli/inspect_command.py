@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import track
 
@@ -13,11 +14,13 @@ from ..kernels.compiler.aot import Texts
 from ..kernels.compiler.figures import disassembled
 from ..kernels.core.chips import BOARDS, NAMES
 from ..pages import render
-from ..tools.calls import DTYPES, Call, call_of, nearest
+from ..tools.calls import DTYPES, Call, call_of, function_of, nearest
 from ..tools.candidates import candidates, chosen
+from ..tools.execution import execute_call
 from ..tools.inspection import OperatorCall, inspect_call
 from ..tools.limits import roofs, waves
 from ..tools.listing import listings, sources
+from .inspect_run import Executions, findings, is_right, run_tables, with_runs
 from .inspect_tables import (
     FIGURES,
     SORTS,
@@ -39,13 +42,15 @@ _TEXTS = ("ttir", "ttgir", "llir", "ptx", "amdgcn")
 
 def inspect_op(
     name: str, words: list[str], *, targets: list[str], dtype: str, layout: str, gradients: bool, operator: str | None,
-    tile: str | None, every_tile: bool, sort: str | None, dump: Path | None, html: Path | None, json: Path | None,
+    tile: str | None, every_tile: bool, sort: str | None, run: bool, reference: str | None, dump: Path | None,
+    html: Path | None, json: Path | None,
 ) -> None:  # fmt: skip
-    """Compile a call for the targets, show its figures, and write the files that were asked for."""
+    """Compile a call for the targets, run it if wanted, show its figures, and write the files that were asked for."""
     dtype = _one_of("--dtype", dtype, DTYPES)
     layout = _one_of("--layout", layout, ("channels_last", "contiguous"))
-    chips = [_one_of("--target", each.lower(), ("all", *NAMES, *_BOARDS)) for each in targets]
-    chips = list(NAMES) if "all" in chips else list(dict.fromkeys(_BOARDS.get(chip, chip) for chip in chips))
+    chips = _chips(targets, run)
+    if reference is not None and not run:
+        fail(f"--reference {reference}: is for --run; give that option, too")
     if every_tile and (len(chips) > 1 or tile is not None):
         fail("--tiles: works on one chip at a time, and without --tile; name the chip, for example --target sm_90")
     if sort is not None:
@@ -57,15 +62,20 @@ def inspect_op(
             fail(f"{option} {path}: a folder is there; name a file")
     texts: dict[str, Texts] = {chip: {} for chip in chips}
     found: Found = {}
+    executions: Executions = {}
     tables: list[PlainTable] = []
     try:
         how = {"dtype": dtype, "channels_last": layout == "channels_last", "gradients": gradients}
         call = call_of(name, words, **how)
+        right = None if reference is None else function_of(reference)
         for chip in chips:
-            found[chip] = _wanted(call, inspect_call(call, chip, texts[chip]), operator)
+            found[chip], instead = _wanted(call, inspect_call(call, chip, texts[chip]), operator), None
             if tile is not None:
                 instead = chosen(_with_tiles(found[chip]), tile)
                 found[chip] = _wanted(call, inspect_call(call, chip, texts[chip], instead), operator)
+            if run and chip.startswith("sm_"):
+                executions[chip] = execute_call(call, chip, instead, right)
+                found[chip] = with_runs(found[chip], executions[chip])
             if every_tile:
                 of = _with_tiles(found[chip])
                 tables.append(tile_table(of, candidates(call, of, texts[chip], _progress), sort))
@@ -75,20 +85,34 @@ def inspect_op(
         fail(said if name in said else f"{name}: {said}")
     if not any(each.launches for operators in found.values() for each in operators):
         fail(f"{name}: it launches no kernel on these tensors")
-    tables = [*launch_tables(found), roofline_table(call, found), *tables]
-    console = Console(width=None if Console().is_terminal else 320)
-    print(call)
-    for table in tables:
-        table.show(console)
-    notes = notes_on(call, found)
-    for note in notes:
-        print(f"note: {note}")
+    tables = [*launch_tables(found), *run_tables(executions), roofline_table(call, found), *tables]
+    notes = [*findings(executions), *(f"note: {each}" for each in notes_on(call, found))]
+    _show(call, tables, notes)
     if dump is not None:
         _dump(dump, found, texts)
     if html is not None:
         write_file(html, _page(str(call), found, texts, tables, notes))
     if json is not None:
         write_file(json, _json(call, found, tables, notes).encode())
+    if not is_right(executions):
+        raise typer.Exit(1)
+
+
+def _show(call: Call, tables: list[PlainTable], notes: list[str]) -> None:
+    console = Console(width=None if Console().is_terminal else 320)
+    print(call)
+    for table in tables:
+        table.show(console)
+    print("\n".join(notes))
+
+
+def _chips(targets: list[str], run: bool) -> list[str]:
+    """Return the chips of these names or boards; fail if one is unknown, or must be simulated and none can."""
+    chips = [_one_of("--target", each.lower(), ("all", *NAMES, *_BOARDS)) for each in targets]
+    chips = list(NAMES) if "all" in chips else list(dict.fromkeys(_BOARDS.get(chip, chip) for chip in chips))
+    if run and not any(chip.startswith("sm_") for chip in chips):
+        fail(f"--run: {', '.join(chips)} can't be simulated, NVIDIA's chips can; name one, for example --target sm_90")
+    return chips
 
 
 def _one_of(option: str, given: str, names: Iterable[str]) -> str:
@@ -176,7 +200,9 @@ def _json(call: Call, found: Found, tables: list[PlainTable], notes: list[str]) 
                 "flops": operator.flops,
                 "bytes": operator.bytes,
                 "kernels": [
-                    launch.code._asdict() | {"tile": FIGURES["tile"](launch), "waves": waves(launch)}
+                    launch.code._asdict()
+                    | {"tile": FIGURES["tile"](launch), "waves": waves(launch)}
+                    | ({"counters": vars(launch.ran.launch.counters)} if launch.ran else {})
                     for launch in operator.launches
                 ],
                 "roofline, microseconds": {

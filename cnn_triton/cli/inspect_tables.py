@@ -50,6 +50,29 @@ def _narrowest(launch: CompiledLaunch) -> str:
     return "tma" if code.tma and code.load_bytes == 16 else str(code.load_bytes or "")
 
 
+def _counted(number: str, fewest: str = "") -> Callable[[CompiledLaunch], str]:
+    """Return what says a counter of a launch that ran, and how many times the fewest it is."""
+
+    def say(launch: CompiledLaunch) -> str:
+        if launch.ran is None:
+            return ""
+        counters = launch.ran.launch.counters
+        value, least = getattr(counters, number), getattr(counters, fewest) if fewest else 0
+        return f"{value:,}{f' ({value / least:.2f}x)' if least else ''}" if value else "0"
+
+    return say
+
+
+def _a_unit(unit: str, number: int) -> Callable[[CompiledLaunch], str]:
+    """Return what says the warp instructions that a launch ran for so many FLOPs or bytes of its operator."""
+
+    def say(launch: CompiledLaunch) -> str:
+        whole = launch.ran and getattr(launch.ran, unit)
+        return f"{launch.ran.launch.counters.instructions * number / whole:,.4g}" if launch.ran and whole else ""
+
+    return say
+
+
 # The figures of a launch, by the name that the table has for each.
 FIGURES: dict[str, Callable[[CompiledLaunch], str]] = {
     "tile": lambda launch: tile_name(launch.choice.tile) if launch.choice else "",
@@ -69,6 +92,13 @@ FIGURES: dict[str, Callable[[CompiledLaunch], str]] = {
     "narrowest load, bytes": _narrowest,
     "instructions": lambda launch: str(launch.code.instructions),
     "instructions per 1000 FLOP": lambda launch: str(launch.code.per_flop or ""),
+    "run: warp instructions": _counted("instructions"),
+    "run: for 1000 FLOP of the operator": _a_unit("flops", 1000),
+    "run: for 1000 bytes that it must move": _a_unit("bytes", 1000),
+    "run: bytes to and from global memory": _counted("global_bytes"),
+    "run: of these by TMA": _counted("tma_bytes"),
+    "run: sectors (of the fewest)": _counted("sectors", "fewest_sectors"),
+    "run: shared memory's wavefronts (of the fewest)": _counted("wavefronts", "fewest_wavefronts"),
 }
 # The figures in the table of tiles, by the names that --sort takes.
 SORTS = {
@@ -160,8 +190,6 @@ def notes_on(call: Call, found: Found) -> list[str]:
             without = ", ".join(plain)
             notes.append(f"{chip}: no matrix instruction in {without}: {call.dtype} runs by fused multiply-adds")
     boards = "; ".join(f"{board.name}: {board.source}" for board in BOARDS if board.chip in found)
-    return [
-        *notes,
-        f"dense rates of {boards}",
-        "compiled ahead of time; nothing was run, and no time here was measured",
-    ]
+    ran = any(launch.ran for operators in found.values() for each in operators for launch in each.launches)
+    how = "run on a CPU, instruction by instruction" if ran else "nothing was run"
+    return [*notes, f"dense rates of {boards}", f"compiled ahead of time; {how}, and no time here was measured"]

@@ -290,18 +290,26 @@ def inspect_command(
     sort: Annotated[
         str | None, typer.Option(help="The figure that sorts the table of tiles, for example registers.")
     ] = None,
+    run: Annotated[
+        bool,
+        typer.Option("--run", help="Run it, too, in the simulator, on random values: is it right, what does it do?"),
+    ] = False,
+    reference: Annotated[
+        str | None, typer.Option(help="For --run: what PyTorch does in place of your own function, file.py:function.")
+    ] = None,
     dump: Annotated[Path | None, typer.Option(help="Folder for TTIR, TTGIR, LLIR, PTX or AMDGCN, and SASS.")] = None,
     html: Annotated[Path | None, typer.Option(help="File for a page: source beside code, linked both ways.")] = None,
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
 ) -> None:
-    """Show the code that a call compiles to on any chip, and its limits there; no GPU is needed."""
+    """Show the code that a call compiles to on any chip, its limits there, and what it does; no GPU is needed."""
     if "cnn_triton.kernels.base.lang" not in sys.modules:  # on import it decides if kernels are interpreted
         os.environ["TRITON_INTERPRET"] = "0"
     from .inspect_command import inspect_op
 
     inspect_op(
         op, arguments or [], targets=target or ["all"], dtype=dtype, layout=layout, gradients=gradients,
-        operator=operator, tile=tile, every_tile=tiles, sort=sort, dump=dump, html=html, json=json,
+        operator=operator, tile=tile, every_tile=tiles, sort=sort, run=run, reference=reference, dump=dump, html=html,
+        json=json,
     )  # fmt: skip
 
 

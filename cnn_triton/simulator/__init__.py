@@ -8,12 +8,13 @@
 See docs/simulator.md.
 """
 
-from .counters import Counters, Launch, LineCounters
+from .counters import Counters, Launch, LineCounters, counters_by_line
 from .driver import Simulation, simulating
 from .findings import Finding
 from .ptx import Unsupported
 from .run import SimulationError
 
 __all__ = [
-    "Counters", "Finding", "Launch", "LineCounters", "Simulation", "SimulationError", "Unsupported", "simulating",
+    "Counters", "Finding", "Launch", "LineCounters", "Simulation", "SimulationError", "Unsupported", "counters_by_line",
+    "simulating",
 ]  # fmt: skip

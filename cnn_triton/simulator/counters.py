@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .findings import Finding
 from .ptx import Place
 
-__all__ = ["Counters", "Launch", "LineCounters", "table"]
+__all__ = ["Counters", "Launch", "LineCounters", "Lines", "counters_by_line"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Launch(NamedTuple):
         return sum(self.lines.values(), Counters())
 
 
-class Table(list[LineCounters]):
+class Lines(list[LineCounters]):
     """Lines, those that lose most first: by sectors and wavefronts beyond the fewest, then by instructions."""
 
     def __str__(self) -> str:
@@ -91,7 +91,7 @@ def _row(line: LineCounters) -> tuple[str, ...]:
     return f"{line.kernel} {line.place or '(the compiler)'}", *(f"{each:,}" if each else "" for each in figures)
 
 
-def table(launches: Iterable[Launch]) -> Table:
+def counters_by_line(launches: Iterable[Launch]) -> Lines:
     """Return the lines of launches, each kernel's launches together."""
     sums: dict[tuple[str, Place | None], Counters] = {}
     for launch in launches:
@@ -99,4 +99,4 @@ def table(launches: Iterable[Launch]) -> Table:
             key = launch.kernel, place
             sums[key] = sums.get(key, Counters()) + counters
     lines = (LineCounters(*key, counters) for key, counters in sums.items())
-    return Table(sorted(lines, key=lambda each: (-each.counters.lost, -each.counters.instructions)))
+    return Lines(sorted(lines, key=lambda each: (-each.counters.lost, -each.counters.instructions)))

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from .. import functional
 
-__all__ = ["DTYPES", "EXAMPLES", "Call", "Shape", "call_of", "nearest"]
+__all__ = ["DTYPES", "EXAMPLES", "Call", "Shape", "call_of", "function_of", "nearest", "run"]
 
 
 class Arithmetic(NamedTuple):
@@ -102,7 +103,7 @@ def call_of(name: str, words: list[str], **how: Any) -> Call:
     how: the call's dtype, channels_last and gradients
     errors: ValueError, with the word that is wrong and one that would be right
     """
-    function = _function(name)
+    function = function_of(name)
     return Call(name, function, _arguments(name, function, words or EXAMPLES.get(name, "").split()), **how)
 
 
@@ -114,7 +115,7 @@ def nearest(word: str, names: Iterable[str]) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(every[:24])}{more}"
 
 
-def _function(name: str) -> Callable[..., Any]:
+def function_of(name: str) -> Callable[..., Any]:
     """Return the function of a name. Errors: ValueError."""
     if name in functional.__all__:
         return getattr(functional, name)  # type: ignore[no-any-return]
@@ -188,3 +189,36 @@ def _value(argument: str, text: str, tensor: bool) -> Any:
         with contextlib.suppress(ValueError):
             return kind(text)
     return text
+
+
+def run(
+    call: Call, fill: Callable[[str, torch.Tensor], object] = lambda name, tensor: None
+) -> tuple[dict[str, Any], Any]:  # fmt: skip
+    """Run a call. Return (its arguments, its results), with gradients behind the results.
+
+    fill: writes values into a tensor, by the argument's name, or "gradient" for a result's
+    errors: those of the function; ValueError if gradients are wanted and there are none
+    """
+    dtype = DTYPES[call.dtype].dtype
+
+    def tensor(name: str, shape: Shape) -> torch.Tensor:
+        last = call.channels_last and len(shape) == 4
+        layout = torch.channels_last if last else torch.contiguous_format
+        kind = torch.int64 if name == "indices" else dtype
+        made = torch.empty(shape, dtype=kind, memory_format=layout)
+        fill(name, made)
+        return made.requires_grad_(call.gradients and kind == dtype and not name.startswith("running_"))
+
+    given = {n: tensor(n, value) if isinstance(value, Shape) else value for n, value in call.arguments.items()}
+    with contextlib.nullcontext() if call.gradients else torch.no_grad():
+        results = call.function(**given)
+    if not call.gradients:
+        return given, results
+    outputs = [each for each in tree_leaves(results) if isinstance(each, torch.Tensor) and each.requires_grad]
+    leaves = [each for each in given.values() if isinstance(each, torch.Tensor) and each.requires_grad]
+    if not outputs:
+        raise ValueError(f"{call.name} has no gradient")
+    wanted = [torch.empty_like(y) for y in outputs]
+    for each in wanted:
+        fill("gradient", each)
+    return given, (results, torch.autograd.grad(outputs, leaves, wanted, allow_unused=True))

@@ -25,9 +25,12 @@ from ..kernels.compiler.figures import Code
 from ..kernels.core.op import Op
 from ..kernels.registry import op_of
 from ..kernels.tiles import pick, shapes
-from .calls import DTYPES, Call, Shape
+from ..simulator import Launch
+from .calls import Call, run
 
-__all__ = ["Choice", "CompiledLaunch", "Launching", "OperatorCall", "Substitute", "float32_as", "inspect_call"]
+__all__ = [
+    "Choice", "CompiledLaunch", "Launching", "OperatorCall", "Ran", "Substitute", "float32_as", "inspect_call",
+]  # fmt: skip
 
 
 class Choice(NamedTuple):
@@ -46,11 +49,24 @@ class Substitute(NamedTuple):
     tile: shapes.Tile
 
 
+class Ran(NamedTuple):
+    """What a launch did in the simulator; its operator's arithmetic and compulsory traffic, None if unknown."""
+
+    launch: Launch
+    flops: int | None
+    bytes: int | None
+
+
 class CompiledLaunch(NamedTuple):
-    """A launched kernel, and the choice of its tile: None if its blocks follow from the shapes."""
+    """A launched kernel.
+
+    choice: of its tile; None if its blocks follow from the shapes
+    ran:    None if it was compiled only
+    """
 
     code: Code
     choice: Choice | None
+    ran: Ran | None = None
 
 
 @dataclass
@@ -130,7 +146,7 @@ def inspect_call(
     with aot.recording(chip, texts=texts) as codes, as_on_a_gpu(), float32_as(call.dtype):
         mode = Launching(codes, instead)
         with mode, pick.overriding(mode.choose):
-            given, results = _run(call)
+            given, results = run(call)
         tensors = [each for each in tree_leaves((given, results)) if isinstance(each, torch.Tensor)]
         moved = sum({each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in tensors}.values())
     for operator, span in mode.operators:
@@ -142,27 +158,3 @@ def inspect_call(
         name = call.name.rpartition(":")[2]
         operators.append(OperatorCall(name, None, None if operators else moved, True, mode.launches(own)))
     return operators
-
-
-def _run(call: Call) -> tuple[dict[str, Any], Any]:
-    """Run the call. Return (its arguments, its results), with gradients behind the results."""
-    dtype = DTYPES[call.dtype].dtype
-
-    def tensor(name: str, shape: Shape) -> torch.Tensor:
-        last = call.channels_last and len(shape) == 4
-        layout = torch.channels_last if last else torch.contiguous_format
-        kind = torch.int64 if name == "indices" else dtype
-        made = torch.empty(shape, dtype=kind, memory_format=layout)
-        return made.requires_grad_(call.gradients and kind == dtype and not name.startswith("running_"))
-
-    given = {n: tensor(n, value) if isinstance(value, Shape) else value for n, value in call.arguments.items()}
-    with contextlib.nullcontext() if call.gradients else torch.no_grad():
-        results = call.function(**given)
-    if not call.gradients:
-        return given, results
-    outputs = [each for each in tree_leaves(results) if isinstance(each, torch.Tensor) and each.requires_grad]
-    leaves = [each for each in given.values() if isinstance(each, torch.Tensor) and each.requires_grad]
-    if not outputs:
-        raise ValueError(f"{call.name} has no gradient")
-    grads = torch.autograd.grad(outputs, leaves, [torch.empty_like(y) for y in outputs], allow_unused=True)
-    return given, (results, grads)

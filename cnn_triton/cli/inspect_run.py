@@ -1,0 +1,89 @@
+"""What `cnn-triton inspect --run` adds: results beside PyTorch's, what is wrong, and counters by line of Python."""
+
+import linecache
+
+from ..simulator import LineCounters, counters_by_line
+from ..tools.execution import Execution
+from ..tools.inspection import OperatorCall, Ran
+from .inspect_tables import PlainTable
+
+__all__ = ["Executions", "findings", "is_right", "run_tables", "with_runs"]
+
+Executions = dict[str, list[Execution]]
+"""What a call ran, by chip."""
+_WORST = 16  # lines in a table
+
+
+def with_runs(operators: list[OperatorCall], executions: list[Execution]) -> list[OperatorCall]:
+    """Return the operators with what their launches did, out of all that ran."""
+    names = {operator.name for operator in operators}
+    for operator, execution in zip(operators, [each for each in executions if each.name in names], strict=True):
+        launches = zip(operator.launches, execution.launches, strict=True)
+        operator.launches = [
+            launch._replace(ran=Ran(done, operator.flops, operator.bytes)) for launch, done in launches
+        ]  # fmt: skip
+    return operators
+
+
+def is_right(executions: Executions) -> bool:
+    """True if no result is wrong, and nothing was found."""
+    every = [execution for some in executions.values() for execution in some]
+    wrong = [each for each in every if each.comparison is not None and not each.comparison.is_right]
+    return not wrong and not findings(executions, notes=False)
+
+
+def findings(executions: Executions, notes: bool = True) -> list[str]:
+    """Return in words what is wrong, and what only costs time."""
+    return [
+        f"{'note' if found.is_note else 'finding'} on {chip}: {found}"
+        for chip, some in executions.items()
+        for execution in some
+        for launch in execution.launches
+        for found in launch.findings
+        if notes or not found.is_note
+    ]
+
+
+def run_tables(executions: Executions) -> list[PlainTable]:
+    """Return the table of results, and for each chip that of the lines that lose most."""
+    if not executions:
+        return []
+    head = ["operator", "chip", "result", "error", "PyTorch's", "integers that differ"]
+    rows = [[each.name, chip, *_verdict(each)] for chip, some in executions.items() for each in some]
+    title = "Run in the simulator (error: the largest against float64, as a part of the largest value)"
+    return [PlainTable(title, head, rows), *(_lines(chip, some) for chip, some in executions.items())]
+
+
+def _verdict(execution: Execution) -> list[str]:
+    compared = execution.comparison
+    if compared is None:
+        return ["not compared: give --reference", "", "", ""]
+    integers = f"{compared.differing:,} of {compared.integers:,}" if compared.integers else ""
+    return [
+        "right" if compared.is_right else "WRONG",
+        f"{compared.error:.2g}",
+        f"{compared.pytorch_error:.2g}",
+        integers,
+    ]
+
+
+def _lines(chip: str, executions: list[Execution]) -> PlainTable:
+    lines = counters_by_line(launch for execution in executions for launch in execution.launches)
+    head = ["kernel", "line", "source", "warp instructions", "sectors", "of the fewest", "wavefronts", "of the fewest",
+            "MB by TMA"]  # fmt: skip
+    rest = f", {_WORST} of {len(lines)}" if len(lines) > _WORST else ""
+    title = f"Lines on {chip}, those that lose most sectors and wavefronts first{rest}"
+    return PlainTable(title, head, [_line(each) for each in lines[:_WORST]])
+
+
+def _line(line: LineCounters) -> list[str]:
+    c, place = line.counters, line.place
+    source = linecache.getline(place.file, place.line).strip() if place else "what the compiler adds"
+    return [
+        line.kernel, str(place or ""), source[:60], f"{c.instructions:,}", *_share(c.sectors, c.fewest_sectors),
+        *_share(c.wavefronts, c.fewest_wavefronts), f"{c.tma_bytes / 1e6:.3g}" if c.tma_bytes else "",
+    ]  # fmt: skip
+
+
+def _share(number: int, fewest: int) -> list[str]:
+    return [f"{number:,}", f"{number / fewest:.2f}x"] if fewest else ["", ""]
