@@ -60,7 +60,7 @@ typedef struct {
   /* The state of the block that runs. */
   u8 *smem; s32 hint, block;
   s32 *pc; u8 *state; s32 *waits_at; u8 *group, *mask;
-  s32 arrived[16]; u64 progress, *blocked_at, now;
+  s32 arrived[16]; u32 arrivals[16][MAX_AGENTS]; u64 progress, *blocked_at, now;
   u32 clock[MAX_WARPS][MAX_AGENTS]; u64 fence[MAX_WARPS];
   Barrier barriers[MAX_BARRIERS]; s32 barrier_count;
   BoxLoad *loads; s32 load_count, load_room;

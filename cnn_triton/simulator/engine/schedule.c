@@ -12,8 +12,11 @@ enum { RUNS, AT_BARRIER, BLOCKED, GONE };
 static int gone(Engine *c) { int n = 0; for (int i = 0; i < c->threads; i++) n += c->state[i] == GONE; return n; }
 static void complete_barrier(Engine *c, int number) {
   for (int i = 0; i < c->threads; i++) c->mask[i] = c->state[i] == AT_BARRIER && c->waits_at[i] == number;
-  join(c, c->mask);
-  for (int i = 0; i < c->threads; i++) if (c->mask[i]) c->state[i] = RUNS;
+  const u8 *m = c->mask;
+  EACH_WARP(w, active) order_after(c->clock[w], c->arrivals[number]);
+  join(c, m);
+  for (int i = 0; i < c->threads; i++) if (m[i]) c->state[i] = RUNS;
+  memset(c->arrivals[number], 0, sizeof c->arrivals[number]);
   c->arrived[number] = 0, c->progress++;
 }
 /* Completes a barrier for which only threads are missing that have ended. */
@@ -77,6 +80,7 @@ static int barrier(Engine *c, const Op *op, const s32 *a, const u8 *m, int pc) {
     c->arrived[number]++;
     if (op->control == CONTROL_BARRIER) c->state[i] = AT_BARRIER, c->waits_at[i] = number;
   }
+  if (op->control == CONTROL_ARRIVE) EACH_WARP(w, active) { order_after(c->arrivals[number], c->clock[w]); c->clock[w][w]++; }
   if (c->arrived[number] >= expected) complete_barrier(c, number);
   return 0;
 }
@@ -149,7 +153,7 @@ static void begin(Engine *c, int block, size_t bytes, size_t granules) {
     for (int i = 0; i < n; i++) REGISTER(s32, c->block_registers[d])[i] = id[d];
   memset(c->smem, 255, bytes), memset(c->pc, 0, 4 * n), memset(c->state, RUNS, n);
   memset(c->bulk_group, 0, 4 * n), memset(c->copy_group, 0, 4 * n);
-  memset(c->arrived, 0, sizeof c->arrived), memset(c->fence, 0, sizeof c->fence);
+  memset(c->arrived, 0, sizeof c->arrived), memset(c->arrivals, 0, sizeof c->arrivals), memset(c->fence, 0, sizeof c->fence);
   memset(c->wgmma_group, 0, sizeof c->wgmma_group), memset(c->clock, 0, sizeof c->clock);
   for (int w = 0; w < c->warps; w++) c->clock[w][w] = 1;
   c->barrier_count = c->load_count = c->store_count = c->copy_count = c->wgmma_count = c->product_count = c->move_count = 0;
