@@ -113,6 +113,7 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self.lines = text.split("\n")
         self.files = {int(n): f"{a}/{b}" if b else a for n, a, b in _FILE.findall(text)}
+        self.strings = {*re.findall(r"^\.global\s.*\.b8\s+(\w+)\[", text, re.M)}  # what assertions say
         self.name, self.threads = "", 0
         self.parameters: list[Parameter] = []
         self.shared: dict[str, tuple[int, int]] = {}
@@ -151,10 +152,10 @@ class _Reader:
         """Read a line before the kernel's body; return 1 if the body begins."""
         if found := re.search(r"\.entry\s+([\w$]+)", line):
             self.name = found[1]
-        if re.search(r"\.func\b", line):
+        if re.search(r"\.func\b", line) and "__assertfail" not in line:
             raise Unsupported(f"line {number}: a function besides the kernel: {line}")
         self._shared(line)
-        if found := _PARAMETER.search(line):
+        if (found := _PARAMETER.search(line)) and self.name:
             size = {"b8": 1, "u8": 1, "s8": 1}.get(found[2], BYTES[found[2]])
             end = self.parameters[-1].offset + self.parameters[-1].bytes if self.parameters else 0
             align = int(found[1] or size)
@@ -210,6 +211,11 @@ class _Reader:
                 numbered = re.match(r"(.*)<\d+>$", name)
                 self.registers[numbered[1] if numbered else self._own(name)] = BYTES[kind[1:]]
             return
+        if text.startswith((".param", "st.param")):  # of the call of an assertion
+            return
+        if re.match(r"call\S*\s+__assertfail\b", text):
+            text = re.sub(r"call\S*\s.*", "trap", text)
+        text = re.sub(r"\w+$", lambda found: "0" if found[0] in self.strings else found[0], text)
         if text.startswith("."):
             if not self._shared(text) and not text.startswith(".pragma"):
                 raise Unsupported(f"line {number}: {text}")

@@ -16,7 +16,7 @@ HANDLER(cp_async) {
       u64 from = at[lane] = REG(u64, 2)[i] + (s64)a[3];
       Copy e = {i, op->line, c->copy_group[i], to, bytes, {0}}; /* zeros beyond what is read */
       if (read > bytes) read = bytes;
-      if (to % bytes || (read && from % bytes)) report(c, MISALIGNED, op->line, i, read ? from : to, bytes);
+      if (to % bytes || (read && from % bytes)) report(c, MISALIGNED, op->line, i, to % bytes ? to : from, bytes);
       if (read) {
         u8 *p = global(c, op->line, i, from, read, LOADS);
         if (p) memcpy(e.data, p, read); else memset(e.data, 255, read);
