@@ -148,7 +148,7 @@ def is_same(found, right, t, error):
     if t in FORMATS:
         x, y = floats(found, t), floats(right, t)
         with np.errstate(all="ignore"):
-            same |= (np.isnan(x) & np.isnan(y)) | (abs(x - y) <= error * abs(y))
+            same |= (np.isnan(x) & np.isnan(y)) | ((abs(x - y) <= error * abs(y)) & (y != 0))
     return same
 
 

@@ -80,7 +80,6 @@ def test_atomics(what, kind, space):
     bits = int(kind[1:])
     dtype = np.dtype(f"{kind[0].translate(str.maketrans('sb', 'iu'))}{bits // 8}")
     buffer = aligned(2 * 130)
-    cells = buffer[2:].view(dtype)[: 130 - 1]
     noise = np.random.default_rng(0).integers(-1000, 1000, 65)
     operands = (noise << (bits - 12) if kind[0] != "f" else noise).astype(dtype)
     buffer.view(dtype)[:65] = operands
