@@ -73,10 +73,12 @@ def aligned(count, dtype=np.int32, fill=0):
     return found
 
 
-def run(body, *, buffer=None, threads=64, shared=1024, blocks=1, races=True, **checks):
+def run(body, *, buffer=None, threads=64, shared=1024, blocks=1, races=True, limit=10**5, **checks):
     """Run a body on a buffer, zeros for each thread unless given."""
     buffer = aligned(threads * blocks) if buffer is None else buffer
-    ran = _launch(text_of(_PRELUDE + body, threads), [buffer], blocks, shared, Checks(races=races, **checks))
+    ran = _launch(
+        text_of(_PRELUDE + body, threads), [buffer], blocks, shared, Checks(races=races, limit=limit, **checks)
+    )
     return Ran(buffer, *ran)
 
 
