@@ -15,7 +15,7 @@ _KINDS = {
     5: "race: reads what another warp wrote, with no barrier between them",
     6: "race: overwrites what another warp reads, with no barrier between them",
     7: "race: two warps write, with no barrier between them",
-    8: "the copy engine or the tensor cores read what threads wrote, with no fence.proxy.async between them",
+    8: "the copy engine or the tensor cores access what threads did, with no fence.proxy.async between them",
     9: "bad tensor map",
     10: "tensor map used with no fence.proxy.tensormap acquire since it was written",
     11: "asynchronous operation under way at the kernel's end",
@@ -23,7 +23,7 @@ _KINDS = {
     13: "accumulator of a wgmma under way is touched",
     14: "threads of a warp diverge at an instruction that all of them must execute together",
     15: "tensor memory",
-    16: "reads what an asynchronous copy has yet to write: it was not waited for",
+    16: "accesses what an asynchronous copy has yet to write: it was not waited for",
     17: "reads shared memory that nothing has written",
     18: "overwrites what an asynchronous operation under way reads",
 }
@@ -34,8 +34,10 @@ _MAPS = {1: "its rank", 2: "side of the box", 3: "type or interleave", 4: "base 
          7: "element stride", 8: "bytes of the box's inner side"}  # fmt: skip
 _CROSS = {1: "reads what another wrote", 2: "writes what another wrote", 3: "writes what another read"}
 _TENSOR_MEMORY = {1: "no room for so many columns", 2: "columns that are not allocated",
-                  3: "lanes of another warp", 4: "not freed at the kernel's end"}  # fmt: skip
-_UNDER_WAY = {0: "store by TMA", 1: "load by TMA", 2: "product"}
+                  3: "lanes of another warp", 4: "not freed at the kernel's end",
+                  5: "column that warps access with no barrier between them",
+                  6: "column with loads or stores that were not waited for"}  # fmt: skip
+_UNDER_WAY = {0: "store by TMA", 1: "load by TMA", 2: "product", 3: "copy"}
 
 
 class Report(NamedTuple):

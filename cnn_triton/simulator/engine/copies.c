@@ -38,7 +38,7 @@ HANDLER(cp_async_wait) {
     Copy *e = &c->copies[k];
     int ends = ON(e->thread) && (a[0] < 0 || (s64)e->group <= (s64)c->copy_group[e->thread] - 1 - a[0]);
     u8 *p = ends ? shared(c, e->line, e->thread, e->to, e->bytes) : NULL;
-    if (p) memcpy(p, e->data, e->bytes), touch_by(c, e->line, e->thread, e->to, e->bytes, WRITE);
+    if (p) memcpy(p, e->data, e->bytes), touch_by(c, e->line, e->thread, e->to, e->bytes, ARRIVES);
     if (!ends) c->copies[kept++] = *e;
   }
   c->copy_count = kept;
@@ -76,7 +76,12 @@ HANDLER(mbar_init) {
     touch_by(c, op->line, i, address, 8, WRITE);
   }
 }
-HANDLER(mbar_inval) { EACH_THREAD(i) barrier_at(c, op->line, i, address_of(c, a, i)); }
+HANDLER(mbar_inval) {
+  EACH_THREAD(i) {
+    Barrier *b = barrier_at(c, op->line, i, address_of(c, a, i));
+    if (b) touch_by(c, op->line, i, b->address, 8, WRITE);
+  }
+}
 /* a: address (3), register of the arrivals or -1 (1), register of the bytes to expect or -1, does it arrive? */
 HANDLER(mbar_arrive) {
   EACH_THREAD(i) {

@@ -29,8 +29,10 @@ typedef struct { s32 kind, line, thread, block; u64 address, extra; s64 count; }
  * the last copy issued and delivered; what is ordered before who waits for it. */
 typedef struct { u64 address; s64 pending, count, bytes; u32 phase, agent, clock, delivered; u32 order[MAX_AGENTS]; } Barrier;
 /* Who wrote a granule of shared memory last, when by its clock and by the block's, at which line; by a thread's store? Is a
- * copy to it under way? */
-typedef struct { u8 writer, generic, pending; u32 clock; s32 line; u64 time; } Shadow;
+ * copy to it under way? Which warp's threads read it since, and when by the block's clock, or 0. */
+typedef struct { u8 writer, generic, pending, reader; u32 clock; s32 line; u64 time, read; } Shadow;
+/* Who wrote and read a column of a warp's lanes in tensor memory last, and when by its clock. */
+typedef struct { u8 writer, reader; u32 written, read; } TensorShadow;
 typedef struct { u64 address, stride[4]; u32 dim[5]; u16 box[5]; u8 element_stride[5], rank, type, interleave, swizzle, fill; } TensorMap;
 typedef struct { s32 line, thread; u32 to, bytes, swizzle, clock; u64 barrier; u8 *data; } BoxLoad;
 typedef struct { s32 line, thread; u32 from, group; s32 at[5], adds; u64 since; const Op *op; TensorMap map; } BoxStore;
@@ -71,6 +73,7 @@ typedef struct {
   TensorMove *moves; s32 move_count, move_room;
   u32 *tensor_memory; u32 columns[64]; s32 allocated; /* 128 lanes x 512 columns; allocations as (first, number) */
   MapWrite map_writes[64]; s32 map_write_count;
+  TensorShadow cells[4][512];
   Shadow *shadow; u32 *readers; s32 *read_lines;
 } Engine;
 
@@ -125,7 +128,8 @@ void count(Engine *c, const Op *op, s64 parts, s64 fewest, s64 bytes);
 void count_global(Engine *c, const Op *op, const u64 *at, const u8 *on, u32 bytes);
 void count_shared(Engine *c, const Op *op, const u64 *at, const u8 *on, u32 bytes);
 /* races.c */
-enum { READ, WRITE, REWRITE, ASYNC_READ, ASYNC_WRITE, COPY, WILL_READ };
+enum { READ, WRITE, REWRITE, ASYNC_READ, ASYNC_WRITE, COPY, ARRIVES, WILL_READ };
+int is_before(Engine *c, int warp, u32 agent, u32 clock);
 void touch(Engine *c, int line, int warp, u32 agent, u32 clock, u32 address, u32 bytes, int how);
 void touch_by(Engine *c, int line, int thread, u32 address, u32 bytes, int how);
 void arrived(Engine *c, u32 address, u32 bytes);

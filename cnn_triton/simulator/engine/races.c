@@ -2,33 +2,38 @@
  * knows of every agent up to which clock all is ordered before it. A barrier joins what its warps know. */
 #include "engine.h"
 
-static int is_before(Engine *c, int warp, u32 agent, u32 clock) {
+int is_before(Engine *c, int warp, u32 agent, u32 clock) {
   return agent == (u32)warp || clock <= c->clock[warp][agent]; /* order within a warp is taken for granted */
 }
 /* Notes an access by an agent at its clock, on behalf of a warp. REWRITE: of what is there already, as warps that hold the
- * same element store it; COPY: by a thread's copy, which begins; ASYNC_WRITE: by the copy engine's; WILL_READ: an
- * asynchronous read begins. */
+ * same element store it; COPY: by a thread's copy, which begins, ARRIVES: and ends; ASYNC_WRITE: by the copy engine's;
+ * WILL_READ: an asynchronous read begins. */
 void touch(Engine *c, int line, int warp, u32 agent, u32 clock, u32 address, u32 bytes, int how) {
   if (!(c->flags & CHECK_RACES) || address < SHARED_BASE || address - SHARED_BASE + (u64)bytes > (u64)c->shared) return;
-  int begins = how == COPY || how == ASYNC_WRITE, writes = begins || how == WRITE || how == REWRITE, by_engine = how == ASYNC_READ || how == WILL_READ;
+  int begins = how == COPY || how == ASYNC_WRITE, writes = begins || how == WRITE || how == REWRITE || how == ARRIVES, by_engine = how == ASYNC_READ || how == WILL_READ || how == ASYNC_WRITE;
   u32 granule = c->granule, first = (address - SHARED_BASE) / granule;
   u32 end = (address - SHARED_BASE + bytes + granule - 1) / granule;
   for (u32 i = first; i < end; i++) {
     Shadow *s = &c->shadow[i];
     u32 *reads = &c->readers[(size_t)i * c->warps], at = SHARED_BASE + i * granule;
     s32 *lines = &c->read_lines[(size_t)i * c->warps];
-    if (!writes && s->pending) report(c, EARLY_READ, line, 32 * warp, at, s->line);
+    if (s->pending && how != ARRIVES) report(c, EARLY_READ, line, 32 * warp, at, s->line);
     else if (!writes && !s->clock) report(c, NEVER_WRITTEN, line, 32 * warp, at, 0);
     else if (s->clock && how != REWRITE && !is_before(c, warp, s->writer, s->clock))
       report(c, writes ? RACE_WRITE : RACE_READ, line, 32 * warp, at, s->line);
     if (by_engine && s->clock && s->generic && c->fence[s->writer] <= s->time && c->fence[warp] <= s->time)
       report(c, NO_PROXY_FENCE, line, 32 * warp, at, s->line);
+    if (how == ASYNC_WRITE && s->read && c->fence[s->reader] <= s->read && c->fence[warp] <= s->read)
+      report(c, NO_PROXY_FENCE, line, 32 * warp, at, lines[s->reader]);
     if (writes) {
       for (int w = 0; w < c->warps; w++)
         if (reads[w] && !is_before(c, warp, w, reads[w])) report(c, RACE_OVERWRITE, line, 32 * warp, at, lines[w]);
       memset(reads, 0, 4 * c->warps);
-      *s = (Shadow){(u8)agent, how != ASYNC_WRITE, begins, clock, line, c->now};
-    } else if (how != WILL_READ) reads[agent] = clock, lines[agent] = line;
+      *s = (Shadow){(u8)agent, how != ASYNC_WRITE, begins, 0, clock, line, c->now, 0};
+    } else if (how != WILL_READ) {
+      reads[agent] = clock, lines[agent] = line;
+      if (how == READ) s->reader = agent, s->read = c->now;
+    }
   }
 }
 /* An access by a thread. */

@@ -133,9 +133,11 @@ static void run_block(Engine *c) {
     else if (!wake(c)) break;
   }
   if (c->store_count && !c->error) report(c, NOT_WAITED, c->stores[0].line, c->stores[0].thread, 0, 0);
+  if (c->copy_count && !c->error) report(c, NOT_WAITED, c->copies[0].line, c->copies[0].thread, 0, 3);
   if (c->load_count && !c->error) report(c, NOT_WAITED, c->loads[0].line, c->loads[0].thread, 0, 1);
   for (int k = 0; k < c->product_count && !c->error; k++)
     if (!c->products[k].order) report(c, NOT_WAITED, c->products[k].op->line, c->products[k].thread, 0, 2);
+  if (c->wgmma_count && !c->error) report(c, NOT_WAITED, c->wgmmas[0].op->line, 0, 0, 2);
   if (c->allocated && !c->error) report(c, TENSOR_MEMORY, 0, 0, c->columns[0], 4);
   for (int k = 0; k < c->store_count; k++) finish_store(c, &c->stores[k]);
   for (int k = 0; k < c->load_count; k++) free(c->loads[k].data);
@@ -158,7 +160,7 @@ static void begin(Engine *c, int block, size_t bytes, size_t granules) {
   for (int w = 0; w < c->warps; w++) c->clock[w][w] = 1;
   c->barrier_count = c->load_count = c->store_count = c->copy_count = c->wgmma_count = c->product_count = c->move_count = 0;
   c->map_write_count = c->allocated = 0, c->progress = c->now = 1;
-  if (c->tensor_memory) memset(c->tensor_memory, 255, 4 * 128 * 512);
+  if (c->tensor_memory) memset(c->tensor_memory, 255, 4 * 128 * 512), memset(c->cells, 0, sizeof c->cells);
   if (c->flags & CHECK_RACES) memset(c->shadow, 0, granules * sizeof(Shadow)), memset(c->readers, 0, granules * c->warps * 4);
 }
 int simulate(Engine *c) {

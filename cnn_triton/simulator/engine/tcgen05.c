@@ -6,12 +6,33 @@
 #define COLUMNS 512
 #define CELL(lane, column) c->tensor_memory[(size_t)(lane) * COLUMNS + (column)]
 /* What is wrong, as in findings.py. */
-enum { NO_ROOM = 1, NOT_ALLOCATED, OTHER_LANES, NOT_FREED };
+enum { NO_ROOM = 1, NOT_ALLOCATED, OTHER_LANES, NOT_FREED, UNORDERED, MOVES };
 
 static int is_allocated(Engine *c, u32 column, u32 n) {
   for (int k = 0; k < c->allocated; k++)
     if (column >= c->columns[2 * k] && column + n <= c->columns[2 * k] + c->columns[2 * k + 1]) return 1;
   return 0;
+}
+/* Notes an access to columns of the lanes of one warp in four, `part`, or of all (-1), by a thread's warp. */
+static void touch_cells(Engine *c, const Op *op, int t, int part, u32 column, u32 n, int writes) {
+  int w = t / 32;
+  if (!(c->flags & CHECK_RACES)) return;
+  for (int q = part < 0 ? 0 : part; q < (part < 0 ? 4 : part + 1); q++) for (u32 k = column; k < column + n && k < COLUMNS; k++) {
+    TensorShadow *s = &c->cells[q][k];
+    if ((s->written && !is_before(c, w, s->writer, s->written)) || (writes && s->read && !is_before(c, w, s->reader, s->read)))
+      report(c, TENSOR_MEMORY, op->line, t, k, UNORDERED);
+    if (writes) *s = (TensorShadow){w, 0, c->clock[w][w], 0};
+    else s->reader = w, s->read = c->clock[w][w];
+  }
+}
+/* Are loads or stores of these columns under way, as a product of them, or their end, begins? */
+static void moved(Engine *c, const Op *op, int t, u32 column, u32 n) {
+  for (int k = 0; k < c->move_count; k++) {
+    const s32 *of = c->pool + c->moves[k].op->arguments;
+    u32 first = c->moves[k].at & 0xffff, split = of[3] ? of[4] : 0;
+    for (u32 at = first; at <= first + split; at += split ? split : 1)
+      if (at < column + n && column < at + of[5]) report(c, TENSOR_MEMORY, op->line, t, at, MOVES);
+  }
 }
 /* a: shared address of the result (3), register of the number of columns */
 HANDLER(tcgen05_alloc) {
@@ -36,6 +57,7 @@ HANDLER(tcgen05_dealloc) {
     whole(c, op, active, w);
     while (k < c->allocated && (c->columns[2 * k] != at || c->columns[2 * k + 1] != REG(u32, 1)[t])) k++;
     if (k == c->allocated) { report(c, TENSOR_MEMORY, op->line, t, at, NOT_ALLOCATED); continue; }
+    moved(c, op, t, at, REG(u32, 1)[t]), touch_cells(c, op, t, -1, at, REG(u32, 1)[t], 1);
     c->allocated--;
     c->columns[2 * k] = c->columns[2 * c->allocated], c->columns[2 * k + 1] = c->columns[2 * c->allocated + 1];
   }
@@ -54,6 +76,8 @@ static void move(Engine *c, const Op *op, const s32 *a, const u8 *m, int stores)
     if ((at >> 16) / 32 != (u32)w % 4) report(c, TENSOR_MEMORY, op->line, t, at >> 16, OTHER_LANES);
     if (!is_allocated(c, at & 0xffff, a[5]) || (a[3] && !is_allocated(c, (at & 0xffff) + a[4], a[5])))
       report(c, TENSOR_MEMORY, op->line, t, at & 0xffff, NOT_ALLOCATED);
+    touch_cells(c, op, t, w % 4, at & 0xffff, a[5], stores);
+    if (a[3]) touch_cells(c, op, t, w % 4, (at & 0xffff) + a[4], a[5], stores);
     TensorMove e = {op, w, at, stores ? malloc(128 * a[5]) : NULL};
     for (int j = 0; j < a[5]; j++) {
       if (stores) memcpy(e.values + 32 * j, REG(u32, 6 + j) + t, 128);
@@ -138,6 +162,7 @@ HANDLER(tcgen05_mma) {
     if (!shape_of(&s, a, e.description) || !read_operand(c, &e, e.a, s.a, s.a_transposed, s.rows, s.k, NULL) ||
         !read_operand(c, &e, e.b, s.b, s.b_transposed, s.columns, s.k, NULL)) { fail(c, UNSUPPORTED, op->line, i); return; }
     if (!is_allocated(c, e.to & 0xffff, s.columns)) report(c, TENSOR_MEMORY, op->line, i, e.to & 0xffff, NOT_ALLOCATED);
+    moved(c, op, i, e.to & 0xffff, s.columns), touch_cells(c, op, i, -1, e.to & 0xffff, s.columns, 1);
     GROW(c->products, c->product_count, c->product_room);
     c->products[c->product_count++] = e;
   }

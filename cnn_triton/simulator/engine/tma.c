@@ -167,7 +167,7 @@ void finish_store(Engine *c, BoxStore *e) {
     u8 *p = shared(c, e->line, e->thread, swizzled(e->from + o, e->map.swizzle), 16);
     if (p) memcpy(data + o, p, 16); else memset(data + o, 255, 16);
   }
-  touch_by(c, e->line, e->thread, e->from, bytes, READ);
+  touch_by(c, e->line, e->thread, e->from, bytes, ASYNC_READ);
   kept_since(c, e->line, e->thread, e->from, bytes, e->since);
   move_box(c, e->op, e->thread, &e->map, e->at, data, e->adds ? COMBINES : STORES);
   free(data);
