@@ -25,8 +25,10 @@ SPECIAL = (
     "tcgen05_mma", "tcgen05_commit",
 )  # fmt: skip
 HANDLERS = {name: i for i, name in enumerate((*TABLE, *SPECIAL))}
+_OPERANDS_FROM = {HANDLERS["st_global"]: 7, HANDLERS["st_shared"]: 7, HANDLERS["tcgen05_st"]: 6}  # among arguments
+_MOVES = {number for name, number in HANDLERS.items() if name.startswith("mov.")}
 # What the scheduler itself does, by number in engine/engine.h.
-CONTROL = {"bra": 1, "exit": 2, "bar": 3, "try_wait": 4, "bar_arrive": 5}
+CONTROL = {"bra": 1, "exit": 2, "bar": 3, "try_wait": 4, "bar_arrive": 5, "brx": 6}
 # Special registers of 32 bits. The engine fills %ctaid; the others are filled once a program or a launch.
 _SPECIAL_REGISTERS = {f"%{name}.{axis}" for name in ("tid", "ctaid", "nctaid", "ntid") for axis in "xyz"} | {
     "%laneid", "%warpid", "%cluster_ctarank", "%cluster_nctarank", "%clusterid.x", "%nclusterid.x", "%smid", "%clock",
@@ -95,7 +97,9 @@ class Decoder:
         self.parameters = {each.name: each for each in kernel.parameters}
         self.parameters_at: list[tuple[int, int]] = []
         self.branches: list[tuple[int, str]] = []  # places in the pool that get a label's operation
+        self.tables: dict[str, tuple[str, ...]] = {}  # labels that an indexed branch may go to, by the table's name
         self.accumulators: set[int] = set()  # registers that asynchronous matrix instructions write
+        self.loaded: set[int] = set()  # registers that loads from tensor memory write
         self._registers: dict[str, tuple[int, int]] = {}
         self._known: dict[tuple[int, int], int] = {}
         self._shared_at: dict[str, int] = {}
@@ -155,10 +159,14 @@ class Decoder:
         if text in self._shared_at:
             return self.constant(SHARED_BASE + self._shared_at[text], size)
         if text in self.parameters:
-            place = self.new(8)
-            self.parameters_at.append((place, self.parameters[text].offset))
-            return place
+            return self.constant(self.parameters[text].offset, size)  # an address in the space of parameters
         return self.constant(literal(text), size)
+
+    def parameter_at(self, offset: int) -> int:
+        """Return the place of a register with a parameter's generic address."""
+        place = self.new(8)
+        self.parameters_at.append((place, offset))
+        return place
 
     def values(self, text: str, size: int) -> list[int]:
         """Return the places of a vector's registers, or of one register's."""
@@ -172,8 +180,9 @@ class Decoder:
         base, offset = found[1], int(found[2] or "0", 0)
         if self.is_register(base):
             return Address(*self.register(base), offset)
-        size = 8 if base in self.parameters else 4
-        return Address(self.value(base, size), size, offset)
+        if base in self.parameters:
+            return Address(self.parameter_at(self.parameters[base].offset), 8, offset)
+        return Address(self.value(base, 4), 4, offset)
 
     def emit(self, statement: Statement, handler: str, arguments: Sequence[int], control: str = "") -> None:
         """Add an operation."""
@@ -196,14 +205,16 @@ class Decoder:
             self.emit(statement, key, [self.value(result, _size(row.result)), *places])
 
     def marked(self) -> list[Operation]:
-        """Return the operations; those that touch what a wgmma writes, other than wgmma, are marked for the engine."""
-        return [
-            each._replace(flags=1)
-            if each.handler != HANDLERS["wgmma"]
-            and self.accumulators & {*self.pool[each.arguments : each.arguments + each.length]}
-            else each
-            for each in self.operations
-        ]
+        """Return the operations, marked for the engine: 1 if one touches what a wgmma writes, other than wgmma, 2 if it
+        is a mov from what a tcgen05.ld writes, 4 if it reads that otherwise."""
+        marked = []
+        for each in self.operations:
+            registers = self.pool[each.arguments : each.arguments + each.length]
+            by_wgmma = each.handler != HANDLERS["wgmma"] and not self.accumulators.isdisjoint(registers)
+            first = 1 if each.handler < len(TABLE) else _OPERANDS_FROM.get(each.handler, len(registers))
+            by_load = not each.control and not self.loaded.isdisjoint(registers[first:])
+            marked.append(each._replace(flags=by_wgmma + by_load * (2 if each.handler in _MOVES else 4)))
+        return marked
 
     def in_table(self, statement: Statement) -> None:
         """Add an operation of the table, by the statement's own opcode and operands."""

@@ -10,10 +10,9 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
-from triton.backends.nvidia.driver import expand_signature
 
 from .build import library
-from .counters import Launch, Table, table
+from .counters import Launch, Lines, counters_by_line
 from .findings import Finding, Span
 from .ptx import Unsupported
 from .run import LIMIT, Checks, SimulationError, launch
@@ -51,9 +50,9 @@ class Simulation:
         return [each for launched in self.launches for each in launched.findings]
 
     @property
-    def counters(self) -> Table:
+    def counters(self) -> Lines:
         """What the launches did, by line of Python, the lines that lose most first."""
-        return table(self.launches)
+        return counters_by_line(self.launches)
 
 
 class _Utils:
@@ -67,7 +66,7 @@ class _Utils:
                 "sm_clock_rate": 0, "mem_clock_rate": 0, "mem_bus_width": 0}  # fmt: skip
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: Any) -> tuple[Any, ...]:
-        # Module, function, registers, spills, most threads; how many registers is the assembler's to say: the most here.
+        # Module, function, registers, spills, most threads; how many registers, only the assembler knows.
         return 1, binary.decode(), 255, 0, 1024
 
 
@@ -166,21 +165,29 @@ class _Launcher:
         """Return the signature and the arguments, with the host's tensor descriptors taken apart."""
         if not any(isinstance(kind, str) and kind.startswith("tensordesc") for kind in self.signature):
             return self.signature, args
+        kinds: list[Any] = []
         values: list[Any] = []
         index = 0
         for kind, value in zip(self.signature, args, strict=True):
             if not (isinstance(kind, str) and kind.startswith("tensordesc")):
+                kinds.append(kind)
                 values.append(value)
                 continue
             spans.setdefault(value.base.untyped_storage().data_ptr(), _span(value.base, f"descriptor {index}"))
+            rank = len(value.shape)
             if self.descriptors is None:
-                values += [value.base, *value.shape, *value.strides, value.padding == "nan",
-                           getattr(value, "round_f32_to_tf32", False)]  # fmt: skip
+                flags = [value.padding == "nan"]
+                if hasattr(value, "round_f32_to_tf32"):  # from Triton 3.7 on
+                    flags.append(value.round_f32_to_tf32)
+                kinds += ["*u8", *["i64"] * (2 * rank), *["i1"] * len(flags)]
+                values += [value.base, *value.shape, *value.strides, *flags]
             else:
+                kinds.append("nvTmaDesc")
                 values.append(_tensor_map(value, self.descriptors[index]))
+            kinds += [*["i32"] * rank, *["i64"] * rank]
             values += [*value.shape, *value.strides]
             index += 1
-        return expand_signature(self.signature, self.descriptors), values
+        return kinds, values
 
 
 def _bytes_of(kind: str, value: Any) -> bytes:
@@ -191,6 +198,8 @@ def _bytes_of(kind: str, value: Any) -> bytes:
         return struct.pack("<Q", value.data_ptr() if hasattr(value, "data_ptr") else value or 0)
     if kind == "bf16":
         return struct.pack("<f", value)[2:]
+    if kind not in _PACKED:
+        raise Unsupported(f"an argument of type {kind}")
     return struct.pack(f"<{_PACKED[kind]}", value)
 
 

@@ -20,12 +20,13 @@ _KINDS = {
     10: "tensor map used with no fence.proxy.tensormap acquire since it was written",
     11: "asynchronous operation under way at the kernel's end",
     12: "two blocks access the same bytes, and one of them writes",
-    13: "accumulator of a wgmma under way is touched",
+    13: "registers that a wgmma or a tcgen05.ld under way writes are touched",
     14: "threads of a warp diverge at an instruction that all of them must execute together",
     15: "tensor memory",
     16: "accesses what an asynchronous copy has yet to write: it was not waited for",
     17: "reads shared memory that nothing has written",
     18: "overwrites what an asynchronous operation under way reads",
+    19: "reads registers that a tcgen05.ld has yet to write: it was not waited for",
 }
 _NOTES = {13}  # what the assembler makes right, at some cost
 _ERRORS = {1: "deadlock", 2: "unsupported descriptor", 3: "trap", 4: "limit of operations or of mbarriers exceeded"}

@@ -131,7 +131,7 @@ class _Reader:
                 break
             if line.startswith(".loc"):
                 _, file, at, *_ = line.split()
-                self.place = Place(self.files.get(int(file), file), int(at))
+                self.place = Place(self.files.get(int(file), file), int(at)) if int(at) else None
             elif not line or (not pending and line.startswith(_SKIPPED)):
                 continue
             elif not depth:
@@ -208,8 +208,16 @@ class _Reader:
         if text.startswith(".reg"):
             _, kind, names = text.split(None, 2)
             for name in map(str.strip, names.split(",")):
-                numbered = re.match(r"(.*)<\d+>$", name)
-                self.registers[numbered[1] if numbered else self._own(name)] = BYTES[kind[1:]]
+                numbered = re.match(r"(.*)<(\d+)>$", name)
+                if numbered and not self.scopes:
+                    self.registers[numbered[1]] = BYTES[kind[1:]]
+                    continue
+                for each in [f"{numbered[1]}{i}" for i in range(int(numbered[2]))] if numbered else [name]:
+                    self.registers[self._own(each)] = BYTES[kind[1:]]
+            return
+        if text.startswith(".branchtargets") and isinstance(self.body[-1], str):
+            targets = (self.body[-1], *split(text.removeprefix(".branchtargets")))
+            self.body.append(Statement(number, "", "branchtargets", targets, self.place))
             return
         if text.startswith((".param", "st.param")):  # of the call of an assertion
             return

@@ -253,8 +253,8 @@ def _add_conversions() -> None:
             ]
             _add(f"cvt.{target}.{origin} {of}", floats[target].register, f"u{of}", text.format(f"({origin})a"))
     for t, relu in itertools.product(("f16", "bf16"), ("", "relu.")):
-        low, high = (floats[t].write.format(f"RELU(F({x}))" if relu else f"F({x})") for x in "ba")
-        _add(f"cvt.{relu}{t}x2.f32", "u32", "u32 u32", f"(u32)({high}) << 16 | (u32)({low})")
+        first, second = (floats[t].write.format(f"RELU(F({x}))" if relu else f"F({x})") for x in "ab")
+        _add(f"cvt.{relu}{t}x2.f32", "u32", "u32 u32", f"(u32)({first}) << 16 | (u32)({second})")
         _add(f"cvt.relu.{t}.f32", "u16", "u32", floats[t].write.format("RELU(F(a))"))
     for t in ("e4m3", "e5m2"):
         _add(f"cvt.satfinite.{t}x2.f32", "u16", "u32 u32", f"(u16)f2{t}(F(a)) << 8 | f2{t}(F(b))")

@@ -73,13 +73,13 @@ HANDLER(mbar_init) {
     if (!b) memset(b = &c->barriers[c->barrier_count++], 0, sizeof *b);
     b->address = address, b->count = b->pending = REG(u32, 3)[i], b->bytes = 0, b->phase = 0;
     b->agent = MAX_WARPS + (b - c->barriers);
-    touch_by(c, op->line, i, address, 8, WRITE);
+    touch_by(c, op->line, i, address, 8, OBJECT);
   }
 }
 HANDLER(mbar_inval) {
   EACH_THREAD(i) {
     Barrier *b = barrier_at(c, op->line, i, address_of(c, a, i));
-    if (b) touch_by(c, op->line, i, b->address, 8, WRITE);
+    if (b) touch_by(c, op->line, i, b->address, 8, OBJECT);
   }
 }
 /* a: address (3), register of the arrivals or -1 (1), register of the bytes to expect or -1, does it arrive? */

@@ -16,10 +16,10 @@
 /* As in findings.py. */
 enum { LOAD_OUTSIDE = 1, STORE_OUTSIDE, MISALIGNED, SHARED_OUTSIDE, RACE_READ, RACE_OVERWRITE, RACE_WRITE, NO_PROXY_FENCE,
   BAD_TENSOR_MAP, NO_MAP_FENCE, NOT_WAITED, CROSS_BLOCK, EARLY_ACCUMULATOR, DIVERGENT, TENSOR_MEMORY, EARLY_READ,
-  NEVER_WRITTEN, OVERWRITTEN };
+  NEVER_WRITTEN, OVERWRITTEN, EARLY_REGISTER };
 enum { NO_ERROR, DEADLOCK, UNSUPPORTED, TRAPPED, TOO_LONG };
 enum { CHECK_RACES = 1, CHECK_CROSS = 2 };
-enum { CONTROL_NONE, CONTROL_BRANCH, CONTROL_EXIT, CONTROL_BARRIER, CONTROL_TRY_WAIT, CONTROL_ARRIVE };
+enum { CONTROL_NONE, CONTROL_BRANCH, CONTROL_EXIT, CONTROL_BARRIER, CONTROL_TRY_WAIT, CONTROL_ARRIVE, CONTROL_INDEXED };
 
 typedef struct { s32 handler, predicate, negated, arguments, count, flags, control, line; } Op;
 typedef struct { u64 from, to; } Range;
@@ -28,10 +28,10 @@ typedef struct { s32 kind, line, thread, block; u64 address, extra; s64 count; }
 /* An mbarrier: arrivals left and in all, bytes expected, phase; the agent that its copies write as, that agent's clock at
  * the last copy issued and delivered; what is ordered before who waits for it. */
 typedef struct { u64 address; s64 pending, count, bytes; u32 phase, agent, clock, delivered; u32 order[MAX_AGENTS]; } Barrier;
-/* Who wrote a granule of shared memory last, when by its clock and by the block's, at which line; by a thread's store? Is a
- * copy to it under way? Which warp's threads read it since, and when by the block's clock, or 0. */
+/* Who wrote a granule of shared memory last, when by its clock and by the block's, at which line; by a thread's store (1),
+ * as an object (2)? Is a copy to it under way? Which warp's threads read it since, and when by the block's clock, or 0. */
 typedef struct { u8 writer, generic, pending, reader; u32 clock; s32 line; u64 time, read; } Shadow;
-/* Who wrote and read a column of a warp's lanes in tensor memory last, and when by its clock. */
+/* Who wrote and read a column of 16 lanes of tensor memory last, and when by its clock. */
 typedef struct { u8 writer, reader; u32 written, read; } TensorShadow;
 typedef struct { u64 address, stride[4]; u32 dim[5]; u16 box[5]; u8 element_stride[5], rank, type, interleave, swizzle, fill; } TensorMap;
 typedef struct { s32 line, thread; u32 to, bytes, swizzle, clock; u64 barrier; u8 *data; } BoxLoad;
@@ -40,7 +40,7 @@ typedef struct { s32 thread, line; u32 group, to, bytes; u8 data[16]; } Copy;
 typedef struct { const Op *op; u32 warps; u64 a, b, since; u32 group[MAX_WARPS]; u8 adds; u32 *snapshot; } Wgmma;
 /* A product of tensor memory; or the arrival at an mbarrier that follows those before it, with what its thread is after. */
 typedef struct { const Op *op; s32 thread; u64 a, b, since, barrier; u32 to, description; u8 adds; u32 *order; } Product;
-typedef struct { const Op *op; s32 warp; u32 at; u32 *values; } TensorMove;
+typedef struct { const Op *op; s32 warp; u32 at; u32 *values; u8 ended; } TensorMove;
 typedef struct { u64 address, acquired; s32 line; } MapWrite;
 
 typedef struct {
@@ -73,7 +73,7 @@ typedef struct {
   TensorMove *moves; s32 move_count, move_room;
   u32 *tensor_memory; u32 columns[64]; s32 allocated; /* 128 lanes x 512 columns; allocations as (first, number) */
   MapWrite map_writes[64]; s32 map_write_count;
-  TensorShadow cells[4][512];
+  TensorShadow cells[8][512];
   Shadow *shadow; u32 *readers; s32 *read_lines;
 } Engine;
 
@@ -128,7 +128,7 @@ void count(Engine *c, const Op *op, s64 parts, s64 fewest, s64 bytes);
 void count_global(Engine *c, const Op *op, const u64 *at, const u8 *on, u32 bytes);
 void count_shared(Engine *c, const Op *op, const u64 *at, const u8 *on, u32 bytes);
 /* races.c */
-enum { READ, WRITE, REWRITE, ASYNC_READ, ASYNC_WRITE, COPY, ARRIVES, WILL_READ };
+enum { READ, WRITE, REWRITE, ASYNC_READ, ASYNC_WRITE, COPY, ARRIVES, WILL_READ, OBJECT };
 int is_before(Engine *c, int warp, u32 agent, u32 clock);
 void touch(Engine *c, int line, int warp, u32 agent, u32 clock, u32 address, u32 bytes, int how);
 void touch_by(Engine *c, int line, int thread, u32 address, u32 bytes, int how);
@@ -147,6 +147,7 @@ u32 swizzled(u32 address, int mode);
 u32 matrix_address(u32 start, u32 leading, u32 stride, int mode, int bytes, int transposed, int row, int k);
 void finish_store(Engine *c, BoxStore *e);
 void touch_accumulator(Engine *c, const Op *op, const s32 *a);
+void touch_loaded(Engine *c, const Op *op, const s32 *a);
 void finish_products(Engine *c, u64 barrier);
 /* schedule.c */
 int simulate(Engine *c);

@@ -7,10 +7,11 @@ int is_before(Engine *c, int warp, u32 agent, u32 clock) {
 }
 /* Notes an access by an agent at its clock, on behalf of a warp. REWRITE: of what is there already, as warps that hold the
  * same element store it; COPY: by a thread's copy, which begins, ARRIVES: and ends; ASYNC_WRITE: by the copy engine's;
- * WILL_READ: an asynchronous read begins. */
+ * WILL_READ: an asynchronous read begins; OBJECT: an mbarrier, or the address of an allocation, is put there, which needs no
+ * fence before the copy engine writes. */
 void touch(Engine *c, int line, int warp, u32 agent, u32 clock, u32 address, u32 bytes, int how) {
   if (!(c->flags & CHECK_RACES) || address < SHARED_BASE || address - SHARED_BASE + (u64)bytes > (u64)c->shared) return;
-  int begins = how == COPY || how == ASYNC_WRITE, writes = begins || how == WRITE || how == REWRITE || how == ARRIVES, by_engine = how == ASYNC_READ || how == WILL_READ || how == ASYNC_WRITE;
+  int begins = how == COPY || how == ASYNC_WRITE, writes = begins || how == WRITE || how == REWRITE || how == ARRIVES || how == OBJECT, by_engine = how == ASYNC_READ || how == WILL_READ || how == ASYNC_WRITE;
   u32 granule = c->granule, first = (address - SHARED_BASE) / granule;
   u32 end = (address - SHARED_BASE + bytes + granule - 1) / granule;
   for (u32 i = first; i < end; i++) {
@@ -21,7 +22,7 @@ void touch(Engine *c, int line, int warp, u32 agent, u32 clock, u32 address, u32
     else if (!writes && !s->clock) report(c, NEVER_WRITTEN, line, 32 * warp, at, 0);
     else if (s->clock && how != REWRITE && !is_before(c, warp, s->writer, s->clock))
       report(c, writes ? RACE_WRITE : RACE_READ, line, 32 * warp, at, s->line);
-    if (by_engine && s->clock && s->generic && c->fence[s->writer] <= s->time && c->fence[warp] <= s->time)
+    if (by_engine && s->clock && s->generic == 1 && c->fence[s->writer] <= s->time && c->fence[warp] <= s->time)
       report(c, NO_PROXY_FENCE, line, 32 * warp, at, s->line);
     if (how == ASYNC_WRITE && s->read && c->fence[s->reader] <= s->read && c->fence[warp] <= s->read)
       report(c, NO_PROXY_FENCE, line, 32 * warp, at, lines[s->reader]);
@@ -29,10 +30,10 @@ void touch(Engine *c, int line, int warp, u32 agent, u32 clock, u32 address, u32
       for (int w = 0; w < c->warps; w++)
         if (reads[w] && !is_before(c, warp, w, reads[w])) report(c, RACE_OVERWRITE, line, 32 * warp, at, lines[w]);
       memset(reads, 0, 4 * c->warps);
-      *s = (Shadow){(u8)agent, how != ASYNC_WRITE, begins, 0, clock, line, c->now, 0};
+      *s = (Shadow){(u8)agent, how == OBJECT ? 2 : how != ASYNC_WRITE, begins, 0, clock, line, c->now, 0};
     } else if (how != WILL_READ) {
       reads[agent] = clock, lines[agent] = line;
-      if (how == READ) s->reader = agent, s->read = c->now;
+      if (how == READ && s->generic != 2) s->reader = agent, s->read = c->now;
     }
   }
 }

@@ -91,6 +91,13 @@ static int control(Engine *c, const Op *op, const s32 *a, const u8 *m, int all, 
       if (all) return a[0];
       for (int i = 0; i < c->threads; i++) if (c->group[i]) c->pc[i] = c->mask[i] ? a[0] : pc + 1;
       return -1;
+    case CONTROL_INDEXED: /* a: register of the index, the number of targets, targets */
+      for (int i = 0; i < c->threads; i++) if (c->group[i]) {
+        u32 index = REG(u32, 0)[i];
+        if (ON(i) && index >= (u32)a[1]) { fail(c, TRAPPED, op->line, i); return -1; }
+        c->pc[i] = ON(i) ? a[2 + index] : pc + 1;
+      }
+      return -1;
     case CONTROL_EXIT:
       for (int i = 0; i < c->threads; i++) if (c->group[i]) { if (ON(i)) c->state[i] = GONE; else c->pc[i] = pc + 1; }
       return -1;
@@ -119,7 +126,8 @@ static void run_group(Engine *c, const Group *g, s64 *executed) {
     c->counts[pc] += warps, c->now++;
     if (++*executed > c->limit) { fail(c, TOO_LONG, op->line, 0); return; }
     if (!on) { pc++; continue; }
-    if (op->flags) touch_accumulator(c, op, a);
+    if (op->flags & 1 && c->wgmma_count) touch_accumulator(c, op, a);
+    if (op->flags & 6 && c->move_count) touch_loaded(c, op, a);
     if (op->control) pc = control(c, op, a, m, on == g->count, pc);
     else HANDLERS[op->handler](c, op, a, m), pc++;
   }

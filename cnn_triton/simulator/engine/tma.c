@@ -144,7 +144,7 @@ HANDLER(tma_load) {
     u8 *p = shared(c, op->line, i, to, bytes);
     if (p) memset(p, 255, bytes), touch(c, op->line, i / 32, agent, clock, to, bytes, ASYNC_WRITE);
     GROW(c->loads, c->load_count, c->load_room);
-    c->loads[c->load_count++] = e;
+    c->loads[c->load_count++] = e, c->progress++; /* who waits for it may go on */
   }
 }
 /* a: map (3), origin (3), does it add?, rank, coordinates */

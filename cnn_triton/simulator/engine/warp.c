@@ -52,12 +52,19 @@ HANDLER(vote) {
   (void)op;
 }
 HANDLER(activemask) { EACH_WARP(w, active) EACH_LANE(i, active) REG(u32, 0)[32 * w + i] = active; (void)op; }
-/* a: kind, type, result, value */
+static u32 combine_f32(int least, int nan, f32 x, f32 y) {
+  return U(least ? nan ? MINNAN(x, y) : MINNUM(x, y) : nan ? MAXNAN(x, y) : MAXNUM(x, y));
+}
+/* a: kind, type, result, value, is NaN kept?, absolute values? */
 HANDLER(redux) {
   EACH_WARP(w, active) {
     u64 r = 0;
     int any = 0;
-    EACH_LANE(i, active) r = any++ ? combine(a[0], a[1], r, REG(u32, 3)[32 * w + i], 0) : REG(u32, 3)[32 * w + i];
+    EACH_LANE(i, active) {
+      u32 x = REG(u32, 3)[32 * w + i] & (a[5] ? 0x7fffffffu : ~0u);
+      if (!any++) r = x;
+      else r = a[1] == 4 ? combine_f32(a[0] == 1, a[4], F(r), F(x)) : combine(a[0], a[1], r, x, 0);
+    }
     EACH_LANE(i, active) REG(u32, 2)[32 * w + i] = r;
   }
   (void)op;

@@ -93,9 +93,13 @@ def cvt(decoder: Decoder, statement: Statement, modifiers: list[str]) -> None:
 
 @instruction("cvta")
 def cvta(decoder: Decoder, statement: Statement, modifiers: list[str]) -> None:
-    """Generic addresses are those of global memory here."""
+    """Generic addresses are those of global memory here; parameters lie there, and their own addresses are offsets."""
     if not {"shared", "local", "shared::cta"}.isdisjoint(modifiers):
         raise Unsupported("generic addresses of shared memory")
+    if "param" in modifiers:
+        to, origin = (decoder.value(each, 8) for each in statement.operands)
+        decoder.emit(statement, "add.u64", [to, origin, decoder.parameter_at(0)])
+        return
     decoder.row(statement, "mov.b64", statement.operands[0], statement.operands[1:])
 
 

@@ -71,11 +71,12 @@ def atom(decoder: Decoder, statement: Statement, modifiers: list[str]) -> None:
 @instruction("redux")
 def redux(decoder: Decoder, statement: Statement, modifiers: list[str]) -> None:
     """Combine a value over a warp."""
-    _, what, kind = modifiers
-    if kind not in ("u32", "s32", "b32"):
+    _, what, *flags, kind = modifiers
+    if kind not in ("u32", "s32", "b32", "f32") or (kind == "f32" and what not in ("min", "max")):
         raise Unsupported("form")
     to, value = (decoder.value(each, 4) for each in statement.operands[:2])
-    decoder.emit(statement, "redux", [_ATOMICS[what], _TYPES[kind], to, value])
+    flagged = [int("NaN" in flags), int("abs" in flags)]
+    decoder.emit(statement, "redux", [_ATOMICS[what], _TYPES[kind], to, value, *flagged])
 
 
 @instruction("prefetch", "discard", "membar", "nanosleep", "setmaxnreg", "griddepcontrol")

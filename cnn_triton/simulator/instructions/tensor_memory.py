@@ -5,8 +5,8 @@ import re
 from ..decoder import Decoder, instruction, literal
 from ..ptx import Statement, Unsupported
 
-# How a warp's registers lie in tensor memory, by number in engine/tcgen05.c.
-_SHAPES = {"32x32b": 0, "16x32bx2": 1}
+# How a warp's registers lie in tensor memory: the number in engine/tcgen05.c, and the registers of ".x1".
+_SHAPES = {"32x32b": (0, 1), "16x32bx2": (1, 1), "16x128b": (2, 2), "16x256b": (3, 4)}
 _KINDS = {"kind::f16": 0, "kind::tf32": 1, "kind::f8f6f4": 2}
 
 
@@ -46,10 +46,13 @@ def _move(decoder: Decoder, statement: Statement, modifiers: list[str], stores: 
     registers = next(each for each in statement.operands if not each.startswith("[") and not each.isdigit())
     split = next((literal(each) for each in statement.operands if each.isdigit()), 0)
     places = decoder.values(registers, 4)
-    if len(places) != count:
+    number, each = _SHAPES[shape]
+    if len(places) != each * count:
         raise Unsupported("number of registers")
+    if not stores:
+        decoder.loaded |= {*places}
     name = "tcgen05_st" if stores else "tcgen05_ld"
-    decoder.emit(statement, name, [*decoder.address(at), _SHAPES[shape], split, count, *places])
+    decoder.emit(statement, name, [*decoder.address(at), number, split, len(places), *places])
 
 
 def _mma(decoder: Decoder, statement: Statement, modifiers: list[str]) -> None:
@@ -57,7 +60,7 @@ def _mma(decoder: Decoder, statement: Statement, modifiers: list[str]) -> None:
     if kind not in _KINDS or len(modifiers) != 3 or len(statement.operands) != 5:
         raise Unsupported("form")
     to, first, second, description, adds = statement.operands
-    if first.startswith("["):
-        raise Unsupported("A in tensor memory")
-    numbers = [decoder.value(first, 8), decoder.value(second, 8), decoder.value(description, 4), decoder.value(adds, 1)]
-    decoder.emit(statement, "tcgen05_mma", [*decoder.address(to), _KINDS[kind], *numbers])
+    in_cells = first.startswith("[")
+    a = decoder.address(first) if in_cells else (decoder.value(first, 8), 8, 0)
+    numbers = [decoder.value(second, 8), decoder.value(description, 4), decoder.value(adds, 1)]
+    decoder.emit(statement, "tcgen05_mma", [*decoder.address(to), _KINDS[kind], *a, *numbers, int(in_cells)])

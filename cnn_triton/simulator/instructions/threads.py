@@ -11,6 +11,23 @@ def bra(decoder: Decoder, statement: Statement, modifiers: list[str]) -> None:
     decoder.emit(statement, "", [0], "bra")
 
 
+@instruction("branchtargets")
+def branchtargets(decoder: Decoder, statement: Statement, modifiers: list[str]) -> None:
+    """A list of labels, with its name."""
+    name, *labels = statement.operands
+    decoder.tables[name] = tuple(labels)
+
+
+@instruction("brx")
+def brx(decoder: Decoder, statement: Statement, modifiers: list[str]) -> None:
+    """Go on at one of a list's labels."""
+    index, name = statement.operands
+    labels = decoder.tables[name]
+    start = len(decoder.pool) + 2
+    decoder.branches += [(start + i, label) for i, label in enumerate(labels)]
+    decoder.emit(statement, "", [decoder.value(index, 4), len(labels), *[0] * len(labels)], "brx")
+
+
 @instruction("ret", "exit")
 def end(decoder: Decoder, statement: Statement, modifiers: list[str]) -> None:
     """The thread ends."""
