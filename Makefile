@@ -15,7 +15,7 @@ TRITONS := $(patsubst %,$(VENV)/triton/%/.ready,$(shell grep -v '^\#' tests/trit
 endif
 WORKERS ?= 2
 
-.PHONY: demo test rest check exhaustive mutants conformance lint ledger gpu gpu-prepare results bench clean
+.PHONY: demo test rest check exhaustive mutants conformance lint ledger counters gpu gpu-prepare results bench clean
 
 # Trains a CNN on handwritten digits through the kernels and shows what it predicts.
 demo: $(READY)
@@ -58,6 +58,10 @@ lint: $(READY)
 # Compiles what the ledger of code quality doesn't know, and writes it anew. Figures that got worse need a REASON.
 ledger: $(READY)
 	$(RUN) bench.ledger write --workers $(WORKERS) --reason "$(REASON)"
+
+# What the kernels do to memory, counted in the simulator: the raw file and docs/counters.md.
+counters: $(READY)
+	$(RUN) bench.counters --workers $(WORKERS)
 
 # On a machine with a CUDA GPU, in nine minutes: tests and benchmarks, most valuable first, into one folder and archive.
 # One part: PART=conv. Without a GPU, small: ARGS=--rehearse.

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..dispatch import as_on_a_gpu
 from ..kernels.base.precision import DTYPES, ERROR_EPS, ERROR_RATIO, TF32_EPS, float32_precision
+from ..kernels.core.op import Op
 from ..kernels.registry import op_of
 from ..kernels.tiles import pick, shapes
 from ..simulator import Launch, Simulation, simulating
@@ -39,11 +40,16 @@ class Comparison(NamedTuple):
 
 
 class Execution(NamedTuple):
-    """An operator, or the user's own function, that was run; comparison: None without a reference."""
+    """An operator, or the user's own function, that was run.
+
+    comparison: None without a reference
+    bytes:      compulsory memory traffic, None where it isn't known
+    """
 
     name: str
     comparison: Comparison | None
     launches: list[Launch]
+    bytes: int | None = None
 
 
 class _Executing(TorchDispatchMode):
@@ -52,7 +58,7 @@ class _Executing(TorchDispatchMode):
     def __init__(self, simulation: Simulation, eps: float | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.simulation, self.eps = simulation, eps
-        self.operators: list[tuple[str, Comparison, range]] = []
+        self.operators: list[tuple[Op, tuple[Any, ...], Comparison, range]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         op, first = op_of(func), len(self.simulation.launches)
@@ -60,7 +66,7 @@ class _Executing(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         result = op.launch(*args)
         compared = _compared(result, op.reference, args, self.eps if op.product else None)
-        self.operators.append((op.name, compared, range(first, len(self.simulation.launches))))
+        self.operators.append((op, tuple(args), compared, range(first, len(self.simulation.launches))))
         return result
 
 
@@ -84,8 +90,10 @@ def execute_call(
         _Executing(simulation, eps) as mode,
     ):  # fmt: skip
         given, results = run(call, _fill)
-    found = [Execution(name, compared, simulation.launches[span.start : span.stop])
-             for name, compared, span in mode.operators]  # fmt: skip
+    found = [
+        Execution(op.name, compared, simulation.launches[span.start : span.stop], op.bytes(*args))
+        for op, args, compared, span in mode.operators
+    ]
     ours = {i for *_, span in mode.operators for i in span}
     own = [launched for i, launched in enumerate(simulation.launches) if i not in ours]
     if own:  # the user's function launched these itself

@@ -64,7 +64,7 @@ def key(args: tuple[Any, ...]) -> Any:
             found.append(tuple(value) if isinstance(value, list) else value)
     if torch.float32 in found:
         found.append(switches())
-    if not INTERPRETING:  # what also decides how Triton compiles: settings, and the driver, which tests and tools replace
+    if not INTERPRETING:  # what also decides how Triton compiles: settings, and the driver, which tools replace
         knobs = triton.knobs
         found += (knobs.runtime.debug, knobs.compilation.instrumentation_mode, triton.runtime.driver.active)
     return tuple(found)

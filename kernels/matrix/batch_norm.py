@@ -235,9 +235,12 @@ def norm_reference(input, weight, bias, residual, slope, eps, activation, mean=N
 
 
 def norm_grad_aten(grad, input, mean, var, weight, bias, eps, activation):
-    """Return the gradient's formulas by PyTorch, with derivatives through the moments, which are input's own."""
+    """Return the gradient's formulas by PyTorch. The moments have the given values and the derivatives of input's own:
+    they may be of its values before they were rounded."""
     dtype = accumulator(input.dtype)
-    z, s = _normal_reference(input.to(dtype), eps)
+    own = torch.var_mean(input.to(dtype), (0, 2, 3), correction=0)
+    var, mean = (of + (given - of).detach() for of, given in zip(own, (var, mean), strict=True))
+    z, s = _normal_reference(input.to(dtype), eps, mean, var)
     x = _affine_reference(z, weight, bias)
     act = activations.of(activation)
     # An output without a second derivative says on which side of its kinks x is; x says the same.
