@@ -26,11 +26,15 @@ _NN = ("test_nn", "test_locally_connected")
 _CONVERT = ("test_convert", "test_convert_chains", "test_convert_forward", "test_convert_changes")
 _COMPILED = ("test_compiled", "test_compiled_errors", "test_compiled_others")
 _CAPTURE = ("test_capture", "test_capture_apart", "test_capture_calls")
-_INSPECT = ("test_inspect", "test_inspect_figures", "test_examples")
+_INSPECT = ("test_inspect", "test_inspect_figures", "test_inspect_run", "test_examples")
+_SIMULATOR = ("test_simulator_table", "test_simulator_instructions", "test_simulator_faults",
+              "test_simulator_faults_by_hand", "test_simulator_kernels", "test_simulator_mutants",
+              "test_simulator_operators", "test_counters")  # fmt: skip
 _PAGES = ("test_report", "test_anatomy")
 _BENCH = ("test_bench", "test_gpu_run", "test_prepared", "test_results")
 # The test files in which each test names the operator, or the function, that it is about.
-_BY_OPERATOR = ("test_ops", "test_gradients", "test_plan", *_SEMANTICS, *_ECOSYSTEM, "test_conformance")
+_BY_OPERATOR = ("test_ops", "test_gradients", "test_plan", *_SEMANTICS, *_ECOSYSTEM, "test_conformance",
+                "test_simulator_operators")  # fmt: skip
 # The packages' own files; the second names everything, on first use.
 ENTRANCES = {"kernels/__init__.py", "cnn_triton/__init__.py"}
 # Files of the package, and the test files that say whether they work: the first pattern that a file matches.
@@ -72,6 +76,7 @@ TOUCHED = {
     "cnn_triton/tools/clock.py": ("test_profile",),
     "cnn_triton/tools/tensors.py": ("test_profile", "test_warmup"),
     "cnn_triton/tools/*.py": _INSPECT,
+    "cnn_triton/simulator/*": _SIMULATOR,
     "cnn_triton/cli/inspect_*.py": _INSPECT,
     "cnn_triton/cli/profile_command.py": ("test_profile", *_INSPECT),
     "cnn_triton/cli/train_command.py": ("test_runs", "test_cli", "test_report", "test_distributed"),
@@ -82,6 +87,7 @@ TOUCHED = {
     "cnn_triton/*.py": (*_PAGES, "test_cli", "test_package"),
     "cnn_triton/pages/*": _PAGES,
     "bench/ledger/*": ("test_ledger",),
+    "bench/counters.py": ("test_counters",),
     "bench/tune.py": ("test_tune",),
     "bench/fusing.py": ("test_networks",),
     "bench/zoo.py": ("test_networks",),
@@ -99,7 +105,10 @@ TOUCHED = {
     "tests/function_pairs.py": ("test_gradients",),
     "tests/inspections.py": _INSPECT,
     "tests/module_pairs.py": _NN,
+    "tests/ptx_*.py": _SIMULATOR,
     "tests/semantics.py": _SEMANTICS,
+    "tests/simulat*.py": _SIMULATOR,
+    "tests/tutorials.py": ("test_simulator_kernels",),
 }
 
 

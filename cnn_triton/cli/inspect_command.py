@@ -17,10 +17,10 @@ from ..pages import render
 from ..tools.calls import DTYPES, Call, call_of, function_of, nearest
 from ..tools.candidates import candidates, chosen
 from ..tools.execution import execute_call
-from ..tools.inspection import OperatorCall, inspect_call
+from ..tools.inspection import CompiledLaunch, OperatorCall, inspect_call
 from ..tools.limits import roofs, waves
 from ..tools.listing import listings, sources
-from .inspect_run import Executions, findings, is_right, run_tables, with_runs
+from .inspect_run import Executions, findings, is_right, run_tables, said_of_lines, with_runs
 from .inspect_tables import (
     FIGURES,
     SORTS,
@@ -146,20 +146,20 @@ def _progress(every: list[Any]) -> Iterable[Any]:
     return track(every, "compiling", console=console, transient=True, disable=not console.is_terminal)
 
 
-def _names(found: Found) -> Iterator[tuple[str, str, str]]:
-    """Yield (name, chip, source) of every launch's code, in order; names are distinct."""
+def _names(found: Found) -> Iterator[tuple[str, str, CompiledLaunch]]:
+    """Yield (name, chip, launch) of every launch, in order; names are distinct."""
     for chip, operators in found.items():
-        every = [(operator.name, launch.code) for operator in operators for launch in operator.launches]
-        for number, (operator, code) in enumerate(every, 1):
-            yield f"{number} {operator} {code.kernel}", chip, code.source
+        every = [(operator.name, launch) for operator in operators for launch in operator.launches]
+        for number, (operator, launch) in enumerate(every, 1):
+            yield f"{number} {operator} {launch.code.kernel}", chip, launch
 
 
 def _dump(folder: Path, found: Found, texts: dict[str, Texts]) -> None:
     """Write every text of every kernel, in a folder for each chip."""
-    for name, chip, source in _names(found):
+    for name, chip, launch in _names(found):
         own = folder / chip
         own.mkdir(parents=True, exist_ok=True)
-        made = texts[chip][source]
+        made = texts[chip][launch.code.source]
         each = {kind: str(made[kind]) for kind in _TEXTS if kind in made}
         if chip.startswith("sm_"):
             each["sass"] = disassembled(chip, made)
@@ -173,8 +173,8 @@ def _page(
 ) -> bytes:  # fmt: skip
     """Return the page: tables, and each kernel's source beside its listings, whose lines name their places in it."""
     kernels = []
-    for name, chip, source in _names(found):
-        listed = listings(chip, texts[chip][source])
+    for name, chip, launch in _names(found):
+        listed = listings(chip, texts[chip][launch.code.source])
         places = [line.places for lines in listed.values() for line in lines if line.places]
         files = sources(list(listed.values()), places[0][-1][0] if places else "")
         numbers = {file.path: i for i, file in enumerate(files)}
@@ -183,7 +183,10 @@ def _page(
             form: [{"text": line.text, "at": " ".join(at[p] for p in line.places if p in at)} for line in lines]
             for form, lines in listed.items()
         }
-        kernels.append({"name": f"{chip}: {name}", "sources": files, "places": at, "listings": shown})
+        counted = said_of_lines(launch)
+        kernels.append(
+            {"name": f"{chip}: {name}", "sources": files, "places": at, "listings": shown, "counted": counted}
+        )
     sortable = [
         {"title": t.title, "head": t.head, "rows": [[(cell, order(cell)[0]) for cell in row] for row in t.rows]}
         for t in tables

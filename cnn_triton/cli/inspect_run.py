@@ -2,12 +2,12 @@
 
 import linecache
 
-from ..simulator import LineCounters, counters_by_line
+from ..simulator import Counters, LineCounters, counters_by_line
 from ..tools.execution import Execution
-from ..tools.inspection import OperatorCall, Ran
+from ..tools.inspection import CompiledLaunch, OperatorCall, Ran
 from .inspect_tables import PlainTable
 
-__all__ = ["Executions", "findings", "is_right", "run_tables", "with_runs"]
+__all__ = ["Executions", "findings", "is_right", "run_tables", "said_of_lines", "with_runs"]
 
 Executions = dict[str, list[Execution]]
 """What a call ran, by chip."""
@@ -83,6 +83,20 @@ def _line(line: LineCounters) -> list[str]:
         line.kernel, str(place or ""), source[:60], f"{c.instructions:,}", *_share(c.sectors, c.fewest_sectors),
         *_share(c.wavefronts, c.fewest_wavefronts), f"{c.tma_bytes / 1e6:.3g}" if c.tma_bytes else "",
     ]  # fmt: skip
+
+
+def said_of_lines(launch: CompiledLaunch) -> dict[tuple[str, int], str]:
+    """Return what each line of the source did, in words; empty if the launch did not run."""
+    lines = launch.ran.launch.lines.items() if launch.ran else ()
+    return {(place.file, place.line): _words(counters) for place, counters in lines if place}
+
+
+def _words(c: Counters) -> str:
+    said = [f"{c.instructions:,} warp instructions", f"{c.global_bytes:,} bytes of global memory"]
+    for number, fewest, name in ((c.sectors, c.fewest_sectors, "sectors"),
+                                 (c.wavefronts, c.fewest_wavefronts, "wavefronts of shared memory")):  # fmt: skip
+        said += [f"{number:,} {name}, {number / fewest:.2f} times the fewest"] if fewest else []
+    return ", ".join(said)
 
 
 def _share(number: int, fewest: int) -> list[str]:
