@@ -17,7 +17,7 @@ __all__ = ["library"]
 
 _ENGINE = Path(__file__).parent / "engine"
 _FLAGS = (
-    "-O2",
+    "-O3",
     "-ftree-vectorize",
     "-march=native",
     "-ffp-contract=off",
