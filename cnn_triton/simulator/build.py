@@ -16,16 +16,7 @@ from .table import TABLE, source
 __all__ = ["library"]
 
 _ENGINE = Path(__file__).parent / "engine"
-_FLAGS = (
-    "-O3",
-    "-ftree-vectorize",
-    "-march=native",
-    "-ffp-contract=off",
-    "-fno-strict-aliasing",
-    "-fwrapv",
-    "-fPIC",
-    "-w",
-)
+_FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-fwrapv", "-fPIC", "-w")
 _PARTS = 4  # files that the table's functions are spread over, to be compiled at once
 
 
