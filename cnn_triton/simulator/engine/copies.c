@@ -123,7 +123,8 @@ int try_wait(Engine *c, const Op *op, const s32 *a, const u8 *m) {
   }
   if (ended) EACH_THREAD(i) {
     REG(u8, 0)[i] = 1;
-    if ((i & 31) == 0 || !ON(i - 1)) order_after(c->clock[i / 32], barrier_at(c, op->line, i, address_of(c, a + 1, i))->order);
+    Barrier *b = barrier_at(c, op->line, i, address_of(c, a + 1, i));
+    if ((i & 31) == 0 || !ON(i - 1)) order_after(c->clock[i / 32], b->order);
   }
   return ended;
 }

@@ -33,7 +33,10 @@ typedef struct { u64 address; s64 pending, count, bytes; u32 phase, agent, clock
 typedef struct { u8 writer, generic, pending, reader; u32 clock; s32 line; u64 time, read; } Shadow;
 /* Who wrote and read a column of 16 lanes of tensor memory last, and when by its clock. */
 typedef struct { u8 writer, reader; u32 written, read; } TensorShadow;
-typedef struct { u64 address, stride[4]; u32 dim[5]; u16 box[5]; u8 element_stride[5], rank, type, interleave, swizzle, fill; } TensorMap;
+typedef struct {
+  u64 address, stride[4]; u32 dim[5]; u16 box[5];
+  u8 element_stride[5], rank, type, interleave, swizzle, fill;
+} TensorMap;
 typedef struct { s32 line, thread; u32 to, bytes, swizzle, clock; u64 barrier; u8 *data; } BoxLoad;
 typedef struct { s32 line, thread; u32 from, group; s32 at[5], adds; u64 since; const Op *op; TensorMap map; } BoxStore;
 typedef struct { s32 thread, line; u32 group, to, bytes; u8 data[16]; } Copy;

@@ -106,7 +106,8 @@ static int is_there(Engine *c, const s32 *a, int i, const u8 *p) { /* does a sto
   }
   return 1;
 }
-static inline __attribute__((always_inline)) void transfer(Engine *c, const Op *op, const s32 *a, const u8 *m, int stores, int in_shared) {
+static inline __attribute__((always_inline)) void transfer(
+    Engine *c, const Op *op, const s32 *a, const u8 *m, int stores, int in_shared) {
   int size = a[3], n = a[5], held = a[6];
   u32 bytes = size * n;
   u64 at[32];
@@ -117,7 +118,8 @@ static inline __attribute__((always_inline)) void transfer(Engine *c, const Op *
     if (on[lane]) {
       u64 address = at[lane] = address_of(c, a, i);
       if (address % bytes) report(c, MISALIGNED, op->line, i, address, bytes);
-      u8 *p = in_shared ? shared(c, op->line, i, address, bytes) : global(c, op->line, i, address, bytes, stores ? STORES : LOADS);
+      u8 *p = in_shared ? shared(c, op->line, i, address, bytes)
+                        : global(c, op->line, i, address, bytes, stores ? STORES : LOADS);
       if (in_shared && p && (c->flags & CHECK_RACES))
         touch_by(c, op->line, i, address, bytes, !stores ? READ : is_there(c, a, i, p) ? REWRITE : WRITE);
       for (int k = 0; k < n; k++) {

@@ -8,7 +8,8 @@
 #endif
 
 typedef uint8_t u8; typedef int8_t s8; typedef uint16_t u16; typedef int16_t s16; typedef uint32_t u32; typedef int32_t s32;
-typedef uint64_t u64; typedef int64_t s64; typedef unsigned __int128 u128; typedef __int128 s128; typedef float f32; typedef double f64;
+typedef uint64_t u64; typedef int64_t s64; typedef unsigned __int128 u128; typedef __int128 s128;
+typedef float f32; typedef double f64;
 
 static inline f32 F(u32 x) { f32 y; memcpy(&y, &x, 4); return y; }
 static inline u32 U(f32 x) { u32 y; memcpy(&y, &x, 4); return y; }
@@ -90,7 +91,10 @@ static inline u8 f2e5m2(f32 x) { return to_byte(x, 2, -16, 57344, 0x7b); }
 
 /* high: is NaN the highest bit alone? */
 #define SATURATING(t, lo, hi) \
-  static inline t sat_##t(f64 x, int high) { return x != x ? (high ? (t)((u64)1 << (8 * sizeof(t) - 1)) : 0) : x <= (f64)(lo) ? (t)(lo) : x >= (f64)(hi) ? (t)(hi) : (t)x; }
+  static inline t sat_##t(f64 x, int high) { \
+    if (x != x) return high ? (t)((u64)1 << (8 * sizeof(t) - 1)) : 0; \
+    return x <= (f64)(lo) ? (t)(lo) : x >= (f64)(hi) ? (t)(hi) : (t)x; \
+  }
 SATURATING(u8, 0, 255) SATURATING(s8, -128, 127) SATURATING(u16, 0, 65535) SATURATING(s16, -32768, 32767)
 SATURATING(u32, 0, UINT32_MAX) SATURATING(s32, INT32_MIN, INT32_MAX)
 SATURATING(u64, 0, UINT64_MAX) SATURATING(s64, INT64_MIN, INT64_MAX)

@@ -11,7 +11,8 @@ int is_before(Engine *c, int warp, u32 agent, u32 clock) {
  * fence before the copy engine writes. */
 void touch(Engine *c, int line, int warp, u32 agent, u32 clock, u32 address, u32 bytes, int how) {
   if (!(c->flags & CHECK_RACES) || address < SHARED_BASE || address - SHARED_BASE + (u64)bytes > (u64)c->shared) return;
-  int begins = how == COPY || how == ASYNC_WRITE, writes = begins || how == WRITE || how == REWRITE || how == ARRIVES || how == OBJECT, by_engine = how == ASYNC_READ || how == WILL_READ || how == ASYNC_WRITE;
+  int writes = how != READ && how != ASYNC_READ && how != WILL_READ, begins = how == COPY || how == ASYNC_WRITE;
+  int by_engine = how == ASYNC_READ || how == WILL_READ || how == ASYNC_WRITE;
   u32 granule = c->granule, first = (address - SHARED_BASE) / granule;
   u32 end = (address - SHARED_BASE + bytes + granule - 1) / granule;
   for (u32 i = first; i < end; i++) {

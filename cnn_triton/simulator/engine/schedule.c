@@ -1,5 +1,6 @@
-/* Runs a kernel block by block. The runnable threads with the smallest pc go first, all at once, and stop where others wait, so
- * that paths that part meet again. order 1, 2: warps run one by one, from the first or from the last, as far as they get. */
+/* Runs a kernel block by block. The runnable threads with the smallest pc go first, all at once, and stop where others wait,
+ * so that paths that part meet again. order 1, 2: warps run one by one, from the first or from the last, as far as they
+ * get. */
 #include "engine.h"
 
 typedef void (*Handler)(Engine *, const Op *, const s32 *, const u8 *);

@@ -28,7 +28,8 @@ static void touch_cells(Engine *c, const Op *op, int t, int parts, u32 column, u
   if (!(c->flags & CHECK_RACES)) return;
   for (int q = 0; q < 8; q++) for (u32 k = column; parts >> q & 1 && k < column + n && k < COLUMNS; k++) {
     TensorShadow *s = &c->cells[q][k];
-    if ((s->written && !is_before(c, w, s->writer, s->written)) || (writes && s->read && !is_before(c, w, s->reader, s->read)))
+    int after_write = s->written && !is_before(c, w, s->writer, s->written);
+    if (after_write || (writes && s->read && !is_before(c, w, s->reader, s->read)))
       report(c, TENSOR_MEMORY, op->line, t, k, UNORDERED);
     if (writes) *s = (TensorShadow){w, 0, c->clock[w][w], 0};
     else s->reader = w, s->read = c->clock[w][w];
@@ -40,7 +41,8 @@ static void moved(Engine *c, const Op *op, int t, int parts, u32 column, u32 n) 
     const s32 *of = c->pool + c->moves[k].op->arguments;
     u32 first = c->moves[k].at & 0xffff, split = split_of(of);
     for (u32 at = first; at <= first + split; at += split ? split : 1)
-      if (at < column + n && column < at + columns_of(of) && parts & parts_of_move(of, c->moves[k].at)) report(c, TENSOR_MEMORY, op->line, t, at, MOVES);
+      if (at < column + n && column < at + columns_of(of) && parts & parts_of_move(of, c->moves[k].at))
+        report(c, TENSOR_MEMORY, op->line, t, at, MOVES);
   }
 }
 /* a: shared address of the result (3), register of the number of columns */
@@ -49,9 +51,14 @@ HANDLER(tcgen05_alloc) {
     int t = 32 * w;
     u32 n = REG(u32, 3)[t], at = 0;
     whole(c, op, active, w);
-    for (int k = 0; k < c->allocated; k++)
-      if (at < c->columns[2 * k] + c->columns[2 * k + 1] && c->columns[2 * k] < at + n) at = c->columns[2 * k] + c->columns[2 * k + 1], k = -1;
-    if (at + n > COLUMNS || c->allocated == 32) { report(c, TENSOR_MEMORY, op->line, t, n, NO_ROOM); fail(c, DEADLOCK, op->line, t); return; }
+    for (int k = 0; k < c->allocated; k++) {
+      u32 first = c->columns[2 * k], end = first + c->columns[2 * k + 1];
+      if (at < end && first < at + n) at = end, k = -1; /* look again behind this one */
+    }
+    if (at + n > COLUMNS || c->allocated == 32) {
+      report(c, TENSOR_MEMORY, op->line, t, n, NO_ROOM), fail(c, DEADLOCK, op->line, t);
+      return;
+    }
     c->columns[2 * c->allocated] = at, c->columns[2 * c->allocated++ + 1] = n;
     u32 address = address_of(c, a, t);
     u8 *p = shared(c, op->line, t, address, 4);
@@ -145,7 +152,8 @@ HANDLER(tcgen05_wait) {
 /* ---- products */
 typedef struct { int rows, columns, k, a, b, a_transposed, b_transposed; f32 sign; } Shape;
 static int shape_of(Shape *s, const s32 *a, u32 description) {
-  static const s8 kinds[3][8] = {{F16, BF16, -1, -1, -1, -1, -1, -1}, {-1, -1, TF32, -1, -1, -1, -1, -1}, {E4M3, E5M2, -1, -1, -1, -1, -1, -1}};
+  static const s8 kinds[3][8] = {{F16, BF16, -1, -1, -1, -1, -1, -1}, {-1, -1, TF32, -1, -1, -1, -1, -1},
+                                 {E4M3, E5M2, -1, -1, -1, -1, -1, -1}};
   s->rows = (description >> 24 & 31) * 16, s->columns = (description >> 17 & 63) * 8;
   s->a = kinds[a[3]][description >> 7 & 7], s->b = kinds[a[3]][description >> 10 & 7];
   s->sign = (description >> 13 & 1) == (description >> 14 & 1) ? 1 : -1;
@@ -160,17 +168,21 @@ static int read_operand(Engine *c, const Product *e, u64 description, int kind, 
   int bytes = element_bytes(kind), per = 16 / bytes, mode = modes[description >> 61];
   if (mode < 0 || (description >> 46 & 7) != 1 || description >> 49 & 15) return 0;
   for (int row = 0; row < rows; row += transposed ? per : 1) for (int x = 0; x < k; x += transposed ? 1 : per) {
-    u32 address = matrix_address((description & 0x3fff) << 4, (description >> 16 & 0x3fff) << 4, (description >> 32 & 0x3fff) << 4,
-                                 mode, bytes, transposed, row, x);
+    u32 address = matrix_address(
+      (description & 0x3fff) << 4, (description >> 16 & 0x3fff) << 4, (description >> 32 & 0x3fff) << 4, mode, bytes,
+      transposed, row, x);
     u8 *p = shared(c, e->op->line, e->thread, address, 16), poison[16];
     if (!p) p = memset(poison, 255, 16);
     if (!to) touch_by(c, e->op->line, e->thread, address, 16, ASYNC_READ);
     else kept_since(c, e->op->line, e->thread, address, 16, e->since);
-    for (int i = 0; to && i < per; i++) to[(transposed ? x : x + i) * rows + (transposed ? row + i : row)] = element(kind, p, i);
+    for (int i = 0; to && i < per; i++)
+      to[(transposed ? x : x + i) * rows + (transposed ? row + i : row)] = element(kind, p, i);
   }
   return 1;
 }
-static u32 lane_of(const Shape *s, u32 address, int row) { return (address >> 16) + (s->rows == 64 ? row / 16 * 32 + row % 16 : row); }
+static u32 lane_of(const Shape *s, u32 address, int row) {
+  return (address >> 16) + (s->rows == 64 ? row / 16 * 32 + row % 16 : row);
+}
 /* A [rows, k] in tensor memory, as many elements in a cell as it has room for, into `to` [k, rows]. */
 static void read_cells(Engine *c, const Shape *s, u32 address, f32 *to) {
   int per = 4 / element_bytes(s->a);
@@ -202,7 +214,8 @@ static void compute(Engine *c, Product *e) {
  * descriptor, of the shape, of "adds"; is A in tensor memory? */
 HANDLER(tcgen05_mma) {
   EACH_THREAD(i) {
-    Product e = {op, i, address_of(c, a + 4, i), REG(u64, 7)[i], c->now, 0, address_of(c, a, i), REG(u32, 8)[i], REG(u8, 9)[i], NULL};
+    u64 first = address_of(c, a + 4, i), second = REG(u64, 7)[i];
+    Product e = {op, i, first, second, c->now, 0, address_of(c, a, i), REG(u32, 8)[i], REG(u8, 9)[i], NULL};
     Shape s;
     int known = shape_of(&s, a, e.description) && read_operand(c, &e, e.b, s.b, s.b_transposed, s.columns, s.k, NULL);
     if (!known || (a[10] ? s.a_transposed : !read_operand(c, &e, e.a, s.a, s.a_transposed, s.rows, s.k, NULL))) {

@@ -70,8 +70,10 @@ static TensorMap *map_at(Engine *c, const Op *op, int i, u64 address, int rank) 
   if (t->address % 16) report(c, BAD_TENSOR_MAP, op->line, i, t->address, MAP_BASE);
   for (int k = 0; k < rank; k++) {
     if (t->box[k] < 1 || t->box[k] > 256) wrong = MAP_BOX;
-    if (t->dim[k] == 0 || t->dim[k] > 0x7fffffffu) report(c, BAD_TENSOR_MAP, op->line, i, t->dim[k] | (u64)k << 32, MAP_SIZE);
-    if (k && (t->stride[k - 1] % 16 || t->stride[k - 1] >> 40)) report(c, BAD_TENSOR_MAP, op->line, i, t->stride[k - 1], MAP_STRIDE);
+    u64 stride = k ? t->stride[k - 1] : 0;
+    if (t->dim[k] == 0 || t->dim[k] > 0x7fffffffu)
+      report(c, BAD_TENSOR_MAP, op->line, i, t->dim[k] | (u64)k << 32, MAP_SIZE);
+    if (stride % 16 || stride >> 40) report(c, BAD_TENSOR_MAP, op->line, i, stride, MAP_STRIDE);
     if (t->element_stride[k] != 1) wrong = MAP_ELEMENT_STRIDE;
   }
   if (inner % 16 || (t->swizzle && inner > 16 << t->swizzle)) wrong = MAP_INNER;
@@ -84,7 +86,9 @@ static u32 box_bytes(const TensorMap *t) {
   return n;
 }
 static s64 size_of(const TensorMap *t, int k) { return t->dim[k] ? t->dim[k] : (s64)1 << 32; }
-static int atomic_type(int type) { return type == TYPE_F32 ? 4 : type == TYPE_F64 ? 5 : type == TYPE_F16 ? 6 : type == TYPE_BF16 ? 7 : 2; }
+static int atomic_type(int type) {
+  return type == TYPE_F32 ? 4 : type == TYPE_F64 ? 5 : type == TYPE_F16 ? 6 : type == TYPE_BF16 ? 7 : 2;
+}
 
 /* Moves a row of a box, or the part of it that lies in the tensor; how: LOADS, STORES, or COMBINES for additions. */
 static void move_row(Engine *c, const Op *op, int thread, const TensorMap *t, u64 address, u8 *data, s64 n, int how) {

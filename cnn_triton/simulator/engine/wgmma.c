@@ -27,7 +27,8 @@ static u32 address_in(u64 description, int bytes, int transposed, int row, int k
 }
 /* Reads an operand [rows, k], of a product issued at this time by these warps, into `to` [k, rows] if by_k, else [rows, k];
  * NULL: notes that it will be read. */
-static void read_operand(Engine *c, const Op *op, u64 since, u64 description, int transposed, int rows, f32 *to, int by_k, u32 warps) {
+static void read_operand(
+    Engine *c, const Op *op, u64 since, u64 description, int transposed, int rows, f32 *to, int by_k, u32 warps) {
   const s32 *a = c->pool + op->arguments;
   int kind = a[0], k = a[2], bytes = element_bytes(kind), per = 16 / bytes;
   if (description >> 49 & 7) fail(c, UNSUPPORTED, op->line, 0);
@@ -54,8 +55,11 @@ static void compute(Engine *c, Wgmma *e, u32 warps) {
   if (!in_registers) read_operand(c, op, e->since, e->a, a[3], 64, A, 0, warps);
   for (int w = 0; w < c->warps; w++) if (warps >> w & 1) {
     f32 *mine = A + w % 4 * 16 * k;
-    for (int i = 0; in_registers && i < 32; i++) for (int j = 0; j < 4; j++) for (int x = 0; x < per; x++)
-      mine[(i / 4 + 8 * (j & 1)) * k + i % 4 * per + x + 4 * per * (j / 2)] = element(kind, e->snapshot + j * c->threads + 32 * w + i, x);
+    for (int i = 0; in_registers && i < 32; i++) for (int j = 0; j < 4; j++) {
+      u32 *held = e->snapshot + j * c->threads + 32 * w + i;
+      f32 *to = mine + (i / 4 + 8 * (j & 1)) * k + i % 4 * per + 4 * per * (j / 2);
+      for (int x = 0; x < per; x++) to[x] = element(kind, held, x);
+    }
     for (int r = 0; r < 16; r++) {
       #define SUM(n) REGISTER(f32, sums[(n) / 8 * 4 + r / 8 * 2 + ((n) & 1)])[32 * w + r % 8 * 4 + (n) % 8 / 2]
       for (int n = 0; n < columns; n++) row[n] = e->adds ? SUM(n) : 0;
