@@ -15,7 +15,7 @@ TRITONS := $(patsubst %,$(VENV)/triton/%/.ready,$(shell grep -v '^\#' tests/trit
 endif
 WORKERS ?= 2
 
-.PHONY: demo test rest check exhaustive mutants conformance lint ledger counters gpu gpu-prepare results bench clean
+.PHONY: demo test rest check exhaustive mutants conformance lint ledger counters bounds gpu gpu-prepare results bench clean
 
 # Trains a CNN on handwritten digits through the kernels and shows what it predicts.
 demo: $(READY)
@@ -62,6 +62,12 @@ ledger: $(READY)
 # What the kernels do to memory, counted in the simulator: the raw file and docs/counters.md.
 counters: $(READY)
 	$(RUN) bench.counters --workers $(WORKERS)
+
+# The least times of operators on an H200 by their compiled code, in two minutes, and the table of them. Other chips,
+# dtypes and networks' layers: make bounds BOUNDS="--chips sm_80 --groups resnet50", or all of them: BOUNDS=
+BOUNDS ?= --chips sm_90 --dtypes bfloat16 --groups operators
+bounds: $(READY)
+	$(RUN) bench.bounds count --workers $(WORKERS) $(BOUNDS)
 
 # On a machine with a CUDA GPU, in nine minutes: tests and benchmarks, most valuable first, into one folder and archive.
 # One part: PART=conv. Without a GPU, small: ARGS=--rehearse.

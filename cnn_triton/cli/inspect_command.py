@@ -20,7 +20,7 @@ from ..tools.execution import execute_call
 from ..tools.inspection import CompiledLaunch, OperatorCall, inspect_call
 from ..tools.limits import roofs, waves
 from ..tools.listing import listings, sources
-from .inspect_run import Executions, findings, is_right, run_tables, said_of_lines, with_runs
+from .inspect_run import Executions, bounds_table, findings, is_right, run_tables, said_of_lines, with_runs
 from .inspect_tables import (
     FIGURES,
     SORTS,
@@ -85,7 +85,8 @@ def inspect_op(
         fail(said if name in said else f"{name}: {said}")
     if not any(each.launches for operators in found.values() for each in operators):
         fail(f"{name}: it launches no kernel on these tensors")
-    tables = [*launch_tables(found), *run_tables(executions), roofline_table(call, found), *tables]
+    ran = [*run_tables(executions), *bounds_table(found, texts, dtype)]
+    tables = [*launch_tables(found), *ran, roofline_table(call, found), *tables]
     notes = [*findings(executions), *(f"note: {each}" for each in notes_on(call, found))]
     _show(call, tables, notes)
     if dump is not None:

@@ -2,16 +2,19 @@
 
 import linecache
 
+from ..kernels.compiler.aot import Texts
 from ..simulator import Counters, LineCounters, counters_by_line
+from ..tools.bounds import EFFICIENCY, boards_of, bound, ideal
 from ..tools.execution import Execution
 from ..tools.inspection import CompiledLaunch, OperatorCall, Ran
-from .inspect_tables import PlainTable
+from .inspect_tables import Found, PlainTable
 
-__all__ = ["Executions", "findings", "is_right", "run_tables", "said_of_lines", "with_runs"]
+__all__ = ["Executions", "bounds_table", "findings", "is_right", "run_tables", "said_of_lines", "with_runs"]
 
 Executions = dict[str, list[Execution]]
 """What a call ran, by chip."""
 _WORST = 16  # lines in a table
+_RATES = ("the issue rate", "the bandwidth", "the rate of products", "shared memory's rate")
 
 
 def with_runs(operators: list[OperatorCall], executions: list[Execution]) -> list[OperatorCall]:
@@ -52,6 +55,33 @@ def run_tables(executions: Executions) -> list[PlainTable]:
     rows = [[each.name, chip, *_verdict(each)] for chip, some in executions.items() for each in some]
     title = "Run in the simulator (error: the largest against float64, as a part of the largest value)"
     return [PlainTable(title, head, rows), *(_lines(chip, some) for chip, some in executions.items())]
+
+
+def bounds_table(found: Found, texts: dict[str, Texts], dtype: str) -> list[PlainTable]:
+    """Return the table of the launches' least times on the boards that have the chips; none if nothing ran."""
+    head = [
+        "operator",
+        "kernel",
+        "board",
+        "instructions",
+        "memory",
+        "products",
+        "shared memory",
+        "bound",
+        "of the ideal",
+    ]
+    rows = []
+    for chip, operators in found.items():
+        for operator in operators:
+            for launch in (each for each in operator.launches if each.ran):
+                for board in boards_of(chip):
+                    least = bound(launch, texts[chip][launch.code.source], board).times
+                    best = ideal(operator, dtype, board)
+                    share = f"{least.longest / best:.2f}x" if best else ""
+                    rows.append([operator.name, launch.code.kernel, board.name, *(f"{time:.3g}" for time in least),
+                                 least.name, share])  # fmt: skip
+    parts = ", ".join(f"{100 * part:.0f} % of {what}" for part, what in zip(EFFICIENCY, _RATES, strict=True))
+    return [PlainTable(f"Least times in microseconds, at {parts}", head, rows)] if rows else []
 
 
 def _verdict(execution: Execution) -> list[str]:

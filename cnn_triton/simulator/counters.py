@@ -58,6 +58,7 @@ class Launch(NamedTuple):
     instructions: of warps, by opcode
     lines:        counters by line of Python
     findings:     what is wrong
+    touched:      bytes of global memory that it reads or writes at least once, at most each argument's
     """
 
     kernel: str
@@ -65,6 +66,7 @@ class Launch(NamedTuple):
     instructions: Counter[str]
     lines: dict[Place | None, Counters]
     findings: list[Finding]
+    touched: int
 
     @property
     def counters(self) -> Counters:

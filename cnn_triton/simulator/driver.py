@@ -221,7 +221,7 @@ def _tensor_map(value: Any, meta: dict[str, Any]) -> bytes:
 
 @contextlib.contextmanager
 def simulating(
-    chip: str, *, races: bool = False, blocks: bool = False, order: int = 0, limit: int = LIMIT
+    chip: str, *, races: bool = False, blocks: bool = False, order: int = 0, limit: int = LIMIT, sample: int = 0
 ) -> Iterator[Simulation]:
     """Compile Triton's kernels for an NVIDIA chip and run them on the CPU within this context, on CPU tensors.
 
@@ -230,6 +230,7 @@ def simulating(
     blocks: find blocks of which one writes what another accesses
     order:  0 all warps at once, 1 warp by warp, 2 from the last; a result that changes with it shows a race
     limit:  operations that a block may take
+    sample: run so many blocks of a launch at most, and count for all in proportion; results are those of these blocks
 
     Yields the Simulation. Errors: ValueError for another chip, RuntimeError without a C compiler or in Triton's
     interpreter; from launches Unsupported for an instruction that the simulator does not know, SimulationError for a
@@ -242,7 +243,7 @@ def simulating(
     held = triton.runtime.driver
     active = getattr(held, "_active", None)
     make = CUDABackend.make_cubin
-    simulation = Simulation(chip, Checks(races, blocks, order, limit))
+    simulation = Simulation(chip, Checks(races, blocks, order, limit, sample))
     CUDABackend.make_cubin = lambda self, source, metadata, options, capability: source.encode()
     driver = _Driver(simulation)
     held.set_active(driver)

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -41,14 +42,14 @@ class Checks(NamedTuple):
     blocks: that access the same bytes of global memory
     order:  0 all warps at once, 1 warp by warp, 2 from the last warp
     limit:  operations of a block
-    part:   blocks from the first number up to the second; all if None
+    sample: so many blocks of a launch at most, spread over the grid; 0: all
     """
 
     races: bool = False
     blocks: bool = False
     order: int = 0
     limit: int = LIMIT
-    part: tuple[int, int] | None = None
+    sample: int = 0
 
 
 def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
@@ -69,9 +70,10 @@ class _Engine(ctypes.Structure):
         *_fields(ctypes.c_int32, "threads warps operations shared flags order"),
         *_fields(ctypes.c_void_p, "ops pool registers"), ("register_bytes", ctypes.c_int64),
         ("parameters", ctypes.c_void_p), *_fields(ctypes.c_int32 * 3, "grid block_registers"),
-        ("ranges", ctypes.c_void_p), ("range_count", ctypes.c_int32), *_fields(ctypes.c_void_p, "counts traffic"),
+        ("ranges", ctypes.c_void_p), ("range_count", ctypes.c_int32),
+        *_fields(ctypes.c_void_p, "counts sectors traffic"),
         ("limit", ctypes.c_int64), *_fields(ctypes.c_void_p, "cross cross_at"),
-        *_fields(ctypes.c_int32, "first last granule error error_line error_thread error_block"),
+        *_fields(ctypes.c_int32, "blocks step granule error error_line error_thread error_block"),
         ("executed", ctypes.c_int64), ("report_count", ctypes.c_int32),
         ("reports", _Report * _REPORTS),
     ]  # fmt: skip
@@ -178,7 +180,7 @@ def launch(
     ]
     ranges = np.array([each[:2] for each in spans], dtype=np.uint64)
     counts = np.zeros(len(program.operations), dtype=np.int64)
-    traffic = np.zeros((len(program.operations), 3), dtype=np.int64)
+    sectors, traffic = np.zeros(len(spans), dtype=np.int64), np.zeros((len(program.operations), 3), dtype=np.int64)
     c = _Engine.from_buffer(ctypes.create_string_buffer(engine.engine_size()))
     c.threads, c.warps, c.operations = program.kernel.threads, program.kernel.threads // 32, len(program.operations)
     c.shared, c.granule = shared + program.shared, loaded.granule
@@ -187,18 +189,37 @@ def launch(
     c.register_bytes, c.parameters = loaded.registers.nbytes, begin
     c.grid[:], c.block_registers[:] = grid, [program.special.get(f"%ctaid.{axis}", -1) for axis in "xyz"]
     c.ranges, c.range_count = ranges.ctypes.data, len(spans)
-    c.counts, c.traffic = counts.ctypes.data, traffic.ctypes.data
+    c.counts, c.sectors, c.traffic = counts.ctypes.data, sectors.ctypes.data, traffic.ctypes.data
     if checks.blocks:
         sizes = [each.end - each.begin for each in spans]
         starts, by = np.array([0, *np.cumsum(sizes)[:-1]], dtype=np.int64), np.zeros(2 * sum(sizes), dtype=np.uint32)
         c.cross, c.cross_at = by.ctypes.data, starts.ctypes.data
     blocks = grid[0] * grid[1] * grid[2]
-    c.first, c.last = (0, blocks) if checks.part is None else (checks.part[0], min(checks.part[1], blocks))
+    c.blocks, c.step = _sampled(blocks, checks.sample)
     engine.simulate(ctypes.byref(c))
     found = [finding_of(_report(c.reports[i]), program, spans) for i in range(c.report_count)]
     if c.error:
         found.insert(0, error_of(c.error, c.error_line, c.error_thread, c.error_block, program))
-    return Launch(program.kernel.name, grid, *loaded.sums(counts, traffic), found), bool(c.error)
+    times = blocks / c.blocks
+    instructions, lines = loaded.sums(_scaled(counts, times), _scaled(traffic, times))
+    touched = [
+        min(each.end - each.begin, 32 * number) for each, number in zip(spans, _scaled(sectors, times), strict=True)
+    ]
+    return Launch(program.kernel.name, grid, instructions, lines, found, int(sum(touched))), bool(c.error)
+
+
+def _sampled(blocks: int, sample: int) -> tuple[int, int]:
+    """Return how many blocks run, and the step from each to the next, modulo all: it spreads them over the grid."""
+    if not 0 < sample < blocks:
+        return blocks, 1
+    step = max(int(0.618 * blocks), 1)
+    while math.gcd(step, blocks) > 1:
+        step += 1
+    return sample, step
+
+
+def _scaled(numbers: _Integers, times: float) -> _Integers:
+    return numbers if times == 1 else (numbers * times).round().astype(np.int64)
 
 
 def _report(report: _Report) -> Report:

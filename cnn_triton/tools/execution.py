@@ -58,25 +58,28 @@ class _Executing(TorchDispatchMode):
     def __init__(self, simulation: Simulation, eps: float | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.simulation, self.eps = simulation, eps
-        self.operators: list[tuple[Op, tuple[Any, ...], Comparison, range]] = []
+        self.operators: list[tuple[Op, tuple[Any, ...], Comparison | None, range]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         op, first = op_of(func), len(self.simulation.launches)
         if op is None:
             return func(*args, **(kwargs or {}))
         result = op.launch(*args)
-        compared = _compared(result, op.reference, args, self.eps if op.product else None)
+        eps = self.eps if op.product else None
+        compared = None if self.simulation.checks.sample else _compared(result, op.reference, args, eps)
         self.operators.append((op, tuple(args), compared, range(first, len(self.simulation.launches))))
         return result
 
 
 def execute_call(
-    call: Call, chip: str, instead: Substitute | None = None, reference: Callable[..., Any] | None = None
-) -> list[Execution]:
+    call: Call, chip: str, instead: Substitute | None = None, reference: Callable[..., Any] | None = None,
+    sample: int = 0,
+) -> list[Execution]:  # fmt: skip
     """Return the operators that a call runs on a chip, as `inspect_call` does, after running them in the simulator.
 
     instead:   replaces a pick
     reference: what PyTorch would do in place of the user's own function, with the same arguments
+    sample:    run so many blocks of a launch at most, and compare nothing; 0: all
     errors:    those of `simulating` and of the function; SimulationError for a kernel that cannot go on
     """
 
@@ -86,8 +89,8 @@ def execute_call(
     eps = TF32_EPS if call.dtype == "tf32" else None
     precision = float32_precision("tf32" if call.dtype == "tf32" else "ieee")
     with (
-        simulating(chip, races=True) as simulation, as_on_a_gpu(), precision, pick.overriding(choose),
-        _Executing(simulation, eps) as mode,
+        simulating(chip, races=not sample, sample=sample) as simulation, as_on_a_gpu(), precision,
+        pick.overriding(choose), _Executing(simulation, eps) as mode,
     ):  # fmt: skip
         given, results = run(call, _fill)
     found = [

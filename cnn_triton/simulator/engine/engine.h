@@ -55,10 +55,12 @@ typedef struct {
   s32 grid[3], block_registers[3]; /* places of %ctaid, or -1 */
   Range *ranges; s32 range_count; /* what may be accessed in global memory */
   s64 *counts; /* executions by operation, in warps */
+  s64 *sectors; /* of global memory, by range */
   s64 *traffic; /* by operation: parts (sectors or wavefronts), the fewest parts for as many bytes, bytes */
   s64 limit; /* operations of a block */
   u32 *cross; s64 *cross_at; /* by byte of each range its writer and its reader, where a range's bytes begin */
-  s32 first, last, granule; /* blocks; bytes of shared memory that races are told apart by */
+  s32 blocks, step, granule; /* how many blocks run, and from each to the next; bytes that races in shared memory are told
+                                apart by */
   /* Results. */
   s32 error, error_line, error_thread, error_block; s64 executed;
   s32 report_count; Report reports[MAX_REPORTS];
@@ -128,6 +130,7 @@ u8 *global(Engine *c, int line, int thread, u64 address, u64 bytes, int how);
 u8 *shared(Engine *c, int line, int thread, u32 address, u32 bytes);
 u64 combine(int kind, int type, u64 x, u64 y, u64 z);
 void count(Engine *c, const Op *op, s64 parts, s64 fewest, s64 bytes);
+void count_row(Engine *c, const Op *op, u64 address, u64 bytes);
 void count_global(Engine *c, const Op *op, const u64 *at, const u8 *on, u32 bytes);
 void count_shared(Engine *c, const Op *op, const u64 *at, const u8 *on, u32 bytes);
 /* races.c */

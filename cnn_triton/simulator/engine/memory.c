@@ -57,6 +57,12 @@ static int add_new(u64 *list, int n, u64 x) {
   list[n] = list[n - 1], list[n - 1] = x; /* the largest stays last */
   return n + 1;
 }
+/* A row of a box. */
+void count_row(Engine *c, const Op *op, u64 address, u64 bytes) {
+  int range = range_of(c, address, bytes), n = ((address + bytes - 1) >> 5) - (address >> 5) + 1;
+  count(c, op, n, (bytes + 31) / 32, bytes);
+  if (range >= 0) c->sectors[range] += n;
+}
 void count_global(Engine *c, const Op *op, const u64 *at, const u8 *on, u32 bytes) {
   u64 sectors[32 * 9], addresses[32];
   int n = 0, distinct = 0, active = 0;
@@ -64,7 +70,10 @@ void count_global(Engine *c, const Op *op, const u64 *at, const u8 *on, u32 byte
     active++, distinct = add_new(addresses, distinct, at[i]);
     for (u64 s = at[i] >> 5; s <= (at[i] + bytes - 1) >> 5; s++) n = add_new(sectors, n, s);
   }
-  if (active) count(c, op, n, (distinct * bytes + 31) / 32, active * bytes);
+  if (!active) return;
+  count(c, op, n, (distinct * bytes + 31) / 32, active * bytes);
+  int range = range_of(c, addresses[0], bytes);
+  if (range >= 0) c->sectors[range] += n;
 }
 void count_shared(Engine *c, const Op *op, const u64 *at, const u8 *on, u32 bytes) {
   int lanes = bytes <= 4 ? 32 : bytes == 8 ? 16 : 8, wavefronts = 0, fewest = 0, active = 0;

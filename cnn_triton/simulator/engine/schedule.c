@@ -184,11 +184,12 @@ int simulate(Engine *c) {
     c->shadow = calloc(granules, sizeof(Shadow));
     c->readers = calloc(granules * c->warps, 4), c->read_lines = calloc(granules * c->warps, 4);
   }
-  for (int k = c->first; k < c->last && !c->error; k++) begin(c, k, bytes, granules), run_block(c);
-  void *all[] = {c->smem, c->pc, c->state, c->waits_at, c->blocked_at, c->group, c->mask, c->bulk_group, c->copy_group,
+  s64 all = (s64)c->grid[0] * c->grid[1] * c->grid[2];
+  for (s64 k = 0; k < c->blocks && !c->error; k++) begin(c, k * c->step % all, bytes, granules), run_block(c);
+  void *held[] = {c->smem, c->pc, c->state, c->waits_at, c->blocked_at, c->group, c->mask, c->bulk_group, c->copy_group,
                  c->tensor_memory, c->loads, c->stores, c->copies, c->wgmmas, c->products, c->moves, c->shadow, c->readers,
                  c->read_lines};
-  for (size_t k = 0; k < sizeof all / sizeof *all; k++) free(all[k]);
+  for (size_t k = 0; k < sizeof held / sizeof *held; k++) free(held[k]);
   return c->error;
 }
 size_t engine_size(void) { return sizeof(Engine); }

@@ -94,7 +94,7 @@ static int atomic_type(int type) {
 static void move_row(Engine *c, const Op *op, int thread, const TensorMap *t, u64 address, u8 *data, s64 n, int how) {
   int bytes = TYPE_BYTES[t->type];
   u8 *p = global(c, op->line, thread, address, n * bytes, how);
-  count(c, op, ((address + n * bytes - 1) >> 5) - (address >> 5) + 1, (n * bytes + 31) / 32, n * bytes);
+  count_row(c, op, address, n * bytes);
   if (!p) { if (how == LOADS) memset(data, 255, n * bytes); return; }
   if (how == STORES) memcpy(p, data, n * bytes);
   else if (how == LOADS) {

@@ -1,0 +1,236 @@
+"""Bounds of operators and of networks' layers by their compiled code: make bounds, or python -m bench.bounds.
+
+    python -m bench.bounds count [--chips sm_90 ...] [--dtypes ...] [--groups ...]    counts anew, and writes the file
+    python -m bench.bounds show [WORDS]                                     prints the tables of what the file has
+
+A row sums up the launches of one operator of a call: the least time by cnn_triton.tools.bounds, and its ratio to the
+operator's ideal, that of its compulsory traffic and its arithmetic alone. A sum that gets worse needs --reason.
+"""
+
+import argparse
+import csv
+import io
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+if __name__ == "__main__":
+    os.environ["TRITON_INTERPRET"] = "0"  # before Triton is imported: kernels are to be compiled
+
+import torch
+
+from cnn_triton.cli.inspect_run import with_runs
+from cnn_triton.files import replace
+from cnn_triton.tools.bounds import boards_of, bound, ideal
+from cnn_triton.tools.calls import Call, call_of
+from cnn_triton.tools.execution import execute_call
+from cnn_triton.tools.inspection import inspect_call
+
+from .layers import BATCH, LAYERS, Layer
+
+ROOT = Path(__file__).parents[1]
+FILE = ROOT / "bench" / "results" / "no-gpu" / "bounds.csv"
+CHIPS = ("sm_80", "sm_89", "sm_90", "sm_100")
+DTYPES = ("bfloat16", "tf32")
+LAYOUTS = ("channels_last", "contiguous")
+SAMPLE = 16  # blocks of a launch that run
+NETWORKS = ("resnet50", "vgg16", "mobilenet_v2", "convnext_t")
+GROUPS = ("operators", *NETWORKS)
+_POOL = "input=32x64x112x112"
+_MAPS = "input=32x64x56x56"
+_CONV = f"{_MAPS} weight=64x64x3x3 padding=1"
+OPERATORS = {
+    "max_pool2d 3x3 s2": f"{_POOL} kernel_size=3 stride=2 padding=1",
+    "max_pool2d 2x2": f"{_POOL} kernel_size=2",
+    "max_pool2d 3x3 s1": f"{_MAPS} kernel_size=3 stride=1 padding=1",
+    "max_pool2d 3x3 s2 of 57x57": "input=32x64x57x57 kernel_size=3 stride=2",
+    "avg_pool2d 3x3 s2": f"{_POOL} kernel_size=3 stride=2 padding=1",
+    "avg_pool2d 2x2": f"{_POOL} kernel_size=2",
+    "adaptive_avg_pool2d to 1x1": "input=32x2048x7x7 output_size=1",
+    "max_unpool2d 2x2": f"{_MAPS} indices=32x64x56x56 kernel_size=2",
+    "conv2d_relu 3x3 64-64": f"{_CONV} bias=64",
+    "conv2d 3x3 64-64, gelu": f"{_CONV} bias=64 activation=gelu",
+    "conv2d 3x3 64-64, silu": f"{_CONV} bias=64 activation=silu",
+    "conv2d 3x3 64-64, tanh": f"{_CONV} bias=64 activation=tanh",
+    "conv2d_batch_norm 3x3 64-64, relu": f"{_CONV} training=true activation=relu",
+    "conv2d_batch_norm 3x3 64-64, gelu": f"{_CONV} training=true activation=gelu",
+    "conv2d_relu_max_pool2d 3x3 64-64": f"{_CONV} bias=64",
+    "conv2d_relu_avg_pool2d 3x3 64-64": f"{_CONV} bias=64",
+    "linear_relu 4096-4096": "input=32x4096 weight=4096x4096 bias=4096",
+}
+
+
+class Row(NamedTuple):
+    """An operator of a call, in text; times in microseconds, of the board in tools.bounds."""
+
+    group: str
+    call: str
+    dtype: str
+    layout: str
+    chip: str
+    operator: str
+    kernels: str
+    ratio: str
+    ideal: str
+    least: str
+    bound: str
+    instructions: str
+    bytes: str
+    flops: str
+    wavefronts: str
+
+
+def names(group: str) -> Iterator[str]:
+    """Yield the names of a group's calls."""
+    if group == "operators":
+        yield from OPERATORS
+    else:
+        yield from (layer.name for layer in LAYERS if layer.times(group))
+
+
+def call(group: str, name: str, dtype: str, layout: str) -> Call:
+    """Return a call, with its gradients."""
+    how: dict[str, Any] = {"dtype": dtype, "channels_last": layout == "channels_last", "gradients": True}
+    if group == "operators":
+        return call_of(name.split()[0], OPERATORS[name].split(), **how)
+    layer = next(each for each in LAYERS if each.name == name)
+    return call_of("linear_relu" if layer.kind == "linear" else "conv2d_relu", _words(layer), **how)
+
+
+def _words(layer: Layer) -> list[str]:
+    sizes = ["x".join(map(str, shape)) for shape in layer.shapes(BATCH)[:2]]
+    words = [f"input={sizes[0]}", f"weight={sizes[1]}", f"bias={layer.k}"]
+    if layer.kind == "linear":
+        return words
+    return [*words, f"stride={layer.stride}", f"padding={layer.padding}", f"groups={layer.groups}"]
+
+
+def count(group: str, name: str, dtype: str, layout: str, chip: str) -> list[Row]:
+    """Return the rows of a call."""
+    torch.manual_seed(0)
+    board, texts, made = boards_of(chip)[0], {}, call(group, name, dtype, layout)  # type: ignore[var-annotated]
+    rows = []
+    for operator in with_runs(inspect_call(made, chip, texts), execute_call(made, chip, sample=SAMPLE)):
+        bounds = [bound(launch, texts[launch.code.source], board) for launch in operator.launches]
+        best = ideal(operator, dtype, board)
+        if not bounds or not best:
+            continue
+        least = sum(each.times.longest for each in bounds)
+        longest = max(bounds, key=lambda each: each.times.longest)
+        work = ("instructions", "bytes", "flops", "wavefronts")
+        totals = [sum(getattr(each, field) for each in bounds) for field in work]
+        kernels = " + ".join(each.kernel for each in bounds)
+        figures = (f"{least / best:.3f}", f"{best:.2f}", f"{least:.2f}", longest.times.name, *map(str, totals))
+        rows.append(Row(group, name, dtype, layout, chip, operator.name, kernels, *figures))
+    return rows
+
+
+def read() -> list[Row]:
+    """Return the rows of the file."""
+    if not FILE.exists():
+        return []
+    with FILE.open(newline="") as file:
+        _, *rows = csv.reader(file)
+    return [Row(*row) for row in rows]
+
+
+def written(rows: Iterable[Row]) -> str:
+    """Return the file's text."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([Row._fields, *sorted(rows)])
+    return text.getvalue()
+
+
+Sum = tuple[str, ...]
+
+
+def sums(rows: Iterable[Row]) -> dict[Sum, float]:
+    """Return the least times over the ideals of a group's calls, by group, dtype, layout, chip and operator."""
+    least: dict[Sum, float] = {}
+    best: dict[Sum, float] = {}
+    for row in rows:
+        key = (row.group, row.dtype, row.layout, row.chip, row.operator)
+        least[key], best[key] = least.get(key, 0) + float(row.least), best.get(key, 0) + float(row.ideal)
+    return {key: least[key] / best[key] for key in least}
+
+
+def worse(before: Iterable[Row], after: Iterable[Row]) -> list[str]:
+    """Return in words the sums that are more than half a percent worse than before."""
+    old = sums(before)
+    return [
+        f"{', '.join(key)}: {ratio:.3f}, was {old[key]:.3f}"
+        for key, ratio in sums(after).items()
+        if key in old and ratio > 1.005 * old[key]
+    ]
+
+
+def tables(rows: list[Row], words: list[str]) -> Iterator[str]:
+    """Yield the lines of the tables, of rows that have all the words."""
+    chosen = [row for row in rows if all(word in " ".join(row[:6]) for word in words)]
+    for chip in dict.fromkeys(row.chip for row in chosen):
+        for dtype in dict.fromkeys(row.dtype for row in chosen):
+            some = [row for row in chosen if (row.chip, row.dtype) == (chip, dtype)]
+            yield f"{chip} ({boards_of(chip)[0].name}), {dtype}: least time over the ideal, channels_last / contiguous"
+            yield from _table(some)
+            yield ""
+
+
+def _table(rows: list[Row]) -> Iterator[str]:
+    for group in GROUPS:
+        own = [row for row in rows if row.group == group]
+        if group != "operators" and own:
+            for operator in dict.fromkeys(row.operator for row in own):
+                cells = [_sum(own, layout, operator) for layout in LAYOUTS]
+                yield f"  {group:14} {'all layers':34} {operator:26} {cells[0]:>6} / {cells[1]:>6}"
+            continue
+        for name, operator in dict.fromkeys((row.call, row.operator) for row in own):
+            pair = {row.layout: row for row in own if (row.call, row.operator) == (name, operator)}
+            cells = [f"{float(pair[each].ratio):.2f}" if each in pair else "-" for each in LAYOUTS]
+            bounds = " / ".join(pair[each].bound if each in pair else "-" for each in LAYOUTS)
+            yield f"  {name:49} {operator:26} {cells[0]:>6} / {cells[1]:>6}   {bounds}"
+
+
+def _sum(rows: list[Row], layout: str, operator: str) -> str:
+    some = [row for row in rows if (row.layout, row.operator) == (layout, operator)]
+    least = sum(float(row.least) * _times(row) for row in some)
+    return f"{least / sum(float(row.ideal) * _times(row) for row in some):.2f}" if some else "-"
+
+
+def _times(row: Row) -> int:
+    """Return how often a network has a row's layer."""
+    return next(layer.times(row.group) for layer in LAYERS if layer.name == row.call)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("count", "show"))
+    parser.add_argument("words", nargs="*", help="of rows to show")
+    parser.add_argument("--chips", nargs="+", default=CHIPS)
+    parser.add_argument("--dtypes", nargs="+", default=DTYPES)
+    parser.add_argument("--groups", nargs="+", default=GROUPS)
+    parser.add_argument("--reason", default="", help="why sums got worse")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    rows = read()
+    if options.command == "count":
+        jobs = [(group, name, dtype, layout, chip) for group in options.groups for name in names(group)
+                for dtype in options.dtypes for layout in LAYOUTS for chip in options.chips]  # fmt: skip
+        with ProcessPoolExecutor(options.workers) as pool:
+            new = [row for some in pool.map(count, *zip(*jobs, strict=True)) for row in some]
+        kept = [row for row in rows if (row.group, row.call, row.dtype, row.layout, row.chip) not in set(jobs)]
+        found = worse(rows, new + kept)
+        print("\n".join(f"worse: {each}" for each in found))
+        if found and not options.reason:
+            print("say why with --reason", file=sys.stderr)
+            return 1
+        rows = sorted(new + kept)
+        replace(FILE, written(rows).encode())
+    print("\n".join(tables(rows, options.words)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

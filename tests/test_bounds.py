@@ -1,0 +1,140 @@
+"""Bounds: machine instructions by lines, least times, the ideal, and the file of them."""
+
+import re
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from bench import bounds as bench_bounds
+from bench.bounds import CHIPS, GROUPS, LAYOUTS, OPERATORS, Row
+from cnn_triton.cli.inspect_run import with_runs
+from cnn_triton.kernels.compiler.sass import main_loop, nvidia
+from cnn_triton.tools.bounds import EFFICIENCY, boards_of, bound, ideal, machine_instructions
+from cnn_triton.tools.calls import call_of
+from cnn_triton.tools.execution import execute_call
+from cnn_triton.tools.inspection import inspect_call
+from cnn_triton.tools.listing import listings
+from simulated import simulated
+
+POOL = "input=4x64x20x20 kernel_size=3 stride=2 padding=1"
+
+
+def ran(name, words, chip="sm_90", sample=0, **how):
+    """The operators of a call that ran, and their texts."""
+    call, texts = call_of(name, words.split(), **how), {}
+    operators = inspect_call(call, chip, texts)
+    return with_runs(operators, execute_call(call, chip, sample=sample)), texts
+
+
+@triton.jit
+def walk_kernel(x, y, n):
+    total = tl.zeros([32], tl.float32)
+    for i in range(n):
+        total = total * 0.5 + tl.load(x + i * 32 + tl.arange(0, 32))
+    tl.store(y + tl.arange(0, 32), total)
+
+
+def walk(x: torch.Tensor, n: int):
+    y = x.new_empty(32)
+    walk_kernel[(1,)](x, y, n, num_warps=1)
+    return y
+
+
+@simulated
+def test_trips():
+    """Of a loop, each further trip costs the instructions of its body: as machine code has them, unless the assembler
+    unrolls it, and as the simulator counts them in PTX."""
+    counts = []
+    for n in (40, 41):
+        operators, texts = ran(f"{__file__}:walk", f"x=2048 n={n}", dtype="float32")
+        (launch,) = operators[0].launches
+        made = texts[launch.code.source]
+        counts.append((machine_instructions(launch.ran.launch, "sm_90", made), launch.ran.launch.counters.instructions))
+    (fewer, fewer_of_ptx), (more, more_of_ptx) = counts
+    lines = "\n".join(line.text for line in listings("sm_90", made)["SASS"] if "/*" in line.text)
+    body, looped = main_loop(nvidia(re.sub(r"`\(\.L_x_\d+\)", "", lines)))
+    assert 0 < more_of_ptx - fewer_of_ptx < 20
+    assert 0.5 * (more_of_ptx - fewer_of_ptx) < more - fewer < 8 * (more_of_ptx - fewer_of_ptx), (body, looped)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@simulated
+def test_times(layout):
+    """The times are the work over the rates; the bound is the longest; an operator's ideal is no longer than that."""
+    operators, texts = ran("max_pool2d", POOL, channels_last=layout == "channels_last")
+    (board, *_) = boards_of("sm_90")
+    (launch,) = operators[0].launches
+    found = bound(launch, texts[launch.code.source], board)
+    assert found.times.memory == pytest.approx(found.bytes / (board.bandwidth * 1e3) / EFFICIENCY.memory)
+    assert found.times.longest == max(found.times)
+    assert found.flops == found.times.products == 0
+    assert found.bytes == operators[0].bytes  # each element of input, output and indices once
+    assert ideal(operators[0], "bfloat16", board) == pytest.approx(found.times.memory)
+    ptx = launch.ran.launch.counters.instructions
+    assert 0.8 * ptx < found.instructions < 2.5 * ptx
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@simulated
+def test_products(chip):
+    """The FLOP of the matrix instructions: the product's, and what pads its tiles."""
+    for name, words in (("linear", "input=256x512 weight=256x512"), ("conv2d", "input=8x64x16x16 weight=64x64x1x1")):
+        operators, texts = ran(name, words, chip)
+        (launch,) = operators[0].launches
+        found = bound(launch, texts[launch.code.source], boards_of(chip)[0])
+        assert found.flops == operators[0].flops > 1e7, found
+
+
+@simulated
+def test_sample():
+    """Some blocks stand for all: a grid of blocks alike is counted exactly."""
+    counted = []
+    for sample in (0, 4):
+        operators, _ = ran("avg_pool2d", "input=8x64x32x32 kernel_size=2", sample=sample)
+        counted.append(operators[0].launches[0].ran.launch.counters)
+    assert counted[0] == counted[1]
+
+
+def row(**changed):
+    values = Row("operators", "a", "bfloat16", "contiguous", "sm_90", "op", "k", "2.000", "1.00", "2.00", "memory",
+                 "1", "2", "3", "4")  # fmt: skip
+    return values._replace(**changed)
+
+
+def test_worse():
+    """A sum that is more than half a percent longer is worse; what is new or gone is not."""
+    before = [row(), row(call="b", ideal="3.00", least="4.00")]
+    assert not bench_bounds.worse(before, before)
+    assert not bench_bounds.worse(before, [row(least="2.01"), before[1]])
+    (said,) = bench_bounds.worse(before, [row(least="2.50"), before[1]])
+    assert "1.625, was 1.500" in said
+    assert not bench_bounds.worse([], before)
+
+
+def test_file():
+    """The file has every operator and every network's layer on each chip that it says it has."""
+    rows = bench_bounds.read()
+    assert {row.call for row in rows if row.group == "operators"} == set(OPERATORS)
+    assert bench_bounds.FILE.read_text() == bench_bounds.written(rows)
+    for group in {row.group for row in rows}:
+        assert group in GROUPS
+        assert {row.call for row in rows if row.group == group} == set(bench_bounds.names(group))
+    text = "\n".join(bench_bounds.tables(rows, ["sm_90", "bfloat16", "max_pool2d"]))
+    assert "max_pool2d 3x3 s2" in text
+
+
+def sample_of_rows(seed):
+    """Some of the file's calls, in turn."""
+    every = sorted({row[:5] for row in bench_bounds.read()})
+    return every if seed is None else [every[(seed * 7 + 13 * i) % len(every)] for i in range(6)]
+
+
+@pytest.mark.rotated("group, name, dtype, layout, chip", sample_of_rows)
+@simulated
+def test_figures(group, name, dtype, layout, chip):
+    """Counted again, a call's rows are those of the file; if they are better, or worse for a reason, count anew."""
+    known = [row for row in bench_bounds.read() if row[:5] == (group, name, dtype, layout, chip)]
+    counted = sorted(bench_bounds.count(group, name, dtype, layout, chip))
+    assert counted == known, f"{set(counted) ^ set(known)}"
