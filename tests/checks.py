@@ -162,9 +162,7 @@ def assert_right(op, args, ours, tf32=False):
     for i, (our, their, right) in enumerate(zip(ours, theirs, wide, strict=True)):
         assert our.stride() == their.stride(), f"result {i}: strides {our.stride()}, expected {their.stride()}"
         if our.is_floating_point():
-            squares = (
-                op is batch_norm.CONV2D_MOMENTS and i == 2
-            )  # twice the relative error of what is squared
+            squares = op is batch_norm.CONV2D_MOMENTS and i == 2  # twice the relative error of what is squared
             assert_accurate(our, their, right, f"result {i}", (1 + squares) * TF32_EPS if tf32 else None)
         elif op is conv_pool.CONV2D_POOL and args[0].dtype != torch.float64:
             if not tf32:
