@@ -277,12 +277,13 @@ def shape_of(windows: tuple[int, int], each: Axes, planes: bool, backward: bool)
     the more registers it takes; a patch of pixels has at most eight rows and 16 columns."""
     (high, wide), (down, across) = windows, each
     if not planes:
-        rows, columns = (max(1, min(4, 8 // down.stride)), 1) if backward else (2, 2 if across.size <= 3 else 1)
+        most = 4 if each.taps <= 16 else 2
+        rows, columns = (max(1, min(most, 8 // down.stride)), 1) if backward else (2, 2 if across.size <= 3 else 1)
         return _share(high, rows), _share(wide, columns)
-    columns = 8 if not backward or across.stride <= 2 else 4
+    columns = 4 if backward and (across.stride > 2 or across.size > 3 or across.covers > 2) else 8
     if cdiv(wide, 4) * 4 <= 0.85 * cdiv(wide, columns) * columns:
         columns = 4
-    return _share(high, max(1, min(4, 4 // down.stride)) if backward else 4), columns
+    return _share(high, max(1, 4 // down.stride) if backward else 4), columns
 
 
 def _as_planes(images: Any, channels: int) -> Any:
