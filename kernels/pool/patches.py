@@ -273,17 +273,15 @@ def _share(size: int, most: int) -> int:
 
 
 def shape_of(windows: tuple[int, int], each: Axes, planes: bool, backward: bool) -> tuple[int, int]:
-    """Return the rows and columns of windows of a patch, of so many in all. The more there are, the more is shared and
-    the more registers it takes; a patch of pixels has at most eight rows and 16 columns."""
+    """Return the rows and columns of windows of a patch, of so many in all. The more there are, the more is shared, and
+    the more registers it takes, columns above all. Of planes a patch is about as wide as the widest load."""
     (high, wide), (down, across) = windows, each
-    if not planes:
-        most = 4 if each.taps <= 16 else 2
-        rows, columns = (max(1, min(most, 8 // down.stride)), 1) if backward else (2, 2 if across.size <= 3 else 1)
-        return _share(high, rows), _share(wide, columns)
-    columns = 4 if backward and (across.stride > 2 or across.size > 3 or across.covers > 2) else 8
-    if cdiv(wide, 4) * 4 <= 0.85 * cdiv(wide, columns) * columns:
-        columns = 4
-    return _share(high, max(1, 4 // down.stride) if backward else 4), columns
+    if planes:
+        columns = 8 if across.stride == 1 and not (backward and across.covers > 2) else 4
+        return _share(high, max(1, min(4, 8 // down.stride)) if backward else 8 if columns == 4 else 4), columns
+    most = 4 if each.taps <= 16 else 2
+    rows, columns = (max(1, min(most, 8 // down.stride)), 1) if backward else (2, 2 if across.size <= 3 else 1)
+    return _share(high, rows), _share(wide, columns)
 
 
 def _as_planes(images: Any, channels: int) -> Any:
