@@ -53,6 +53,7 @@ TOUCHED = {
     "kernels/window/convolution.py": ("test_geometry", *_BY_OPERATOR, "test_errors", *_TILES),
     "kernels/matrix/tma.py": (*_TILES, *_BY_OPERATOR),
     "kernels/matrix/*.py": ("test_ops", *_TILES, *_BY_OPERATOR[1:], "test_errors"),
+    "kernels/pool/*.py": ("test_patches", "test_strips", *_BY_OPERATOR, "test_errors"),
     "kernels/*.py": (*_BY_OPERATOR, "test_errors"),
     "cnn_triton/autograd/*.py": (*_ECOSYSTEM, "test_gradients", *_SEMANTICS),
     "cnn_triton/ops.py": ("test_ops", *_ECOSYSTEM),

@@ -21,6 +21,8 @@ from ..core.tensors import channels_last, check_tensors, nbytes, new
 from ..streaming.strips import stream, strip
 from ..window import pooling
 from ..window.arguments import same_shape
+from .max_patches import max_grad_patches_kernel, max_patches_kernel
+from .patches import launch_patches, serves
 from .windows import SCHEMA, axes, covering, first, hangs_over, read, taps, unrolled
 
 
@@ -106,10 +108,12 @@ def max_pool2d_fake(input, output_size, window, winner, indices):
 
 def max_pool2d_launch(results, input, output_size, window, winner, indices):
     y, winners, places = results
-    stream(
-        max_kernel, y, Images.of(input), Images.of(y), winners if winner else None, places if indices else None,
-        **unrolled(axes(window, input, y)),
-    )  # fmt: skip
+    each = pooling.pool_axes(window, input.shape[2:], output_size)
+    args = (Images.of(input), Images.of(y), winners if winner else None, places if indices else None)
+    if serves(each):
+        launch_patches(max_patches_kernel, y, (input,), each, False, *args)
+    else:
+        stream(max_kernel, y, *args, **unrolled(axes(window, input, y)))
 
 
 def max_pool2d_aten(input, output_size, window, winner, indices):
@@ -139,7 +143,11 @@ def max_grad_launch(dx, grad, winner, input_size, window, channels_last):
         dx.zero_()
         return
     images = (Images.of(grad), Images.of(winner), Images.of(dx))
-    stream(max_grad_kernel, dx, *images, **axes(window, dx, grad))
+    each = pooling.pool_axes(window, dx.shape[2:], grad.shape[2:])
+    if serves(each, True):
+        launch_patches(max_grad_patches_kernel, dx, (grad, winner), each, True, *images)
+    else:
+        stream(max_grad_kernel, dx, *images, **axes(window, dx, grad))
 
 
 def _winner_index(winner, image, window):

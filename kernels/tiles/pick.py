@@ -270,6 +270,22 @@ def strip_shape(pixels: int, channels: int, adjacent: bool, chip: str, vectors: 
     return min(fit, key=lambda shape: (-(-channels // shape.channels) * shape.channels, -shape.channels))
 
 
+@lru_cache(maxsize=4096)
+def patch_shape(patches: int, channels: int, planes: bool, itemsize: int, chip: str) -> StripShape:
+    """Return the block sizes of a kernel whose threads take patches of pixels, each in adjacent channels of 16 bytes;
+    or, of `planes`, each in one channel."""
+    if chip == "interpreter":
+        return (
+            StripShape(_power(patches * channels, 64, 1 << 14), 1)
+            if planes
+            else strip_shape(patches, channels, True, chip)
+        )
+    if planes:
+        return StripShape(4 * CHIPS[chip].lanes, 1)
+    shape = strip_shape(patches, channels, True, chip)
+    return shape._replace(pixels=max(1, shape.pixels * 2 // itemsize))
+
+
 def rows(height: int, whole: bool = False, most: int = 4) -> int:
     """Return the rows of a strip that a direct kernel computes at once, at most 4; if `whole`, no strip may have
     fewer."""
