@@ -64,6 +64,7 @@ _WORDS = {
     "conv2d_relu_avg_pool2d 3x3 64-64, 2x2": f"{_IMAGES} weight=64x64x3x3 bias=64 padding=1",
     "max_pool2d 3x3 s2": f"{_IMAGES} kernel_size=3 stride=2 padding=1",
     "max_pool2d 2x2": f"{_IMAGES} kernel_size=2",
+    "max_pool2d 3x3, dilated": f"{_IMAGES} kernel_size=3 padding=1 dilation=2",
     "avg_pool2d 3x3 s2": f"{_IMAGES} kernel_size=3 stride=2 padding=1",
     "adaptive_avg_pool2d to 1x1": f"{_IMAGES} output_size=1",
     "max_unpool2d 2x2": f"{_IMAGES} indices=4x64x28x28 kernel_size=2",

@@ -77,6 +77,8 @@ def check(case, dtype, form, chip, choose):
         else:
             with pick.overriding(choose):
                 ours = results(case.op.launch(*args))
+    rounded = [each for launch in run.launches for each in launch.instructions if "tf32" in each and "mma" in each]
+    assert tf32 or not rounded, f"full float32 is asked for, and {rounded} run"
     assert_right(case.op, args, ours, tf32)
     assert launches[case.op.name] - before == len(run.launches) > 0
     wrong = [str(found) for found in run.findings if not found.is_note]

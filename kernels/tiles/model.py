@@ -134,6 +134,14 @@ def tile_of(
 
 
 @cache
+def sides(way: str, arithmetic: str, chip: str, extra_registers: str) -> tuple[tuple[int, int, int], ...]:
+    """Return the shapes of tiles for a way that operands are fetched. On chips with tensor memory Triton 3.7 multiplies
+    gradients that are read through a code by TF32, even where full float32 is asked for, if a tile has 64 rows."""
+    every = SHAPES[way][arithmetic]
+    rounded = arithmetic == "float" and extra_registers in CODE and chip in ("sm_100", "sm_103")
+    return tuple(each for each in every if not rounded or each[0] < 64)
+
+
 def candidates(arithmetic: str, chip: str, way: str, k: int, extra_registers: str = "") -> tuple[Candidate, ...]:
     """Return the tiles of k terms a step that the picks choose from, by the way the operands are fetched. Of each shape
     it is the deepest pipeline that a multiprocessor holds two of, if it holds two; by TMA also the deepest of all."""
@@ -141,7 +149,7 @@ def candidates(arithmetic: str, chip: str, way: str, k: int, extra_registers: st
     rate = getattr(spec.rates, arithmetic)
     found = {}
     tma = way.startswith("tma")
-    for m, n, warps in SHAPES[way][arithmetic]:
+    for m, n, warps in sides(way, arithmetic, chip, extra_registers):
         for stages in range(2, 5):
             tile = tile_of(way, arithmetic, chip, m, n, k, warps, stages, extra_registers)
             if not valid(tile, itemsize, chip, tma, extra_registers):

@@ -19,6 +19,7 @@ from .model import (
     has_tma,
     most_registers,
     resident,
+    sides,
     steps_of,
     tile_of,
     tma_step,
@@ -30,7 +31,6 @@ from .shapes import (
     INTERPRETED_STRIPS,
     NARROW,
     PACK_UP_TO,
-    SHAPES,
     STRIPS,
     Box,
     Grouped,
@@ -169,7 +169,7 @@ def serving(problem: Product | WeightGrad, arithmetic: str, chip: str) -> Iterat
             ways.append(("tma", k))
     for way, k in ways:
         tma = way.startswith("tma")
-        for rows, columns, warps in SHAPES[way][arithmetic]:
+        for rows, columns, warps in sides(way, arithmetic, chip, extra):
             side = k if isinstance(problem, WeightGrad) else rows
             box, count = box_of(side, problem.images) if tma else (None, -(-n * p * q // k))
             for stages in range(2, 5):
