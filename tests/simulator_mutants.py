@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -254,7 +255,7 @@ def mutants(chip: str, text: str, notice: Callable[..., str]) -> list[Mutant]:
 
 @contextlib.contextmanager
 def mutating(chip: str, blocks: int, change: Callable[[str], str] = lambda text: text) -> Iterator[list[Mutant]]:
-    """Yield the mutants of the kernels that are launched within, each run on the first blocks of the first launch; of
+    """Yield the mutants of the kernels that are launched within, each run on so many blocks of the first launch; of
     their texts, changed first."""
     found: list[Mutant] = []
     texts, launch = set(), driver.launch
@@ -267,14 +268,15 @@ def mutating(chip: str, blocks: int, change: Callable[[str], str] = lambda text:
 
             def run(text, **changed):
                 memory.write()
-                how = checks._replace(part=(0, blocks), races=True, **changed)
+                how = checks._replace(sample=blocks, races=True, **changed)
                 return *launch(text, grid, parameters, spans, shared, how), memory.read()
 
             launched, stopped, expected = run(text)
             assert not stopped, launched.findings
             assert all(each.is_note for each in launched.findings), launched.findings
             known = {each[:5] for each in launched.findings}
-            limit = 4 * sum(launched.instructions.values()) + 1000
+            share = min(1, blocks / math.prod(grid))  # of what was counted for all blocks
+            limit = int(4 * share * sum(launched.instructions.values())) + 1000
 
             def notice(text, all_orders=False, notes=False):
                 for order in (0, 1, 2) if all_orders else (0,):
