@@ -123,7 +123,7 @@ def test_models_that_it_cannot_take(seen, what, words):
 
 
 def test_a_kernel_that_fails_is_named(seen):
-    assert seen["failure"]["message"] == "RuntimeError: max_kernel does not compile: ValueError: no luck"
+    assert seen["failure"]["message"] == "RuntimeError: max_patches_kernel does not compile: ValueError: no luck"
 
 
 def test_a_kernel_that_fails_among_threads_is_compiled_alone(seen):
