@@ -22,11 +22,10 @@ if __name__ == "__main__":
 
 import torch
 
-from cnn_triton.cli.inspect_run import with_runs
 from cnn_triton.files import replace
 from cnn_triton.tools.bounds import boards_of, bound, ideal
 from cnn_triton.tools.calls import Call, call_of
-from cnn_triton.tools.execution import execute_call
+from cnn_triton.tools.execution import execute_call, with_runs
 from cnn_triton.tools.inspection import inspect_call
 
 from .layers import BATCH, LAYERS, Layer

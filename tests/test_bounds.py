@@ -9,11 +9,10 @@ import triton.language as tl
 
 from bench import bounds as bench_bounds
 from bench.bounds import CHIPS, GROUPS, LAYOUTS, OPERATORS, Row
-from cnn_triton.cli.inspect_run import with_runs
 from cnn_triton.kernels.compiler.sass import main_loop, nvidia
 from cnn_triton.tools.bounds import EFFICIENCY, boards_of, bound, ideal, machine_instructions
 from cnn_triton.tools.calls import call_of
-from cnn_triton.tools.execution import execute_call
+from cnn_triton.tools.execution import execute_call, with_runs
 from cnn_triton.tools.inspection import inspect_call
 from cnn_triton.tools.listing import listings
 from simulated import simulated

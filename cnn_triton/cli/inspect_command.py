@@ -16,11 +16,11 @@ from ..kernels.core.chips import BOARDS, NAMES
 from ..pages import render
 from ..tools.calls import DTYPES, Call, call_of, function_of, nearest
 from ..tools.candidates import candidates, chosen
-from ..tools.execution import execute_call
+from ..tools.execution import execute_call, with_runs
 from ..tools.inspection import CompiledLaunch, OperatorCall, inspect_call
 from ..tools.limits import roofs, waves
 from ..tools.listing import listings, sources
-from .inspect_run import Executions, bounds_table, findings, is_right, run_tables, said_of_lines, with_runs
+from .inspect_run import Executions, bounds_table, findings, is_right, run_tables, said_of_lines
 from .inspect_tables import (
     FIGURES,
     SORTS,

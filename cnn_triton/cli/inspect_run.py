@@ -6,26 +6,15 @@ from ..kernels.compiler.aot import Texts
 from ..simulator import Counters, LineCounters, counters_by_line
 from ..tools.bounds import EFFICIENCY, boards_of, bound, ideal
 from ..tools.execution import Execution
-from ..tools.inspection import CompiledLaunch, OperatorCall, Ran
+from ..tools.inspection import CompiledLaunch
 from .inspect_tables import Found, PlainTable
 
-__all__ = ["Executions", "bounds_table", "findings", "is_right", "run_tables", "said_of_lines", "with_runs"]
+__all__ = ["Executions", "bounds_table", "findings", "is_right", "run_tables", "said_of_lines"]
 
 Executions = dict[str, list[Execution]]
 """What a call ran, by chip."""
 _WORST = 16  # lines in a table
 _RATES = ("the issue rate", "the bandwidth", "the rate of products", "shared memory's rate")
-
-
-def with_runs(operators: list[OperatorCall], executions: list[Execution]) -> list[OperatorCall]:
-    """Return the operators with what their launches did, out of all that ran."""
-    names = {operator.name for operator in operators}
-    for operator, execution in zip(operators, [each for each in executions if each.name in names], strict=True):
-        launches = zip(operator.launches, execution.launches, strict=True)
-        operator.launches = [
-            launch._replace(ran=Ran(done, operator.flops, operator.bytes)) for launch, done in launches
-        ]  # fmt: skip
-    return operators
 
 
 def is_right(executions: Executions) -> bool:

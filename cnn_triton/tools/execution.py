@@ -19,9 +19,9 @@ from ..kernels.registry import op_of
 from ..kernels.tiles import pick, shapes
 from ..simulator import Launch, Simulation, simulating
 from .calls import Call, run
-from .inspection import Substitute
+from .inspection import OperatorCall, Ran, Substitute
 
-__all__ = ["Comparison", "Execution", "execute_call"]
+__all__ = ["Comparison", "Execution", "execute_call", "with_runs"]
 
 
 class Comparison(NamedTuple):
@@ -84,7 +84,7 @@ def execute_call(
     """
 
     def choose(picked: shapes.Tile, problem: Any, kind: str, chip: str) -> shapes.Tile:
-        return instead.tile if instead and instead.problem == problem else picked
+        return instead.of(picked, problem) if instead else picked
 
     eps = TF32_EPS if call.dtype == "tf32" else None
     precision = float32_precision("tf32" if call.dtype == "tf32" else "ieee")
@@ -103,6 +103,17 @@ def execute_call(
         compared = None if reference is None else _compared(results, reference, tuple(given.values()), eps)
         found.append(Execution(call.name.rpartition(":")[2], compared, own))
     return found
+
+
+def with_runs(operators: list[OperatorCall], executions: list[Execution]) -> list[OperatorCall]:
+    """Return the operators with what their launches did, out of all that ran."""
+    names = {operator.name for operator in operators}
+    for operator, execution in zip(operators, [each for each in executions if each.name in names], strict=True):
+        launches = zip(operator.launches, execution.launches, strict=True)
+        operator.launches = [
+            launch._replace(ran=Ran(done, operator.flops, operator.bytes)) for launch, done in launches
+        ]  # fmt: skip
+    return operators
 
 
 def _fill(name: str, tensor: torch.Tensor) -> None:

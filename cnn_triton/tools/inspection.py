@@ -48,6 +48,10 @@ class Substitute(NamedTuple):
     problem: Any
     tile: shapes.Tile
 
+    def of(self, picked: shapes.Tile, problem: Any) -> shapes.Tile:
+        """Return the tile for a problem: this one if it is its problem, else the picked one."""
+        return self.tile if self.problem == problem else picked
+
 
 class Ran(NamedTuple):
     """What a launch did in the simulator; its operator's arithmetic and compulsory traffic, None if unknown."""
@@ -116,7 +120,7 @@ class Launching(TorchDispatchMode):
 
     def choose(self, picked: shapes.Tile, problem: Any, kind: str, chip: str) -> shapes.Tile:
         """Return the picked tile, or the one that stands in for it, and note it."""
-        tile = self.instead.tile if self.instead and self.instead.problem == problem else picked
+        tile = self.instead.of(picked, problem) if self.instead else picked
         self.choices[len(self.codes)] = Choice(tile, problem, kind, chip)
         return tile
 
