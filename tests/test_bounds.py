@@ -1,7 +1,5 @@
 """Bounds: machine instructions by lines, least times, the ideal, and the file of them."""
 
-import re
-
 import pytest
 import torch
 import triton
@@ -9,12 +7,10 @@ import triton.language as tl
 
 from bench import bounds as bench_bounds
 from bench.bounds import CHIPS, GROUPS, LAYOUTS, OPERATORS, Row
-from cnn_triton.kernels.compiler.sass import main_loop, nvidia
 from cnn_triton.tools.bounds import EFFICIENCY, boards_of, bound, ideal, machine_instructions
 from cnn_triton.tools.calls import call_of
 from cnn_triton.tools.execution import execute_call, with_runs
 from cnn_triton.tools.inspection import inspect_call
-from cnn_triton.tools.listing import listings
 from simulated import simulated
 
 POOL = "input=4x64x20x20 kernel_size=3 stride=2 padding=1"
@@ -29,33 +25,32 @@ def ran(name, words, chip="sm_90", sample=0, **how):
 
 @triton.jit
 def walk_kernel(x, y, n):
-    total = tl.zeros([32], tl.float32)
-    for i in range(n):
-        total = total * 0.5 + tl.load(x + i * 32 + tl.arange(0, 32))
-    tl.store(y + tl.arange(0, 32), total)
+    """Sums across warps, so that there are barriers and the assembler doesn't unroll the loop."""
+    i = tl.arange(0, 128)
+    total = tl.zeros([128], tl.float32)
+    for step in range(n):
+        value = tl.load(x + step * 128 + i)
+        total += value * tl.sum(value, 0)
+    tl.store(y + i, total)
 
 
 def walk(x: torch.Tensor, n: int):
-    y = x.new_empty(32)
-    walk_kernel[(1,)](x, y, n, num_warps=1)
+    y = x.new_empty(128)
+    walk_kernel[(1,)](x, y, n, num_warps=4)
     return y
 
 
 @simulated
 def test_trips():
-    """Of a loop, each further trip costs the instructions of its body: as machine code has them, unless the assembler
-    unrolls it, and as the simulator counts them in PTX."""
+    """Each further trip of a loop costs the machine instructions of its body, in each warp."""
     counts = []
-    for n in (40, 41):
-        operators, texts = ran(f"{__file__}:walk", f"x=2048 n={n}", dtype="float32")
+    for n in (20, 21):
+        operators, texts = ran(f"{__file__}:walk", f"x=4096 n={n}", dtype="float32")
         (launch,) = operators[0].launches
-        made = texts[launch.code.source]
-        counts.append((machine_instructions(launch.ran.launch, "sm_90", made), launch.ran.launch.counters.instructions))
-    (fewer, fewer_of_ptx), (more, more_of_ptx) = counts
-    lines = "\n".join(line.text for line in listings("sm_90", made)["SASS"] if "/*" in line.text)
-    body, looped = main_loop(nvidia(re.sub(r"`\(\.L_x_\d+\)", "", lines)))
-    assert 0 < more_of_ptx - fewer_of_ptx < 20
-    assert 0.5 * (more_of_ptx - fewer_of_ptx) < more - fewer < 8 * (more_of_ptx - fewer_of_ptx), (body, looped)
+        counts.append(machine_instructions(launch.ran.launch, "sm_90", texts[launch.code.source]))
+    assert launch.code.looped
+    body = 4 * launch.code.instructions
+    assert counts[1] - counts[0] == pytest.approx(body, rel=0.15), f"{counts}, a body of {body}"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
