@@ -104,8 +104,8 @@ def ideal(operator: OperatorCall, dtype: str, board: Board) -> float | None:
 
 def machine_instructions(done: Launch, chip: str, texts: dict[str, Any]) -> int:
     """Return the instructions of machine code that a launch's warps run: each line's, times the mean of how often its
-    instructions of PTX ran. What the assembler moves out of a loop counts where it was written, and each
-    copy of a body that it unrolls as often as the body runs: too much."""
+    instructions of PTX ran. What the assembler moves out of a loop counts where it was written; where it unrolls a
+    loop, each copy of the body counts as often as the body runs, which is too much."""
     statements: Counter[Place | None] = Counter()
     for each in parse(texts["ptx"]).body:
         if isinstance(each, Statement):
