@@ -1,6 +1,7 @@
 """Faults put in on purpose: the simulator finds each, says what it is, where and by whom; the next launch works."""
 
 import contextlib
+import importlib.util
 import linecache
 import re
 import struct
@@ -55,6 +56,21 @@ def found(simulation, kind):
 
 def python(finding):
     return linecache.getline(finding.place.file, finding.place.line).strip()
+
+
+@simulated
+def test_two_files_of_one_text(tmp_path):
+    """A kernel compiled before, in another file of the same text, is told by its own file."""
+    for folder in "ab":
+        file = tmp_path / folder / "kernels.py"
+        file.parent.mkdir()
+        file.write_text(f"import triton\nimport triton.language as tl\n\n\n@triton.jit\n{copy.src}")
+        spec = importlib.util.spec_from_file_location(folder, file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        with simulating("sm_80") as simulation:
+            module.copy[(1,)](torch.randn(100), torch.zeros(100), 100, BLOCK=128)
+        assert {each.place.file for each in simulation.counters if each.place} == {str(file)}
 
 
 # ---- global memory

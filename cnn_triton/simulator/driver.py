@@ -1,6 +1,7 @@
 """A driver of Triton's whose GPU is the simulator: kernels called on CPU tensors are compiled and simulated."""
 
 import contextlib
+import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
+from triton.compiler.compiler import ASTSource
 
 from .build import library
 from .counters import Launch, Lines, counters_by_line
@@ -220,6 +222,26 @@ def _tensor_map(value: Any, meta: dict[str, Any]) -> bytes:
 
 
 @contextlib.contextmanager
+def _compiling_to_ptx() -> Iterator[None]:
+    """Within the context, PTX is the "binary", kept apart from others'. A kernel of the same text elsewhere is another:
+    its PTX names its own file."""
+    make, hashed = CUDABackend.make_cubin, ASTSource.hash
+
+    def placed(source: Any) -> str:
+        files = f"{source.fn.fn.__code__.co_filename}\n{triton.__file__}"
+        return hashlib.sha256(f"{hashed(source)}\n{files}".encode()).hexdigest()
+
+    CUDABackend.make_cubin = lambda self, source, metadata, options, capability: source.encode()
+    ASTSource.hash = placed
+    try:
+        with triton.knobs.cache.scope():
+            triton.knobs.cache.dir = str(Path(triton.knobs.cache.dir) / "simulator")
+            yield
+    finally:
+        CUDABackend.make_cubin, ASTSource.hash = make, hashed
+
+
+@contextlib.contextmanager
 def simulating(
     chip: str, *, races: bool = False, blocks: bool = False, order: int = 0, limit: int = LIMIT, sample: int = 0
 ) -> Iterator[Simulation]:
@@ -242,16 +264,12 @@ def simulating(
     library()
     held = triton.runtime.driver
     active = getattr(held, "_active", None)
-    make = CUDABackend.make_cubin
     simulation = Simulation(chip, Checks(races, blocks, order, limit, sample))
-    CUDABackend.make_cubin = lambda self, source, metadata, options, capability: source.encode()
     driver = _Driver(simulation)
     held.set_active(driver)
     try:
-        with triton.knobs.cache.scope():  # "binaries" are PTX here, and must not be taken for others
-            triton.knobs.cache.dir = str(Path(triton.knobs.cache.dir) / "simulator")
+        with _compiling_to_ptx():
             yield simulation
     finally:
-        CUDABackend.make_cubin = make
         held._active = active
         del driver.simulation  # which what was launched may outlive
