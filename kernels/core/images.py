@@ -49,6 +49,31 @@ class Images(NamedTuple):
         return cls(tensor, Strides(strides[0], strides[2], strides[3], strides[1]), Size(batch, height, width))
 
 
+def merged(*images: Images) -> tuple[Images, ...]:
+    """Return images of one size with fewer dimensions, for kernels to divide less: as images of one pixel, if in each
+    all pixels are evenly spaced; else as images of one row, if all pixels of an image are."""
+    n, h, w = images[0].size
+    rows = [_joint(h, w, it.strides.h, it.strides.w) for it in images]
+    if None in rows:
+        return images
+    whole = [_joint(n, h * w, it.strides.n, row) for it, row in zip(images, rows, strict=True)]
+    if None in whole:
+        size, steps = Size(n, 1, h * w), [(it.strides.n, row) for it, row in zip(images, rows, strict=True)]
+    else:
+        size, steps = Size(n * h * w, 1, 1), [(step, step) for step in whole]
+    return tuple(
+        Images(it.data, Strides(far, near, near, it.strides.c), size)
+        for it, (far, near) in zip(images, steps, strict=True)
+    )
+
+
+def _joint(outer: int, inner: int, outer_stride: int, inner_stride: int) -> int | None:
+    """Return the stride of two dimensions as one, by their sizes and strides; None if they don't make one."""
+    if inner == 1:
+        return outer_stride
+    return inner_stride if outer == 1 or outer_stride == inner * inner_stride else None
+
+
 @device_function
 def pixel(index, height, width):
     """Return the pixels of flat indices into images of height x width."""
