@@ -3,6 +3,8 @@
 Shape tags: a trailing comment gives each block's shape.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -74,6 +76,21 @@ def _joint(outer: int, inner: int, outer_stride: int, inner_stride: int) -> int 
     return inner_stride if outer == 1 or outer_stride == inner * inner_stride else None
 
 
+def vector(images: Sequence[Images], channels: int) -> tuple[int, int]:
+    """Return the elements, of 16 bytes at most, that a thread can load at once from each of these images: adjacent
+    channels, or else adjacent pixels of a row; and whether the compiler must be told: 1 if it knows by itself."""
+    strides = [stride for it in images for stride, size in zip(it.strides, it.size, strict=False) if size > 1]
+    if all(it.strides.c == 1 for it in images):
+        apart = [channels, *strides]
+    elif all(it.strides.w == 1 < it.size.w for it in images):
+        strides = [stride for it in images for stride, size in zip(it.strides[:2], it.size, strict=False) if size > 1]
+        apart = [stride for it in images for stride in (it.size.w, it.strides.c)] + strides
+    else:
+        return 1, 1
+    elements = math.gcd(16 // images[0].data.element_size(), *apart)
+    return elements, 1 if all(number % 16 == 0 for number in apart) else elements
+
+
 @device_function
 def pixel(index, height, width):
     """Return the pixels of flat indices into images of height x width."""
@@ -103,3 +120,18 @@ def assume_aligned(strides, ALIGNED: tl.constexpr):
     return Strides(
         strides.n // ALIGNED * ALIGNED, strides.h // ALIGNED * ALIGNED, strides.w // ALIGNED * ALIGNED, strides.c
     )
+
+
+@device_function
+def in_vectors(images, BLOCK: tl.constexpr):
+    """Return images that threads load `aligned` elements of at once (see `vector`), in a form that tells the compiler
+    so: channels, or with blocks of one channel pixels of a row."""
+    ALIGNED: tl.constexpr = BLOCK.aligned
+    if images is None or ALIGNED == 1:
+        return images
+    elif BLOCK.channels > 1:
+        return Images(images.data, assume_aligned(images.strides, ALIGNED), images.size)
+    else:
+        s, size = images.strides, images.size
+        strides = Strides(s.n // ALIGNED * ALIGNED, s.h // ALIGNED * ALIGNED, s.w, s.c // ALIGNED * ALIGNED)
+        return Images(images.data, strides, Size(size.n, size.h, size.w // ALIGNED * ALIGNED))

@@ -8,7 +8,7 @@ import torch
 
 from ..base.lang import tl, triton
 from ..base.precision import accumulator
-from ..core.images import Images, merged, offsets
+from ..core.images import Images, in_vectors, merged, offsets
 from ..core.op import Op, VmapRule
 from ..core.tensors import channels_last, check_tensors, index_type, nbytes, new
 from ..streaming.strips import part_of, step_of
@@ -26,6 +26,7 @@ def activation_grad_kernel(
     CHANNELS: tl.constexpr = BLOCK.channels
     ACC: tl.constexpr = BLOCK.accumulator
     NUMBERS: tl.constexpr = ACTIVATION.numbers
+    grad, saved, masked = in_vectors(grad, BLOCK), in_vectors(saved, BLOCK), in_vectors(masked, BLOCK)
     part = part_of(channels, BLOCK)
     acc = tl.zeros([ROWS, CHANNELS], ACC)
     for number in range(part.number * chunk, (part.number + 1) * chunk):

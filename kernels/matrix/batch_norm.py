@@ -23,7 +23,7 @@ import torch
 
 from ..base.lang import device_function, tl, triton
 from ..base.precision import accumulator, conv_precision
-from ..core.images import Images, merged, offsets
+from ..core.images import Images, in_vectors, merged, offsets
 from ..core.op import Op, VmapRule
 from ..core.tensors import channels_last, check_tensors, index_type, laid_out_as, nbytes, new
 from ..streaming.strips import part_of, step_of, stream_chunks
@@ -92,6 +92,7 @@ def norm_kernel(
     """y = act(ẑ·weight + bias + residual), the residual in y's strides; with a slope PReLU's."""
     ACC: tl.constexpr = BLOCK.accumulator
     NUMBERS: tl.constexpr = ACTIVATION.numbers
+    z, y = in_vectors(z, BLOCK), in_vectors(y, BLOCK)
     part = part_of(channels, BLOCK)
     normal = normal_of(vectors, part.c, part.c_mask, EPS, ACC)
     for number in range(part.number * chunk, (part.number + 1) * chunk):
@@ -114,6 +115,7 @@ def norm_sums_kernel(
     ROWS: tl.constexpr = BLOCK.rows
     CHANNELS: tl.constexpr = BLOCK.channels
     ACC: tl.constexpr = BLOCK.accumulator
+    grad, z = in_vectors(grad, BLOCK), in_vectors(z, BLOCK)
     part = part_of(channels, BLOCK)
     normal = normal_of(vectors, part.c, part.c_mask, EPS, ACC)
     sums = tl.zeros([ROWS, CHANNELS], ACC)
@@ -135,6 +137,7 @@ def norm_grad_kernel(
 ):  # fmt: skip
     """dz = weight·s·(g − (dbias + ẑ·dweight) / count)."""
     ACC: tl.constexpr = BLOCK.accumulator
+    grad, z, dz = in_vectors(grad, BLOCK), in_vectors(z, BLOCK), in_vectors(dz, BLOCK)
     part = part_of(channels, BLOCK)
     normal = normal_of(vectors, part.c, part.c_mask, EPS, ACC)
     count = tl.cast(tl.cast(dz.size.n, tl.int64) * dz.size.h * dz.size.w, ACC)

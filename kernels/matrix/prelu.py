@@ -13,7 +13,7 @@ import torch
 
 from ..base.lang import tl, triton
 from ..base.precision import accumulator
-from ..core.images import Images, merged, offsets
+from ..core.images import Images, in_vectors, merged, offsets
 from ..core.op import Op, VmapRule
 from ..core.tensors import channels_last, check_tensors, index_type, nbytes, new
 from ..streaming.strips import part_of, step_of
@@ -27,6 +27,7 @@ def prelu_grad_kernel(grad, saved, slope, masked, parts, channels, chunk, BLOCK:
     ROWS: tl.constexpr = BLOCK.rows
     CHANNELS: tl.constexpr = BLOCK.channels
     ACC: tl.constexpr = BLOCK.accumulator
+    grad, saved, masked = in_vectors(grad, BLOCK), in_vectors(saved, BLOCK), in_vectors(masked, BLOCK)
     part = part_of(channels, BLOCK)
     below = tl.load(slope + part.c, mask=part.c_mask, other=0.0).to(ACC)[None, :]
     sums = tl.zeros([ROWS, CHANNELS], ACC)

@@ -8,7 +8,7 @@ import torch
 from ..base.lang import device_function, tl
 from ..base.precision import accumulator
 from ..core import chips
-from ..core.images import Pixel, pixel
+from ..core.images import Images, Pixel, pixel, vector
 from ..core.op import launch
 from ..core.tensors import tl_type
 from ..tiles import pick
@@ -24,6 +24,7 @@ class Block(NamedTuple):
     index:            the integer that offsets are computed in
     rows:             of a block of sums over pixels: fewer than pixels where a thread has several of one channel
     warps:            among which rows are divided, each with adjacent ones; 1 if that isn't known
+    aligned:          as in images.in_vectors
     """
 
     pixels: int
@@ -32,6 +33,7 @@ class Block(NamedTuple):
     index: Any
     rows: int = 0
     warps: int = 1
+    aligned: int = 1
 
 
 class Strip(NamedTuple):
@@ -77,6 +79,8 @@ def part_of(channels, BLOCK: tl.constexpr):
     INDEX: tl.constexpr = BLOCK.index
     across = tl.cdiv(channels, CHANNELS)
     c = (tl.program_id(0) % across * CHANNELS + tl.arange(0, CHANNELS)).to(INDEX)
+    if CHANNELS > 1:
+        channels = channels // BLOCK.aligned * BLOCK.aligned
     return Part(tl.program_id(0) // across, c, c < channels)
 
 
@@ -109,9 +113,11 @@ class Chunks(NamedTuple):
     chunk: int
 
 
-def chunks(over: torch.Tensor, index: Any, rows: int = 1, blocks: int = 1, high: int = 1) -> Chunks:
-    """Return the chunks of `over`, whose programs fill the chip; of pixels that stand for `rows` pixels each, with
-    `blocks` programs for each. high: a program may take so many strips at once, a power of two."""
+def chunks(
+    over: torch.Tensor, args: tuple[Any, ...], index: Any, rows: int = 1, blocks: int = 1, high: int = 1
+) -> Chunks:
+    """Return the chunks of `over`, whose programs fill the chip, for a kernel of args; of pixels that stand for `rows`
+    pixels each, with `blocks` programs for each. high: a program may take so many strips at once, a power of two."""
     batch, channels, height, width = over.shape
     chip, pixels, adjacent = chips.chip_name(), batch * (height // rows) * width, over.stride(1) == 1
     shape = pick.strip_shape(pixels, channels, adjacent, chip)
@@ -119,9 +125,10 @@ def chunks(over: torch.Tensor, index: Any, rows: int = 1, blocks: int = 1, high:
     shape = pick.high_strip(shape, pixels, across, high, chip)
     steps = cdiv(pixels, shape.pixels)
     chunk = cdiv(steps, max(1, min(steps, 4 * chips.CHIPS[chip].multiprocessors // across)))
-    vector = 16 // over.element_size() if adjacent and channels % 16 == 0 else 1
-    held, warps = pick.rows_of_sums(shape, vector, chip)
-    block = Block(shape.pixels, shape.channels, tl_type(accumulator(over.dtype)), index, held, warps)
+    elements, aligned = vector([it for it in args if isinstance(it, Images)], channels)
+    held, warps = pick.rows_of_sums(shape, elements if adjacent else 1, chip)
+    dtype = tl_type(accumulator(over.dtype))
+    block = Block(shape.pixels, shape.channels, dtype, index, held, warps, aligned)
     return Chunks(block, shape, across, cdiv(steps, chunk), chunk)
 
 
@@ -132,7 +139,7 @@ def stream_chunks(
     in `chunks`."""
     if over.numel() == 0:
         return
-    each = chunks(over, index, high=high)
+    each = chunks(over, args, index, high=high)
     launch(
         kernel, each.programs * each.across, *args, over.shape[1], each.chunk, **constants, BLOCK=each.block,
         num_warps=each.shape.warps,

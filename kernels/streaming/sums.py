@@ -100,7 +100,7 @@ def sum_pixels(
     if over.numel() == 0:
         totals.zero_()
         return
-    each = chunks(over, index, rows, blocks, high)
+    each = chunks(over, args, index, rows, blocks, high)
     whole = each.programs == 1
     parts = totals if whole else new((each.programs, totals.numel()), over, dtype=accumulator(over.dtype))
     launch(
