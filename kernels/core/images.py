@@ -76,14 +76,14 @@ def _joint(outer: int, inner: int, outer_stride: int, inner_stride: int) -> int 
     return inner_stride if outer == 1 or outer_stride == inner * inner_stride else None
 
 
-def vector(images: Sequence[Images], channels: int) -> tuple[int, int]:
-    """Return the elements, of 16 bytes at most, that a thread can load at once from each of these images: adjacent
-    channels, or else adjacent pixels of a row; and whether the compiler must be told: 1 if it knows by itself."""
-    strides = [stride for it in images for stride, size in zip(it.strides, it.size, strict=False) if size > 1]
-    if all(it.strides.c == 1 for it in images):
-        apart = [channels, *strides]
-    elif all(it.strides.w == 1 < it.size.w for it in images):
-        strides = [stride for it in images for stride, size in zip(it.strides[:2], it.size, strict=False) if size > 1]
+def vector(images: Sequence[Images], channels: int, across: bool) -> tuple[int, int]:
+    """Return the elements, of 16 bytes at most, that a thread can load at once from each of these images: of adjacent
+    channels, or unless `across` of adjacent pixels of a row; and the number that the compiler must be told, 1 if it
+    knows by itself."""
+    strides = [stride for it in images for stride, size in zip(it.strides[:2], it.size[:2], strict=True) if size > 1]
+    if across and all(it.strides.c == 1 for it in images):
+        apart = [channels, *strides, *(it.strides.w for it in images if it.size.w > 1)]
+    elif not across and all(it.strides.w == 1 < it.size.w for it in images):
         apart = [stride for it in images for stride in (it.size.w, it.strides.c)] + strides
     else:
         return 1, 1
@@ -127,7 +127,7 @@ def in_vectors(images, BLOCK: tl.constexpr):
     """Return images that threads load `aligned` elements of at once (see `vector`), in a form that tells the compiler
     so: channels, or with blocks of one channel pixels of a row."""
     ALIGNED: tl.constexpr = BLOCK.aligned
-    if images is None or ALIGNED == 1:
+    if ALIGNED == 1:
         return images
     elif BLOCK.channels > 1:
         return Images(images.data, assume_aligned(images.strides, ALIGNED), images.size)

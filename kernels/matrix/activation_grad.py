@@ -26,7 +26,9 @@ def activation_grad_kernel(
     CHANNELS: tl.constexpr = BLOCK.channels
     ACC: tl.constexpr = BLOCK.accumulator
     NUMBERS: tl.constexpr = ACTIVATION.numbers
-    grad, saved, masked = in_vectors(grad, BLOCK), in_vectors(saved, BLOCK), in_vectors(masked, BLOCK)
+    grad, masked = in_vectors(grad, BLOCK), in_vectors(masked, BLOCK)
+    if saved is not None:
+        saved = in_vectors(saved, BLOCK)
     part = part_of(channels, BLOCK)
     acc = tl.zeros([ROWS, CHANNELS], ACC)
     for number in range(part.number * chunk, (part.number + 1) * chunk):

@@ -12,10 +12,11 @@ from ..base.lang import device_function, interpreted, tl, triton
 from ..base.precision import accumulator
 from ..core import chips
 from ..core.op import launch
-from ..core.tensors import index_type, new
+from ..core.tensors import index_type, new, tl_type
 from ..tiles import pick
+from ..tiles.shapes import StripShape
 from ..window.layout import cdiv
-from .strips import chunks
+from .strips import Block, chunks
 
 
 @device_function
@@ -60,6 +61,12 @@ def sum_held(x, BLOCK: tl.constexpr):
 
 
 @device_function
+def sum_block(x, BLOCK: tl.constexpr):
+    """Return Σ over the pixels of a block x [pixels, channels]."""
+    return sum_held(held(x, BLOCK), BLOCK)
+
+
+@device_function
 def store_sums(parts, part, first, second, channels, BLOCK: tl.constexpr):
     """Store the sums over rows of two blocks of sums in the part's row of parts [part, 2, channels]."""
     to = parts + part.number.to(BLOCK.index) * 2 * channels + part.c
@@ -68,25 +75,34 @@ def store_sums(parts, part, first, second, channels, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def sum_kernel(parts, total, rows, size, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INDEX: tl.constexpr):
+def sum_kernel(parts, total, rows, size, BLOCK: tl.constexpr):
     """total[i] = Σ_row parts[row, i], in a fixed order: the second stage of every split sum."""
+    ROWS: tl.constexpr = BLOCK.pixels
+    COLUMNS: tl.constexpr = BLOCK.channels
+    HELD: tl.constexpr = BLOCK.rows
+    INDEX: tl.constexpr = BLOCK.index
     i = tl.program_id(0).to(INDEX) * COLUMNS + tl.arange(0, COLUMNS)
-    acc = tl.zeros([ROWS, COLUMNS], parts.dtype.element_ty)
+    acc = tl.zeros([HELD, COLUMNS], parts.dtype.element_ty)
     for first in range(0, rows, ROWS):
         row = first + tl.arange(0, ROWS)
         mask = (row < rows)[:, None] & (i < size)[None, :]
-        acc += tl.load(parts + row[:, None].to(INDEX) * size + i[None, :], mask=mask, other=0.0)
-    tl.store(total + i, sum_rows(acc).to(total.dtype.element_ty), mask=i < size)
+        acc += held(tl.load(parts + row[:, None].to(INDEX) * size + i[None, :], mask=mask, other=0.0), BLOCK)
+    tl.store(total + i, sum_held(acc, BLOCK).to(total.dtype.element_ty), mask=i < size)
+
+
+def block_of(parts: torch.Tensor, columns: int, shape: StripShape) -> Block:
+    """Return the constants of a kernel that sums over rows of parts, shape's `pixels` at once."""
+    size = parts.element_size()
+    rows, warps = pick.rows_of_sums(shape, 16 // size if columns % 16 == 0 else 1, size, chips.chip_name())
+    return Block(shape.pixels, shape.channels, tl_type(parts.dtype), index_type(parts), rows, warps)
 
 
 def sum_parts(parts: torch.Tensor, total: torch.Tensor) -> None:
     """total = Σ_row parts[row, :], rows added in a fixed order; total's elements in the order of its memory."""
     rows, size = parts.shape[0], total.numel()
-    tile = pick.sum_tile(rows, size, chips.chip_name())
-    launch(
-        sum_kernel, cdiv(size, tile.channels), parts, total, rows, size,
-        ROWS=tile.pixels, COLUMNS=tile.channels, INDEX=index_type(parts), num_warps=tile.warps,
-    )  # fmt: skip
+    shape = pick.sum_shape(rows, size, chips.chip_name())
+    block = block_of(parts, size, shape)
+    launch(sum_kernel, cdiv(size, shape.channels), parts, total, rows, size, BLOCK=block, num_warps=shape.warps)
 
 
 def sum_pixels(

@@ -245,7 +245,7 @@ def sum_columns(size: int, chip: str) -> int:
     return _power(size, 16, 1 << 14 if chip == "interpreter" else 128)
 
 
-def sum_tile(rows: int, size: int, chip: str) -> StripShape:
+def sum_shape(rows: int, size: int, chip: str) -> StripShape:
     """Return the block of an ordered sum over rows, in `pixels`, of `size` columns: where they are many, a warp's own
     columns, so that nothing is exchanged; else narrow, and so high that all rows are soon under way."""
     if chip == "interpreter":
@@ -264,10 +264,11 @@ def high_strip(shape: StripShape, pixels: int, across: int, most: int, chip: str
     return shape._replace(pixels=most * shape.pixels)
 
 
-def rows_of_sums(shape: StripShape, vector: int, chip: str) -> tuple[int, int]:
+def rows_of_sums(shape: StripShape, vector: int, size: int, chip: str) -> tuple[int, int]:
     """Return the rows that the sums over a strip's pixels are kept in, and the warps among which they are divided:
-    those that are loaded at once, by threads with vectors of adjacent channels."""
-    across = CHIPS[chip].lanes * vector // shape.channels if chip != "interpreter" and vector > 1 else 0
+    those that are loaded at once, by threads with vectors of adjacent channels, whose elements have a size in bytes.
+    Where these are fewer than 16 bytes, the compiler divides a strip otherwise."""
+    across = CHIPS[chip].lanes * vector // shape.channels if chip != "interpreter" and vector * size == 16 else 0
     rows = across * shape.warps
     return (rows, shape.warps) if 0 < rows <= shape.pixels and shape.channels > 1 else (shape.pixels, 1)
 
