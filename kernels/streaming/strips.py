@@ -117,12 +117,12 @@ def chunks(
     over: torch.Tensor, args: tuple[Any, ...], index: Any, rows: int = 1, blocks: int = 1, high: int = 1
 ) -> Chunks:
     """Return the chunks of `over`, whose programs fill the chip, for a kernel of args; of pixels that stand for `rows`
-    pixels each, with `blocks` programs for each. high: a program may take so many strips at once, a power of two."""
+    pixels each, with `blocks` programs for each. high: a thread may have so many vectors of 16 bytes."""
     batch, channels, height, width = over.shape
     chip, pixels, adjacent = chips.chip_name(), batch * (height // rows) * width, over.stride(1) == 1
     shape = pick.strip_shape(pixels, channels, adjacent, chip)
     across = cdiv(channels, shape.channels) * blocks
-    shape = pick.high_strip(shape, pixels, across, high, chip)
+    shape = pick.high_strip(shape, pixels, across, max(1, high * 2 // over.element_size()), chip)
     steps = cdiv(pixels, shape.pixels)
     chunk = cdiv(steps, max(1, min(steps, 4 * chips.CHIPS[chip].multiprocessors // across)))
     elements, aligned = vector([it for it in args if isinstance(it, Images)], channels, shape.channels > 1)
