@@ -206,4 +206,14 @@ LINEARS = {  # rows, in_features, out_features, groups
 }
 
 # Images whose gradients go through an epilogue or a normalisation.
-GRADS = {"small": (2, 3, 5, 7), "33 channels": (3, 33, 9, 4), "rows": (65, 20, 1, 1), "long": (1, 4, 70, 71)}
+# The last three: vectors that the compiler must be told of; several of them for each thread in channels_last; and,
+# contiguous, several strips for each program.
+GRADS = {
+    "small": (2, 3, 5, 7),
+    "33 channels": (3, 33, 9, 4),
+    "rows": (65, 20, 1, 1),
+    "long": (1, 4, 70, 71),
+    "24 channels": (2, 24, 14, 18),
+    "64 channels": (3, 64, 36, 40),
+    "300 channels": (1, 300, 33, 34),
+}

@@ -1,5 +1,6 @@
 """Where values lie in memory: formats of results and gradients, views, and offsets that need 64 bits."""
 
+import itertools
 import sys
 
 import pytest
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from checks import assert_accurate
 from cnn_triton import functional
 from cnn_triton.kernels.base.lang import tl
+from cnn_triton.kernels.core import images as images_module
+from cnn_triton.kernels.core.images import Images
 from cnn_triton.kernels.core.tensors import index_type
 from semantics import PAIRS, both, draw, every
 
@@ -89,6 +92,47 @@ def test_wide_offsets(monkeypatch, device):
         assert_accurate(ours, theirs, theirs)
         for mine, right in zip(our_grads, their_grads, strict=True):
             assert_accurate(mine, right, right)
+
+
+def views(shape):
+    """Images of a shape in all kinds of strides."""
+    n, c, h, w = shape
+    yield torch.empty(shape)
+    yield torch.empty(shape).to(memory_format=torch.channels_last)
+    yield torch.empty(n, c, h, w + 1)[..., :w]
+    yield torch.empty(n, c, h + 1, w)[..., :h, :]
+    yield torch.empty(n, h, w, 8 + c).permute(0, 3, 1, 2)[:, :c]
+    yield torch.empty(n, c, w, h).transpose(2, 3)
+    yield torch.empty(1, c, h, w).expand(shape)
+    yield torch.empty(1).expand(shape)
+
+
+@pytest.mark.parametrize("shape", [*itertools.product((1, 3), (1, 8), (1, 4), (1, 16))], ids=str)
+def test_merged(shape):
+    """Images with fewer dimensions have the same pixels in the same order, and vectors that are aligned."""
+
+    def pixels(it):
+        n, h, w = torch.meshgrid(*map(torch.arange, it.size), indexing="ij")
+        return (n * it.strides.n + h * it.strides.h + w * it.strides.w).flatten()
+
+    for pair in itertools.product(views(shape), repeat=2):
+        images = [Images.of(tensor) for tensor in pair]
+        merged = images_module.merged(*images)
+        for it, was in zip(merged, images, strict=True):
+            assert torch.equal(pixels(it), pixels(was))
+            assert it.strides.c == was.strides.c
+        for across in (False, True):
+            elements, told = images_module.vector(merged, shape[1], across)
+            assert told in (1, elements)
+            for it in merged:
+                if elements > 1 and across:
+                    assert it.strides.c == 1
+                    assert shape[1] % elements == 0
+                    assert (pixels(it) % elements == 0).all()
+                elif elements > 1:
+                    first = pixels(it).view(-1, elements)
+                    assert (first[:, 0] % elements == 0).all()
+                    assert (first == first[:, :1] + torch.arange(elements)).all()
 
 
 FAR = {  # label: operator's name, shape of the weight, groups

@@ -8,10 +8,11 @@ import torch
 
 from ..base.lang import tl, triton
 from ..base.precision import accumulator
-from ..core.images import Images, offsets
+from ..core.images import Images, in_vectors, merged, offsets
 from ..core.op import Op, VmapRule
 from ..core.tensors import channels_last, check_tensors, index_type, nbytes, new
-from ..streaming.sums import part_of, step_of, sum_pixels, sum_rows
+from ..streaming.strips import part_of, step_of
+from ..streaming.sums import held, sum_held, sum_pixels
 from . import activations
 
 
@@ -21,12 +22,15 @@ def activation_grad_kernel(
 ):  # fmt: skip
     """masked = act'(x) · grad, computed from saved (x or y), and parts[program, k] = Σ of it over the program's pixels.
     saved None: only the sums of grad."""
-    PIXELS: tl.constexpr = BLOCK.pixels
+    ROWS: tl.constexpr = BLOCK.rows
     CHANNELS: tl.constexpr = BLOCK.channels
     ACC: tl.constexpr = BLOCK.accumulator
     NUMBERS: tl.constexpr = ACTIVATION.numbers
+    grad, masked = in_vectors(grad, BLOCK), in_vectors(masked, BLOCK)
+    if saved is not None:
+        saved = in_vectors(saved, BLOCK)
     part = part_of(channels, BLOCK)
-    acc = tl.zeros([PIXELS, CHANNELS], ACC)
+    acc = tl.zeros([ROWS, CHANNELS], ACC)
     for number in range(part.number * chunk, (part.number + 1) * chunk):
         step = step_of(number, masked.size, part, BLOCK)
         g = tl.load(grad.data + offsets(step.at, part.c, grad.strides), mask=step.mask, other=0.0).to(ACC)
@@ -35,17 +39,18 @@ def activation_grad_kernel(
             g = ACTIVATION.backward(g, y, NUMBERS)
             to = masked.data + offsets(step.at, part.c, masked.strides)
             tl.store(to, g.to(masked.data.dtype.element_ty), mask=step.mask)
-        acc += g
+        acc += held(g, BLOCK)
     to = parts + part.number.to(BLOCK.index) * channels + part.c
-    tl.store(to, sum_rows(acc).to(parts.dtype.element_ty), mask=part.c_mask)
+    tl.store(to, sum_held(acc, BLOCK).to(parts.dtype.element_ty), mask=part.c_mask)
 
 
 def _launch(dbias: torch.Tensor, masked: torch.Tensor, grad: torch.Tensor, saved: torch.Tensor | None, activation: str):
     like = grad if saved is None else saved
+    act = activations.of(activation)
+    dy, x, dx = merged(Images.of(grad), Images.of(like), Images.of(masked))
     sum_pixels(
-        activation_grad_kernel, dbias, like, Images.of(grad), None if saved is None else Images.of(saved),
-        Images.of(masked), index=index_type(grad, saved),
-        ACTIVATION=activations.of(activation).on_device(like.dtype),
+        activation_grad_kernel, dbias, like, dy, None if saved is None else x, dx, index=index_type(grad, saved),
+        high=act.vectors_at_once, ACTIVATION=act.on_device(like.dtype),
     )  # fmt: skip
 
 

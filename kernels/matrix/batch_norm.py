@@ -23,11 +23,11 @@ import torch
 
 from ..base.lang import device_function, tl, triton
 from ..base.precision import accumulator, conv_precision
-from ..core.images import Images, offsets
+from ..core.images import Images, in_vectors, merged, offsets
 from ..core.op import Op, VmapRule
 from ..core.tensors import channels_last, check_tensors, index_type, laid_out_as, nbytes, new
-from ..streaming.strips import stream, strip
-from ..streaming.sums import part_of, step_of, store_sums, sum_pixels
+from ..streaming.strips import part_of, step_of, stream_chunks
+from ..streaming.sums import held, store_sums, sum_pixels
 from ..window.arguments import same_shape
 from ..window.convolution import Window
 from . import activations
@@ -52,28 +52,33 @@ class Vectors(NamedTuple):
         return cls(*(vector if vector is None else vector.contiguous() for vector in vectors))
 
 
-@device_function
-def normal(z, vectors, k, k_mask, EPS: tl.constexpr, ACC: tl.constexpr):
-    """Return (ẑ, s) of values z of channels k. [pixels, channels], [channels]"""
-    s = 1.0 / tl.sqrt(tl.load(vectors.var + k, mask=k_mask, other=0.0).to(ACC) + EPS)
-    return (z - tl.load(vectors.mean + k, mask=k_mask, other=0.0).to(ACC)[None, :]) * s[None, :], s
+class Normal(NamedTuple):
+    """How each channel of a block is normalised: x = (z − mean)·scale + bias, with scale = s·weight. [1, channels]"""
+
+    mean: Any
+    s: Any
+    scale: Any
+    bias: Any
 
 
 @device_function
-def affine(z, weight, bias, k, k_mask, ACC: tl.constexpr):
-    """Return z·weight + bias, each by channel, if it is there."""
-    if weight is not None:
-        z *= tl.load(weight + k, mask=k_mask, other=0.0).to(ACC)[None, :]
-    if bias is not None:
-        z += tl.load(bias + k, mask=k_mask, other=0.0).to(ACC)[None, :]
-    return z
+def normal_of(vectors, k, k_mask, EPS: tl.constexpr, ACC: tl.constexpr):
+    """Return how channels k are normalised."""
+    mean = tl.load(vectors.mean + k, mask=k_mask, other=0.0).to(ACC)[None, :]
+    s = 1.0 / tl.sqrt(tl.load(vectors.var + k, mask=k_mask, other=1.0).to(ACC) + EPS)[None, :]
+    scale, bias = s, tl.zeros_like(s)
+    if vectors.weight is not None:
+        scale = s * tl.load(vectors.weight + k, mask=k_mask, other=0.0).to(ACC)[None, :]
+    if vectors.bias is not None:
+        bias = tl.load(vectors.bias + k, mask=k_mask, other=0.0).to(ACC)[None, :]
+    return Normal(mean, s, scale, bias)
 
 
 @device_function
-def masked(g, z, vectors, k, k_mask, ACTIVATION: tl.constexpr, ACC: tl.constexpr):
-    """Return act'(x)·g with x = ẑ·weight + bias computed again."""
+def masked(g, off, normal, ACTIVATION: tl.constexpr):
+    """Return act'(x)·g with x = off·scale + bias computed again; off: z − mean."""
     NUMBERS: tl.constexpr = ACTIVATION.numbers
-    x = affine(z, vectors.weight, vectors.bias, k, k_mask, ACC)
+    x = off * normal.scale + normal.bias
     if ACTIVATION.saves == "output":
         return ACTIVATION.backward(g, ACTIVATION.forward(x, NUMBERS), NUMBERS)
     else:
@@ -82,22 +87,24 @@ def masked(g, z, vectors, k, k_mask, ACTIVATION: tl.constexpr, ACC: tl.constexpr
 
 @triton.jit
 def norm_kernel(
-    z, vectors, residual, slope, y, channels, ACTIVATION: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr
+    z, vectors, residual, slope, y, channels, chunk, ACTIVATION: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """y = act(ẑ·weight + bias + residual), the residual in y's strides; with a slope PReLU's."""
     ACC: tl.constexpr = BLOCK.accumulator
     NUMBERS: tl.constexpr = ACTIVATION.numbers
-    s = strip(y.size, channels, BLOCK)
-    k_mask = s.c < channels
-    x = tl.load(z.data + offsets(s.at, s.c, z.strides), mask=s.mask, other=0.0).to(ACC)
-    x, _ = normal(x, vectors, s.c, k_mask, EPS, ACC)
-    x = affine(x, vectors.weight, vectors.bias, s.c, k_mask, ACC)
-    to = offsets(s.at, s.c, y.strides)
-    if residual is not None:
-        x += tl.load(residual + to, mask=s.mask, other=0.0).to(ACC)
-    if slope is not None:
-        x = prelu(x, slope, s.c, k_mask)
-    tl.store(y.data + to, ACTIVATION.forward(x, NUMBERS).to(y.data.dtype.element_ty), mask=s.mask)
+    z, y = in_vectors(z, BLOCK), in_vectors(y, BLOCK)
+    part = part_of(channels, BLOCK)
+    normal = normal_of(vectors, part.c, part.c_mask, EPS, ACC)
+    for number in range(part.number * chunk, (part.number + 1) * chunk):
+        step = step_of(number, y.size, part, BLOCK)
+        x = tl.load(z.data + offsets(step.at, part.c, z.strides), mask=step.mask, other=0.0).to(ACC)
+        x = (x - normal.mean) * normal.scale + normal.bias
+        to = offsets(step.at, part.c, y.strides)
+        if residual is not None:
+            x += tl.load(residual + to, mask=step.mask, other=0.0).to(ACC)
+        if slope is not None:
+            x = prelu(x, slope, part.c, part.c_mask)
+        tl.store(y.data + to, ACTIVATION.forward(x, NUMBERS).to(y.data.dtype.element_ty), mask=step.mask)
 
 
 @triton.jit
@@ -105,43 +112,44 @@ def norm_sums_kernel(
     grad, z, vectors, parts, channels, chunk, ACTIVATION: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """parts[program] = (Σ g, Σ g·ẑ) over the program's pixels."""
-    PIXELS: tl.constexpr = BLOCK.pixels
+    ROWS: tl.constexpr = BLOCK.rows
     CHANNELS: tl.constexpr = BLOCK.channels
     ACC: tl.constexpr = BLOCK.accumulator
-    INDEX: tl.constexpr = BLOCK.index
+    grad, z = in_vectors(grad, BLOCK), in_vectors(z, BLOCK)
     part = part_of(channels, BLOCK)
-    k, k_mask = part.c, part.c_mask
-    sums = tl.zeros([PIXELS, CHANNELS], ACC)
-    products = tl.zeros([PIXELS, CHANNELS], ACC)
+    normal = normal_of(vectors, part.c, part.c_mask, EPS, ACC)
+    sums = tl.zeros([ROWS, CHANNELS], ACC)
+    products = tl.zeros([ROWS, CHANNELS], ACC)
     for number in range(part.number * chunk, (part.number + 1) * chunk):
         step = step_of(number, z.size, part, BLOCK)
-        g = tl.load(grad.data + offsets(step.at, k, grad.strides), mask=step.mask, other=0.0).to(ACC)
-        x = tl.load(z.data + offsets(step.at, k, z.strides), mask=step.mask, other=0.0).to(ACC)
-        x, _ = normal(x, vectors, k, k_mask, EPS, ACC)
-        g = tl.where(step.mask, masked(g, x, vectors, k, k_mask, ACTIVATION, ACC), 0.0)
-        sums += g
-        products += tl.where(step.mask, g * x, 0.0)
-    store_sums(parts, part, sums, products, channels, INDEX)
+        g = tl.load(grad.data + offsets(step.at, part.c, grad.strides), mask=step.mask, other=0.0).to(ACC)
+        x = tl.load(z.data + offsets(step.at, part.c, z.strides), mask=step.mask, other=0.0).to(ACC)
+        off = x - normal.mean
+        g = tl.where(step.mask, masked(g, off, normal, ACTIVATION), 0.0)
+        sums += held(g, BLOCK)
+        products += held(tl.where(step.mask, g * off, 0.0), BLOCK)
+    store_sums(parts, part, sums, products * normal.s, channels, BLOCK)
 
 
 @triton.jit
 def norm_grad_kernel(
-    grad, z, vectors, sums, dz, channels, ACTIVATION: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr
+    grad, z, vectors, sums, dz, channels, chunk, ACTIVATION: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """dz = weight·s·(g − (dbias + ẑ·dweight) / count)."""
     ACC: tl.constexpr = BLOCK.accumulator
-    here = strip(dz.size, channels, BLOCK)
-    k, mask = here.c, here.mask
-    k_mask = k < channels
-    x = tl.load(z.data + offsets(here.at, k, z.strides), mask=mask, other=0.0).to(ACC)
-    x, s = normal(x, vectors, k, k_mask, EPS, ACC)
-    g = tl.load(grad.data + offsets(here.at, k, grad.strides), mask=mask, other=0.0).to(ACC)
-    g = masked(g, x, vectors, k, k_mask, ACTIVATION, ACC)
-    total = tl.load(sums + k, mask=k_mask, other=0.0)[None, :]
-    product = tl.load(sums + channels + k, mask=k_mask, other=0.0)[None, :]
+    grad, z, dz = in_vectors(grad, BLOCK), in_vectors(z, BLOCK), in_vectors(dz, BLOCK)
+    part = part_of(channels, BLOCK)
+    normal = normal_of(vectors, part.c, part.c_mask, EPS, ACC)
     count = tl.cast(tl.cast(dz.size.n, tl.int64) * dz.size.h * dz.size.w, ACC)
-    g = affine((g - (total + x * product) / count) * s[None, :], vectors.weight, None, k, k_mask, ACC)
-    tl.store(dz.data + offsets(here.at, k, dz.strides), g.to(dz.data.dtype.element_ty), mask=mask)
+    total = tl.load(sums + part.c, mask=part.c_mask, other=0.0)[None, :] / count
+    product = tl.load(sums + channels + part.c, mask=part.c_mask, other=0.0)[None, :] / count * normal.s
+    for number in range(part.number * chunk, (part.number + 1) * chunk):
+        step = step_of(number, dz.size, part, BLOCK)
+        x = tl.load(z.data + offsets(step.at, part.c, z.strides), mask=step.mask, other=0.0).to(ACC)
+        g = tl.load(grad.data + offsets(step.at, part.c, grad.strides), mask=step.mask, other=0.0).to(ACC)
+        off = x - normal.mean
+        g = normal.scale * (masked(g, off, normal, ACTIVATION) - total - off * product)
+        tl.store(dz.data + offsets(step.at, part.c, dz.strides), g.to(dz.data.dtype.element_ty), mask=step.mask)
 
 
 def moments_fake(input, weight, bias, stride, padding, dilation, groups, padding_mode):
@@ -187,9 +195,11 @@ def norm_fake(input, mean, var, weight, bias, residual, slope, eps, activation):
 
 def norm_launch(y, input, mean, var, weight, bias, residual, slope, eps, activation):
     slope = slope if slope is None else slope.contiguous()
-    stream(
-        norm_kernel, y, Images.of(input), Vectors.of(mean, var, weight, bias), laid_out_as(y, residual), slope,
-        Images.of(y), index=index_type(input, y), ACTIVATION=activations.of(activation).on_device(), EPS=eps,
+    act = activations.of(activation)
+    z, to = merged(Images.of(input), Images.of(y))
+    stream_chunks(
+        norm_kernel, y, z, Vectors.of(mean, var, weight, bias), laid_out_as(y, residual), slope, to,
+        index=index_type(input, y), high=act.vectors_at_once, ACTIVATION=act.on_device(), EPS=eps,
     )  # fmt: skip
 
 
@@ -206,10 +216,12 @@ def norm_grad_fake(grad, input, mean, var, weight, bias, eps, activation):
 
 def norm_grad_launch(results, grad, input, mean, var, weight, bias, eps, activation):
     dz, sums = results
-    given = (Images.of(grad), Images.of(input), Vectors.of(mean, var, weight, bias))
-    same = {"ACTIVATION": activations.of(activation).on_device(), "EPS": eps, "index": index_type(grad, input, dz)}
-    sum_pixels(norm_sums_kernel, sums, input, *given, **same)
-    stream(norm_grad_kernel, dz, *given, sums, Images.of(dz), **same)
+    dy, z, to = merged(Images.of(grad), Images.of(input), Images.of(dz))
+    vectors = Vectors.of(mean, var, weight, bias)
+    act, index = activations.of(activation), index_type(grad, input, dz)
+    same = {"ACTIVATION": act.on_device(), "EPS": eps, "index": index, "high": act.vectors_at_once}
+    sum_pixels(norm_sums_kernel, sums, input, dy, z, vectors, **same)
+    stream_chunks(norm_grad_kernel, dz, dy, z, vectors, sums, to, **same)
 
 
 def _normal_reference(z, eps, mean=None, var=None):

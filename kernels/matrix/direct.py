@@ -30,7 +30,7 @@ from ..core.images import Images, Pixel, assume_aligned, offsets, pixel
 from ..core.op import launch
 from ..core.tensors import alignment, index_type, tl_type
 from ..streaming.strips import Block
-from ..streaming.sums import sum_pixels, sum_rows
+from ..streaming.sums import sum_block, sum_pixels
 from ..tiles import pick
 from ..tiles.model import register_options
 from ..tiles.shapes import UNROLLED
@@ -239,7 +239,7 @@ def direct_weight_grad_kernel(
         for r in tl.static_range(TAPS):
             to = parts + k * dw_strides.column + (first_r + r) * dw_strides.row
             to += (first_s + s) * dw_strides.tap
-            tl.store(to, sum_rows(sums[s * TAPS + r]).to(parts.dtype.element_ty), mask=k_mask)
+            tl.store(to, sum_block(sums[s * TAPS + r], BLOCK).to(parts.dtype.element_ty), mask=k_mask)
 
 
 @device_function

@@ -10,18 +10,20 @@ import torch
 from ..base.lang import device_function, tl, triton
 from ..core import chips
 from ..core.op import launch
-from ..core.tensors import index_type, new, tl_type
-from ..streaming.sums import sum_rows
+from ..core.tensors import new
+from ..streaming.sums import block_of, sum_block
 from ..tiles import pick
+from ..tiles.shapes import StripShape
 from ..window.layout import cdiv
 
 
 @triton.jit
-def join_kernel(
-    moments, out, rows, columns, chunk, ACC: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """out[part] = the joint moments of the part's chunk of rows, for COLUMNS columns."""
+def join_kernel(moments, out, rows, columns, chunk, BLOCK: tl.constexpr):
+    """out[part] = the joint moments of the part's chunk of rows, for a block's columns."""
+    ROWS: tl.constexpr = BLOCK.pixels
+    COLUMNS: tl.constexpr = BLOCK.channels
+    ACC: tl.constexpr = BLOCK.accumulator
+    INDEX: tl.constexpr = BLOCK.index
     across = tl.cdiv(columns, COLUMNS)
     part = tl.program_id(0) // across
     k = tl.program_id(0) % across * COLUMNS + tl.arange(0, COLUMNS)
@@ -36,12 +38,10 @@ def join_kernel(
         counts = tl.load(at, mask=mask, other=0.0)
         means = tl.load(at + columns, mask=mask, other=0.0)
         ms = tl.load(at + 2 * columns, mask=mask, other=0.0)
-        divisor = tl.maximum(sum_rows(counts), 1.0)  # masked columns count 0
-        chunk_mean = sum_rows(counts * means) / divisor
+        chunk_count = sum_block(counts, BLOCK)
+        chunk_mean = sum_block(counts * means, BLOCK) / tl.maximum(chunk_count, 1.0)  # masked columns count 0
         off = means - chunk_mean[None, :]
-        count, mean, m = join(
-            count, mean, m, sum_rows(counts), chunk_mean, sum_rows(ms + counts * off * off)
-        )  # fmt: skip
+        count, mean, m = join(count, mean, m, chunk_count, chunk_mean, sum_block(ms + counts * off * off, BLOCK))
     to = out + part.to(INDEX) * 3 * columns + k
     tl.store(to, count, mask=k_mask)
     tl.store(to + columns, mean, mask=k_mask)
@@ -64,14 +64,14 @@ _CHUNK = 128  # rows of a program; one program joins the rest once at most twice
 def joined(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (mean, var) by column of tiles' moments [tiles, 3, columns]."""
     rows, _, columns = moments.shape
-    block = pick.sum_columns(columns, chips.chip_name())
+    shape = StripShape(_ROWS, pick.sum_columns(columns, chips.chip_name()))
     while rows > 1:
         chunk = _CHUNK if rows > 2 * _CHUNK else rows
         parts = cdiv(rows, chunk)
         out = new((parts, 3, columns), moments)
         launch(
-            join_kernel, parts * cdiv(columns, block), moments, out, rows, columns, chunk,
-            ACC=tl_type(moments.dtype), INDEX=index_type(moments), ROWS=_ROWS, COLUMNS=block, num_warps=4,
+            join_kernel, parts * cdiv(columns, shape.channels), moments, out, rows, columns, chunk,
+            BLOCK=block_of(moments, columns, shape), num_warps=shape.warps,
         )  # fmt: skip
         moments, rows = out, parts
     return moments[0, 1], moments[0, 2] / moments[0, 0]

@@ -25,8 +25,8 @@ from ..core import chips
 from ..core.images import Images, Pixel, Strides, offsets
 from ..core.op import Op, VmapRule
 from ..core.tensors import channels_last, check_tensors, index_type, laid_out_as, nbytes, new
-from ..streaming.strips import stream, strip
-from ..streaming.sums import part_of, step_of, sum_pixels, sum_rows
+from ..streaming.strips import part_of, step_of, stream, strip
+from ..streaming.sums import held, sum_held, sum_pixels
 from ..tiles.model import register_options
 from ..window.arguments import same_shape
 from ..window.layout import cdiv
@@ -141,8 +141,9 @@ def spread_kernel(grad, code, dx, parts, channels, chunk, POOL: tl.constexpr, BL
     PIXELS: tl.constexpr = BLOCK.pixels
     CHANNELS: tl.constexpr = BLOCK.channels
     ACC: tl.constexpr = BLOCK.accumulator
+    ROWS: tl.constexpr = BLOCK.rows
     part = part_of(channels, BLOCK)
-    acc = tl.zeros([PIXELS, CHANNELS], ACC)
+    acc = tl.zeros([ROWS, CHANNELS], ACC)
     strides = Strides(code.strides.n, code.strides.h, code.strides.w, code.strides.c)  # Triton 3.6 loses code.strides.c
     for number in range(part.number * chunk, (part.number + 1) * chunk):
         step = step_of(number, grad.size, part, BLOCK)
@@ -157,9 +158,9 @@ def spread_kernel(grad, code, dx, parts, channels, chunk, POOL: tl.constexpr, BL
                 value = tl.where(opens, g, 0.0).to(g.dtype)
                 tl.store(dx.data + offsets(at, part.c, dx.strides), value, mask=step.mask)
             opened += opens.to(ACC)
-        acc += tl.where(opened > 0, g.to(ACC) * opened, 0.0)
+        acc += held(tl.where(opened > 0, g.to(ACC) * opened, 0.0), BLOCK)
     to = parts + part.number.to(BLOCK.index) * channels + part.c
-    tl.store(to, sum_rows(acc).to(parts.dtype.element_ty), mask=part.c_mask)
+    tl.store(to, sum_held(acc, BLOCK).to(parts.dtype.element_ty), mask=part.c_mask)
 
 
 @triton.jit

@@ -13,34 +13,35 @@ import torch
 
 from ..base.lang import tl, triton
 from ..base.precision import accumulator
-from ..core.images import Images, offsets
+from ..core.images import Images, in_vectors, merged, offsets
 from ..core.op import Op, VmapRule
 from ..core.tensors import channels_last, check_tensors, index_type, nbytes, new
-from ..streaming.sums import part_of, step_of, store_sums, sum_pixels
+from ..streaming.strips import part_of, step_of
+from ..streaming.sums import held, store_sums, sum_pixels
 from ..window.arguments import same_shape
 
 
 @triton.jit
 def prelu_grad_kernel(grad, saved, slope, masked, parts, channels, chunk, BLOCK: tl.constexpr):
     """masked = g, and parts[program] = (Σ g, Σ dy·min(x, 0)) over the program's pixels."""
-    PIXELS: tl.constexpr = BLOCK.pixels
+    ROWS: tl.constexpr = BLOCK.rows
     CHANNELS: tl.constexpr = BLOCK.channels
     ACC: tl.constexpr = BLOCK.accumulator
-    INDEX: tl.constexpr = BLOCK.index
+    grad, saved, masked = in_vectors(grad, BLOCK), in_vectors(saved, BLOCK), in_vectors(masked, BLOCK)
     part = part_of(channels, BLOCK)
     below = tl.load(slope + part.c, mask=part.c_mask, other=0.0).to(ACC)[None, :]
-    sums = tl.zeros([PIXELS, CHANNELS], ACC)
-    slopes = tl.zeros([PIXELS, CHANNELS], ACC)
+    sums = tl.zeros([ROWS, CHANNELS], ACC)
+    slopes = tl.zeros([ROWS, CHANNELS], ACC)
     for number in range(part.number * chunk, (part.number + 1) * chunk):
         step = step_of(number, masked.size, part, BLOCK)
         x = tl.load(saved.data + offsets(step.at, part.c, saved.strides), mask=step.mask, other=1.0).to(ACC)
         g = tl.load(grad.data + offsets(step.at, part.c, grad.strides), mask=step.mask, other=0.0).to(ACC)
-        slopes += tl.where(x > 0, 0.0, g * x)
+        slopes += held(tl.where(x > 0, 0.0, g * x), BLOCK)
         g = tl.where(x > 0, g, g * below)
-        sums += g
+        sums += held(g, BLOCK)
         to = masked.data + offsets(step.at, part.c, masked.strides)
         tl.store(to, g.to(masked.data.dtype.element_ty), mask=step.mask)
-    store_sums(parts, part, sums, slopes, channels, INDEX)
+    store_sums(parts, part, sums, slopes, channels, BLOCK)
 
 
 def prelu_grad_fake(grad, saved, slope):
@@ -54,8 +55,9 @@ def prelu_grad_fake(grad, saved, slope):
 
 def prelu_grad_launch(results, grad, saved, slope):
     masked, sums = results
-    images = (Images.of(grad), Images.of(saved), slope.contiguous(), Images.of(masked))
-    sum_pixels(prelu_grad_kernel, sums, saved, *images, index=index_type(grad, saved, masked))
+    dy, x, dx = merged(Images.of(grad), Images.of(saved), Images.of(masked))
+    index = index_type(grad, saved, masked)
+    sum_pixels(prelu_grad_kernel, sums, saved, dy, x, slope.contiguous(), dx, index=index, high=4)
 
 
 def prelu_grad_aten(grad, saved, slope):

@@ -4,34 +4,19 @@ parts[program, i] = Σ over the program's pixels            a kernel of the call
 total[i]          = Σ_program parts[program, i]            sum_kernel
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ..base.lang import device_function, interpreted, tl, triton
 from ..base.precision import accumulator
 from ..core import chips
-from ..core.images import Pixel, pixel
 from ..core.op import launch
 from ..core.tensors import index_type, new, tl_type
 from ..tiles import pick
+from ..tiles.shapes import StripShape
 from ..window.layout import cdiv
-from .strips import Block
-
-
-class Part(NamedTuple):
-    """A program's part of the pixels, by its number, and its channels c; those of c_mask exist. [channels]"""
-
-    number: Any
-    c: Any
-    c_mask: Any
-
-
-class Step(NamedTuple):
-    """A step's pixels `at` [pixels], and which elements exist, `mask` [pixels, channels]."""
-
-    at: Pixel
-    mask: Any
+from .strips import Block, chunks
 
 
 @device_function
@@ -47,76 +32,96 @@ def sum_rows(x):
 
 
 @device_function
-def part_of(channels, BLOCK: tl.constexpr):
-    """Return this program's part."""
-    CHANNELS: tl.constexpr = BLOCK.channels
-    INDEX: tl.constexpr = BLOCK.index
-    across = tl.cdiv(channels, CHANNELS)
-    c = (tl.program_id(0) % across * CHANNELS + tl.arange(0, CHANNELS)).to(INDEX)
-    return Part(tl.program_id(0) // across, c, c < channels)
+def held(x, BLOCK: tl.constexpr):
+    """Return the sums [rows, channels] over the pixels of a block x [pixels, channels] that each thread has."""
+    ROWS: tl.constexpr = BLOCK.rows
+    SHARES: tl.constexpr = x.shape[0] // ROWS
+    if SHARES == 1:
+        return x
+    else:
+        return tl.sum(tl.reshape(x, [SHARES, ROWS, x.shape[1]]), axis=0)
 
 
 @device_function
-def step_of(step, size, part, BLOCK: tl.constexpr):
-    """Return a step of a part, over images of a size."""
-    PIXELS: tl.constexpr = BLOCK.pixels
-    INDEX: tl.constexpr = BLOCK.index
-    at = pixel(tl.cast(step, INDEX) * PIXELS + tl.arange(0, PIXELS), size.h, size.w)
-    return Step(at, (at.n < size.n)[:, None] & part.c_mask[None, :])
+def sum_held(x, BLOCK: tl.constexpr):
+    """Return Σ over the rows of a block of sums [rows, channels].
+
+    Triton's sum across warps stores the channels of one thread at strides that share banks. So: within warps first;
+    then split [channels, 2, 2], which takes both halves to one thread.
+    """
+    WARPS: tl.constexpr = BLOCK.warps
+    if interpreted() or WARPS != 4:
+        return sum_rows(x)
+    else:
+        COLUMNS: tl.constexpr = x.shape[1]
+        x = tl.sum(tl.reshape(x, [WARPS, x.shape[0] // WARPS, COLUMNS]), axis=1)
+        even, odd = tl.split(tl.reshape(tl.permute(x, (1, 0)), [COLUMNS, 2, 2]))
+        even, odd = tl.split(even + odd)
+        return even + odd
 
 
 @device_function
-def store_sums(parts, part, first, second, channels, INDEX: tl.constexpr):
-    """Store the sums over pixels of two blocks [pixels, channels] in the part's row of parts [part, 2, channels]."""
-    to = parts + part.number.to(INDEX) * 2 * channels + part.c
-    tl.store(to, sum_rows(first).to(parts.dtype.element_ty), mask=part.c_mask)
-    tl.store(to + channels, sum_rows(second).to(parts.dtype.element_ty), mask=part.c_mask)
+def sum_block(x, BLOCK: tl.constexpr):
+    """Return Σ over the pixels of a block x [pixels, channels]."""
+    return sum_held(held(x, BLOCK), BLOCK)
+
+
+@device_function
+def store_sums(parts, part, first, second, channels, BLOCK: tl.constexpr):
+    """Store the sums over rows of two blocks of sums in the part's row of parts [part, 2, channels]."""
+    to = parts + part.number.to(BLOCK.index) * 2 * channels + part.c
+    tl.store(to, sum_held(first, BLOCK).to(parts.dtype.element_ty), mask=part.c_mask)
+    tl.store(to + channels, sum_held(second, BLOCK).to(parts.dtype.element_ty), mask=part.c_mask)
 
 
 @triton.jit
-def sum_kernel(parts, total, rows, size, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INDEX: tl.constexpr):
+def sum_kernel(parts, total, rows, size, BLOCK: tl.constexpr):
     """total[i] = Σ_row parts[row, i], in a fixed order: the second stage of every split sum."""
+    ROWS: tl.constexpr = BLOCK.pixels
+    COLUMNS: tl.constexpr = BLOCK.channels
+    HELD: tl.constexpr = BLOCK.rows
+    INDEX: tl.constexpr = BLOCK.index
     i = tl.program_id(0).to(INDEX) * COLUMNS + tl.arange(0, COLUMNS)
-    acc = tl.zeros([COLUMNS], parts.dtype.element_ty)
+    acc = tl.zeros([HELD, COLUMNS], parts.dtype.element_ty)
     for first in range(0, rows, ROWS):
         row = first + tl.arange(0, ROWS)
         mask = (row < rows)[:, None] & (i < size)[None, :]
-        acc += sum_rows(tl.load(parts + row[:, None].to(INDEX) * size + i[None, :], mask=mask, other=0.0))
-    tl.store(total + i, acc.to(total.dtype.element_ty), mask=i < size)
+        acc += held(tl.load(parts + row[:, None].to(INDEX) * size + i[None, :], mask=mask, other=0.0), BLOCK)
+    tl.store(total + i, sum_held(acc, BLOCK).to(total.dtype.element_ty), mask=i < size)
+
+
+def block_of(parts: torch.Tensor, columns: int, shape: StripShape) -> Block:
+    """Return the constants of a kernel that sums over rows of parts, shape's `pixels` at once."""
+    size = parts.element_size()
+    rows, warps = pick.rows_of_sums(shape, 16 // size if columns % 16 == 0 else 1, size, chips.chip_name())
+    return Block(shape.pixels, shape.channels, tl_type(parts.dtype), index_type(parts), rows, warps)
 
 
 def sum_parts(parts: torch.Tensor, total: torch.Tensor) -> None:
     """total = Σ_row parts[row, :], rows added in a fixed order; total's elements in the order of its memory."""
-    size = total.numel()
-    columns = pick.sum_columns(size, chips.chip_name())
-    launch(
-        sum_kernel, cdiv(size, columns), parts, total, parts.shape[0], size,
-        ROWS=16, COLUMNS=columns, INDEX=index_type(parts), num_warps=4,
-    )  # fmt: skip
+    rows, size = parts.shape[0], total.numel()
+    shape = pick.sum_shape(rows, size, chips.chip_name())
+    block = block_of(parts, size, shape)
+    launch(sum_kernel, cdiv(size, shape.channels), parts, total, rows, size, BLOCK=block, num_warps=shape.warps)
 
 
 def sum_pixels(
     kernel: Any, totals: torch.Tensor, over: torch.Tensor, *args: Any, index: Any, rows: int = 1, blocks: int = 1,
-    **constants: Any,
+    high: int = 1, **constants: Any,
 ) -> None:  # fmt: skip
     """Launch kernel(*args, parts, channels of `over`, chunk, **constants, BLOCK), each program on a chunk of strips of
     pixels of `over`; totals [sums x channels] are the sums of what each program stores in its row of parts. A program's
     pixel may stand for `rows` pixels, a divisor of the height; and there may be several `blocks` of sums, each with
-    programs of its own."""
+    programs of its own. high: as in `chunks`."""
     if over.numel() == 0:
         totals.zero_()
         return
-    batch, channels, height, width = over.shape
-    chip, pixels = chips.chip_name(), batch * (height // rows) * width
-    shape = pick.strip_shape(pixels, channels, over.stride(1) == 1, chip)
-    across = cdiv(channels, shape.channels) * blocks
-    steps = cdiv(pixels, shape.pixels)
-    chunk = cdiv(steps, max(1, min(steps, 4 * chips.CHIPS[chip].multiprocessors // across)))
-    programs = cdiv(steps, chunk)
-    parts = totals if programs == 1 else new((programs, totals.numel()), over, dtype=accumulator(over.dtype))
-    block = Block(shape.pixels, shape.channels, tl_type(accumulator(over.dtype)), index)
+    each = chunks(over, args, index, rows, blocks, high)
+    whole = each.programs == 1
+    parts = totals if whole else new((each.programs, totals.numel()), over, dtype=accumulator(over.dtype))
     launch(
-        kernel, programs * across, *args, parts, channels, chunk, **constants, BLOCK=block, num_warps=shape.warps
+        kernel, each.programs * each.across, *args, parts, over.shape[1], each.chunk, **constants, BLOCK=each.block,
+        num_warps=each.shape.warps,
     )  # fmt: skip
-    if parts is not totals:
+    if not whole:
         sum_parts(parts, totals)

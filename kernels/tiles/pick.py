@@ -245,6 +245,34 @@ def sum_columns(size: int, chip: str) -> int:
     return _power(size, 16, 1 << 14 if chip == "interpreter" else 128)
 
 
+def sum_shape(rows: int, size: int, chip: str) -> StripShape:
+    """Return the block of an ordered sum over rows, in `pixels`, of `size` columns: where they are many, a warp's own
+    columns, so that nothing is exchanged; else narrow, and so high that all rows are soon under way."""
+    if chip == "interpreter":
+        return StripShape(16, _power(size, 16, 1 << 14))
+    if rows <= 8 or size >= 128 * CHIPS[chip].multiprocessors:
+        return StripShape(8, 128, 1)
+    return StripShape(_power(rows, 16, 128), 16)
+
+
+def high_strip(shape: StripShape, pixels: int, across: int, most: int, chip: str) -> StripShape:
+    """Return a strip of up to `most` times as many pixels, so that more loads are under way, if there are then still
+    programs for most of the chip; `across`: programs for each strip."""
+    enough = CHIPS[chip].multiprocessors // 2 if chip != "interpreter" else 0
+    while most > 1 and (not enough or pixels // (most * shape.pixels) * across < enough):
+        most //= 2
+    return shape._replace(pixels=most * shape.pixels)
+
+
+def rows_of_sums(shape: StripShape, vector: int, size: int, chip: str) -> tuple[int, int]:
+    """Return the rows that the sums over a strip's pixels are kept in, and the warps among which they are divided:
+    those that are loaded at once, by threads with vectors of adjacent channels, whose elements have a size in bytes.
+    Where these are fewer than 16 bytes, the compiler divides a strip otherwise."""
+    across = CHIPS[chip].lanes * vector // shape.channels if chip != "interpreter" and vector * size == 16 else 0
+    rows = across * shape.warps
+    return (rows, shape.warps) if 0 < rows <= shape.pixels and shape.channels > 1 else (shape.pixels, 1)
+
+
 def strip_shapes(chip: str) -> tuple[StripShape, ...]:
     """Return every shape that `strip_shape` chooses from on this chip."""
     if chip == "interpreter":

@@ -36,6 +36,12 @@ class Applied(NamedTuple):
         """True if act'(x) is not constant on pieces: then act(x) takes registers, too."""
         return self.rule.second_derivative is not None
 
+    @property
+    def vectors_at_once(self) -> int:
+        """The most vectors of 16 bytes that a thread of a streaming kernel takes at once: few where act takes
+        registers."""
+        return 2 if self.has_second_derivative else 4
+
     def on_device(self, saved: torch.dtype | None = None) -> DeviceActivation:
         """Return what kernels are compiled for; `saved`: the dtype of what its derivative is computed from."""
         numbers = self.numbers

@@ -63,8 +63,22 @@ def gelu(x, P: tl.constexpr):
 @device_function
 def gelu_grad(grad, x, P: tl.constexpr):
     """Return grad times Φ(x) + x·φ(x), φ the normal density."""
-    density = 0.3989422804014327 * tl.exp(-0.5 * x * x)
-    return grad * (0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * density)
+    e = tl.exp(-0.5 * x * x)
+    if x.dtype == tl.float64:
+        below = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+    else:
+        tail = 0.5 * e * tail_over_density(tl.abs(x))
+        below = tl.where(x < 0, tail, 1.0 - tail)
+    return grad * (below + 0.3989422804014327 * x * e)
+
+
+@device_function
+def tail_over_density(x):
+    """(1 − erf(x/√2))·exp(x²/2) for x from 0: a polynomial in t = 1 / (1 + 0.55·x/√2) without constant, whose error
+    times exp(−x²/2) is at most 1.8e-8 (least squares, weighted until all peaks were alike)."""
+    t = 1.0 / (1.0 + 0.38890872965260115 * x)
+    rest = 0.7598329472835168 + t * (-0.5181112523430141 + t * 0.10734232910907768)
+    return t * (0.30157738403437623 + t * (0.3908802749209636 + t * (-0.04152166583507322 + t * rest)))
 
 
 @device_function
