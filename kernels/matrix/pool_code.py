@@ -143,6 +143,33 @@ def tap_pixel(at, t, POOL: tl.constexpr):
     return Pixel(at.n, at.h * POOL.rows + t // POOL.columns, at.w * POOL.columns + t % POOL.columns)
 
 
+@device_function
+def spread_step(grad, code, dx, at, c, mask, POOL: tl.constexpr):
+    """Store grad's share at the open taps of windows `at`, unless dx is None; return it, and how many are open."""
+    TAPS: tl.constexpr = POOL.rows * POOL.columns
+    PLANES: tl.constexpr = (TAPS + 7) // 8 if POOL.how == "average" else 1
+    EACH: tl.constexpr = TAPS if PLANES == 1 else 8
+    strides = Strides(code.strides.n, code.strides.h, code.strides.w, code.strides.c)  # Triton 3.6 loses code.strides.c
+    to = offsets(at, c, strides)
+    g = share(tl.load(grad.data + offsets(at, c, grad.strides), mask=mask, other=0.0), POOL)
+    opened = tl.zeros(g.shape, tl.int32)
+    for plane in range(PLANES):
+        bits = tl.load(code.data + to + tl.cast(plane, to.dtype) * code.plane, mask=mask, other=0).to(tl.int32)
+        if POOL.how != "average":
+            opened = (bits < TAPS).to(tl.int32)
+        for i in range(EACH if PLANES == 1 else tl.minimum(EACH, TAPS - plane * EACH)):
+            opens = bits == i
+            if POOL.how == "average":
+                opens = ((bits >> i) & 1) > 0
+                opened += opens.to(tl.int32)
+            if dx is not None:
+                t = tl.cast(plane * EACH + i, to.dtype)
+                first = offsets(Pixel(at.n, at.h * POOL.rows, at.w * POOL.columns), c, dx.strides)
+                tap = t // POOL.columns * dx.strides.h + t % POOL.columns * dx.strides.w
+                tl.store(dx.data + (first + tap), tl.where(opens, g, 0.0).to(g.dtype), mask=mask)
+    return g, opened
+
+
 @triton.jit
 def spread_kernel(grad, code, dx, parts, channels, chunk, POOL: tl.constexpr, BLOCK: tl.constexpr):
     """dx[t] = grad's share where tap t is open, and parts[program, k] = Σ of it over the program's pixels."""
@@ -151,21 +178,13 @@ def spread_kernel(grad, code, dx, parts, channels, chunk, POOL: tl.constexpr, BL
     ACC: tl.constexpr = BLOCK.accumulator
     part = part_of(channels, BLOCK)
     acc = tl.zeros([PIXELS, CHANNELS], ACC)
-    strides = Strides(code.strides.n, code.strides.h, code.strides.w, code.strides.c)  # Triton 3.6 loses code.strides.c
     for number in range(part.number * chunk, (part.number + 1) * chunk):
         step = step_of(number, grad.size, part, BLOCK)
-        to = offsets(step.at, part.c, strides)
-        g = tl.load(grad.data + offsets(step.at, part.c, grad.strides), mask=step.mask, other=0.0)
-        g = share(g, POOL)
-        opened = tl.zeros([PIXELS, CHANNELS], ACC)
-        for t in range(POOL.rows * POOL.columns):
-            opens = is_open(code, to, t, step.mask, POOL)
-            if dx is not None:
-                at = tap_pixel(step.at, t, POOL)
-                value = tl.where(opens, g, 0.0).to(g.dtype)
-                tl.store(dx.data + offsets(at, part.c, dx.strides), value, mask=step.mask)
-            opened += opens.to(ACC)
-        acc += tl.where(opened > 0, g.to(ACC) * opened, 0.0)
+        g, opened = spread_step(grad, code, dx, step.at, part.c, step.mask, POOL)
+        if POOL.how == "average":
+            acc += tl.where(opened > 0, g.to(ACC) * opened.to(ACC), 0.0)
+        else:
+            acc += tl.where(opened > 0, g.to(ACC), 0.0)
     to = parts + part.number.to(BLOCK.index) * channels + part.c
     tl.store(to, sum_rows(acc).to(parts.dtype.element_ty), mask=part.c_mask)
 
