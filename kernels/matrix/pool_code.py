@@ -144,14 +144,12 @@ def tap_pixel(at, t, POOL: tl.constexpr):
 
 
 @device_function
-def spread_step(grad, code, dx, at, c, mask, POOL: tl.constexpr):
-    """Store grad's share at the open taps of windows `at`, unless dx is None; return it, and how many are open."""
+def spread_step(g, code, to, dx, at, c, mask, POOL: tl.constexpr):
+    """Store g at the open taps of windows `at`, whose code is at offsets `to`, unless dx is None; return their
+    number."""
     TAPS: tl.constexpr = POOL.rows * POOL.columns
     PLANES: tl.constexpr = (TAPS + 7) // 8 if POOL.how == "average" else 1
     EACH: tl.constexpr = TAPS if PLANES == 1 else 8
-    strides = Strides(code.strides.n, code.strides.h, code.strides.w, code.strides.c)  # Triton 3.6 loses code.strides.c
-    to = offsets(at, c, strides)
-    g = share(tl.load(grad.data + offsets(at, c, grad.strides), mask=mask, other=0.0), POOL)
     opened = tl.zeros(g.shape, tl.int32)
     for plane in range(PLANES):
         bits = tl.load(code.data + to + tl.cast(plane, to.dtype) * code.plane, mask=mask, other=0).to(tl.int32)
@@ -167,7 +165,7 @@ def spread_step(grad, code, dx, at, c, mask, POOL: tl.constexpr):
                 first = offsets(Pixel(at.n, at.h * POOL.rows, at.w * POOL.columns), c, dx.strides)
                 tap = t // POOL.columns * dx.strides.h + t % POOL.columns * dx.strides.w
                 tl.store(dx.data + (first + tap), tl.where(opens, g, 0.0).to(g.dtype), mask=mask)
-    return g, opened
+    return opened
 
 
 @triton.jit
@@ -178,9 +176,13 @@ def spread_kernel(grad, code, dx, parts, channels, chunk, POOL: tl.constexpr, BL
     ACC: tl.constexpr = BLOCK.accumulator
     part = part_of(channels, BLOCK)
     acc = tl.zeros([PIXELS, CHANNELS], ACC)
+    strides = Strides(code.strides.n, code.strides.h, code.strides.w, code.strides.c)  # Triton 3.6 loses code.strides.c
     for number in range(part.number * chunk, (part.number + 1) * chunk):
         step = step_of(number, grad.size, part, BLOCK)
-        g, opened = spread_step(grad, code, dx, step.at, part.c, step.mask, POOL)
+        to = offsets(step.at, part.c, strides)
+        g = tl.load(grad.data + offsets(step.at, part.c, grad.strides), mask=step.mask, other=0.0)
+        g = share(g, POOL)
+        opened = spread_step(g, code, to, dx, step.at, part.c, step.mask, POOL)
         if POOL.how == "average":
             acc += tl.where(opened > 0, g.to(ACC) * opened.to(ACC), 0.0)
         else:
