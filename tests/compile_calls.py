@@ -80,6 +80,8 @@ def blocks(dtype, channels):
     return {
         "conv2d_pool": (forward, (x, w, b, b, *WINDOW, *maximum)),
         "conv2d_pool average": (forward, (x, w, b, b, *WINDOW, *average)),
+        "conv2d_pool at once": (forward, (x, w, b, b, *WINDOW, *maximum)),
+        "conv2d_pool average at once": (forward, (x, w, b, b, *WINDOW, *average)),
         "conv2d_pool_grad": (grad, (*pooled, x, w, *WINDOW, *maximum, *both, False)),
         "conv2d_pool_grad average": (grad, (*pooled, x, w, *WINDOW, *average, *both, False)),
         "conv2d_pool_grad materialized": (grad, (*pooled, x, w, *WINDOW, *maximum, *both, True)),

@@ -190,7 +190,7 @@ FAULTS = (
           "last = tl.minimum(h + AXIS.size, size + AXIS.pad)",
           "last = h + AXIS.size"),
     Fault("the last of equal values wins in a pooled block", "kernels/matrix/pool_code.py",
-          "| tl.where(nan, t, 0xFFFF - t)\n", "| t\n"),
+          "<< 16) | (POOL.rows * POOL.columns - 1 - t)", "<< 16) | t"),
     Fault("an average's bits all in its first byte", "kernels/matrix/pool_code.py",
           "tl.store(code.data + to + tl.cast(t // 8, to.dtype) * code.plane, won",
           "tl.store(code.data + to, won"),

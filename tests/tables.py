@@ -131,6 +131,7 @@ BLOCKS = {
     "groups": (2, 3),
     "first layer": (9, 28),
     "33 channels": (2, 2),
+    "64 channels": (2, 2),
     "no image": (2, 2),
     "reflect": (2, 2),
 }

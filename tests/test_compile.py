@@ -27,6 +27,8 @@ BESIDE = {
     "conv2d_moments": "epilogue",
     "conv2d_pool": "number",
     "conv2d_pool average": "two numbers",
+    "conv2d_pool at once": "windows of a number",
+    "conv2d_pool average at once": "windows of two numbers",
     "conv2d_pool_grad": "code, 1 B",
     "conv2d_pool_grad average": "code, 1 B",
 }
@@ -89,8 +91,8 @@ def tile_calls(seed):
     for chip in CHIPS:
         for kind, what in itertools.product(("half", "tf32"), (*MATRIX, *BESIDE, *PLACED)):
             beside = {**BESIDE, **PLACED}.get(what, "")
-            if what == "conv2d_pool" and kind == "tf32":
-                beside = "two numbers"
+            if what in ("conv2d_pool", "conv2d_pool at once") and kind == "tf32":
+                beside = BESIDE[what.replace("pool", "pool average")]
             for tile in pick.every_tile(kind, chip, what.endswith("weight_grad"), beside, what in PLACED):
                 if not (what.startswith("conv2d_pool_grad") and tile.box):
                     having.setdefault((kind, tile, what), []).append(chip)

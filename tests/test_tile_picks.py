@@ -131,6 +131,10 @@ def test_boxes_waste_little():
         box, count = model.box_of(128, images)
         assert box[0] * box[1] * box[2] == 128
         assert count == math.prod(-(-whole // part) for whole, part in zip(images, box, strict=True))
+        box, count = model.box_of(64, images, 4, 32)
+        assert box[0] * box[1] * box[2] == 64
+        assert 4 <= box[2] <= 32
+        assert count == math.prod(-(-whole // part) for whole, part in zip(images, box, strict=True))
 
 
 @pytest.mark.parametrize("kind", shapes.ARITHMETIC)

@@ -145,7 +145,7 @@ def blocks_beside(*words):
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("tile", blocks_beside("number", "two numbers"), ids=repr)
+@pytest.mark.parametrize("tile", blocks_beside("number", "two numbers", *shapes.AT_ONCE.values()), ids=repr)
 def test_pooled_tile(tile, run):
     """Convolution, ReLU and pooling, at sizes of the result over the edges of the tile."""
     average = zlib.crc32(repr(tile).encode()) % 3 == 0

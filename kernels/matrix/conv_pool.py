@@ -3,8 +3,9 @@
     x[n,k,h,w] = scale[k] · conv[n,k,h,w] + b[k]          conv2d.py
     y, code    = ReLU and pooling of x                    pool_code.py
 
-A tap of the pooling is a convolution by itself, whose stride is the convolution's times the window's side: the kernel
-goes through them one after the other and keeps the largest, or the sum, in registers.
+A tap of the pooling is a convolution by itself, whose stride is the convolution's times the window's side: a kernel
+goes through them one after the other and keeps the largest, or the sum, in registers. Of windows of two or four pixels
+it computes all at once where it can (tma_pool.py).
 
     for each tile of the result:                                  pooled pixels x columns
         for each tap t of the pooling:

@@ -181,6 +181,7 @@ def conv_pool_kernel(x, w, y, code, epilogue, channels, columns, ACTIVATION: tl.
     POOL: tl.constexpr = META.pool
     INDEX: tl.constexpr = META.index
     ACC: tl.constexpr = META.accumulator
+    KIND: tl.constexpr = y.data.dtype.element_ty
     PACKED: tl.constexpr = META.packed
     M: tl.constexpr = META.m
     N: tl.constexpr = META.n
@@ -210,7 +211,7 @@ def conv_pool_kernel(x, w, y, code, epilogue, channels, columns, ACTIVATION: tl.
         A = WindowOperand(x, None, Pixel(at.n, i + down.offset, j + across.offset), pixel_mask, down, across, channels)
         acc = main_loop(tl.zeros([M, N], ACC), window_terms, A, weight_terms, B, 0, steps, META)
         acc = finish(acc, epilogue, results, y.strides, ACTIVATION, INDEX)
-        pooled, won = pool_step(pooled, won, acc.to(y.data.dtype.element_ty), t, POOL)
+        pooled, won = pool_step(pooled, won, acc, t, KIND, POOL)
         store_byte(code, to, won, t, mask, POOL)
     store_pooled(y.data, code, to, pooled, won, mask, POOL)
 

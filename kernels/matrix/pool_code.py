@@ -37,34 +37,44 @@ from .meta import Code, Pool
 
 @device_function
 def pool_start(M: tl.constexpr, N: tl.constexpr, POOL: tl.constexpr, ACC: tl.constexpr):
-    """Return the values before the first tap: (y, code), or of a maximum's key both in one. [M, N]"""
+    """Return (y, code) before the first tap; of a maximum's keys y alone, a key of value 0 that is no tap's. [M, N]"""
     if POOL.how == "key":
-        return tl.zeros([M, N], tl.int32), 0
+        return tl.full([M, N], 0xFFFF, tl.int32), 0
     else:
         code = 0 if POOL.how == "average" else POOL.rows * POOL.columns
         return tl.zeros([M, N], ACC), tl.full([M, N], code, tl.int32)
 
 
 @device_function
-def pool_step(y, code, x, t, POOL: tl.constexpr):
-    """Return (y, code) after tap t with values x, already rounded to y's dtype.
+def tap_key(x, t, POOL: tl.constexpr):
+    """Return the key of 16-bit values x at tap t: x's bits above the number of taps that follow. As integers, keys of
+    positive values are in the values' order, the first tap's above its equals'; those of other values are below
+    pool_start's."""
+    return (x.to(tl.int16, bitcast=True).to(tl.int32) << 16) | (POOL.rows * POOL.columns - 1 - t)
+
+
+@device_function
+def nan_key(t, POOL: tl.constexpr):
+    """Return the key of NaN at tap t, above those of all numbers."""
+    return 0x7FFF0000 | (POOL.rows * POOL.columns - 1 - t)
+
+
+@device_function
+def pool_step(y, code, x, t, KIND: tl.constexpr, POOL: tl.constexpr):
+    """Return (y, code) after tap t with values x, which are rounded to dtype KIND.
 
     average: code is the byte of taps 8·⌊t/8⌋ and on
-    key:     y holds x's 16 bits above a tap number; the bits of positive values and NaN sort as integers, and the
-             number is stored so that the first of equal values wins, and the last NaN
+    key:     y is the largest key, or the last NaN's
     """
     if POOL.how == "key":
-        bits = x.to(tl.int16, bitcast=True).to(tl.int32) & 0x7FFF
-        x = x.to(tl.float32)
-        nan = x != x
-        key = (tl.where(nan, 0x7FFF, bits) << 16) | tl.where(nan, t, 0xFFFF - t)
-        return tl.where((x > 0) | nan, tl.maximum(y, key), y), code
+        y = tl.maximum(y, tap_key(x.to(KIND), t, POOL))
+        return tl.where(x != x, nan_key(t, POOL), y), code
     elif POOL.how == "average":
-        x = x.to(y.dtype)
+        x = x.to(KIND).to(y.dtype)
         opens = (x > 0) | (x != x)
         return y + tl.where(opens, x, 0.0), tl.where(t % 8 > 0, code, 0) | (opens.to(tl.int32) << (t % 8))
     else:
-        x = x.to(y.dtype)
+        x = x.to(KIND).to(y.dtype)
         wins = (x > y) | (x != x)
         return tl.where(wins, x, y), tl.where(wins, t, code)
 
@@ -81,10 +91,8 @@ def store_byte(code, to, won, t, mask, POOL: tl.constexpr):
 def store_pooled(y, code, to, pooled, won, mask, POOL: tl.constexpr):
     """Store at offsets `to` the values after the last tap, but for an average's bytes."""
     if POOL.how == "key":
-        t = pooled & 0xFFFF
-        bits = pooled >> 16
-        won = tl.where(pooled == 0, POOL.rows * POOL.columns, tl.where(bits == 0x7FFF, t, 0xFFFF - t))
-        pooled = bits.to(tl.int16).to(y.dtype.element_ty, bitcast=True)
+        won = POOL.rows * POOL.columns - 1 - pooled  # in its last 16 bits
+        pooled = (pooled >> 16).to(tl.int16).to(y.dtype.element_ty, bitcast=True)
     elif POOL.how == "average":
         pooled = pooled / (POOL.rows * POOL.columns)
     tl.store(y + to, pooled.to(y.dtype.element_ty), mask=mask)
@@ -135,10 +143,34 @@ def tap_pixel(at, t, POOL: tl.constexpr):
     return Pixel(at.n, at.h * POOL.rows + t // POOL.columns, at.w * POOL.columns + t % POOL.columns)
 
 
+@device_function
+def spread_step(g, code, to, dx, at, c, mask, POOL: tl.constexpr):
+    """Store g at the open taps of windows `at`, whose code is at offsets `to`, unless dx is None; return their
+    number."""
+    TAPS: tl.constexpr = POOL.rows * POOL.columns
+    PLANES: tl.constexpr = (TAPS + 7) // 8 if POOL.how == "average" else 1
+    EACH: tl.constexpr = TAPS if PLANES == 1 else 8
+    opened = tl.zeros(g.shape, tl.int32)
+    for plane in range(PLANES):
+        bits = tl.load(code.data + to + tl.cast(plane, to.dtype) * code.plane, mask=mask, other=0).to(tl.int32)
+        if POOL.how != "average":
+            opened = (bits < TAPS).to(tl.int32)
+        for i in range(EACH if PLANES == 1 else tl.minimum(EACH, TAPS - plane * EACH)):
+            opens = bits == i
+            if POOL.how == "average":
+                opens = ((bits >> i) & 1) > 0
+                opened += opens.to(tl.int32)
+            if dx is not None:
+                t = tl.cast(plane * EACH + i, to.dtype)
+                first = offsets(Pixel(at.n, at.h * POOL.rows, at.w * POOL.columns), c, dx.strides)
+                tap = t // POOL.columns * dx.strides.h + t % POOL.columns * dx.strides.w
+                tl.store(dx.data + (first + tap), tl.where(opens, g, 0.0).to(g.dtype), mask=mask)
+    return opened
+
+
 @triton.jit
 def spread_kernel(grad, code, dx, parts, channels, chunk, POOL: tl.constexpr, BLOCK: tl.constexpr):
     """dx[t] = grad's share where tap t is open, and parts[program, k] = Σ of it over the program's pixels."""
-    PIXELS: tl.constexpr = BLOCK.pixels
     CHANNELS: tl.constexpr = BLOCK.channels
     ACC: tl.constexpr = BLOCK.accumulator
     ROWS: tl.constexpr = BLOCK.rows
@@ -150,15 +182,9 @@ def spread_kernel(grad, code, dx, parts, channels, chunk, POOL: tl.constexpr, BL
         to = offsets(step.at, part.c, strides)
         g = tl.load(grad.data + offsets(step.at, part.c, grad.strides), mask=step.mask, other=0.0)
         g = share(g, POOL)
-        opened = tl.zeros([PIXELS, CHANNELS], ACC)
-        for t in range(POOL.rows * POOL.columns):
-            opens = is_open(code, to, t, step.mask, POOL)
-            if dx is not None:
-                at = tap_pixel(step.at, t, POOL)
-                value = tl.where(opens, g, 0.0).to(g.dtype)
-                tl.store(dx.data + offsets(at, part.c, dx.strides), value, mask=step.mask)
-            opened += opens.to(ACC)
-        acc += held(tl.where(opened > 0, g.to(ACC) * opened, 0.0), BLOCK)
+        opened = spread_step(g, code, to, dx, step.at, part.c, step.mask, POOL)
+        shares = g.to(ACC) * opened.to(ACC) if POOL.how == "average" else g.to(ACC)
+        acc += held(tl.where(opened > 0, shares, 0.0), BLOCK)
     to = parts + part.number.to(BLOCK.index) * channels + part.c
     tl.store(to, sum_held(acc, BLOCK).to(parts.dtype.element_ty), mask=part.c_mask)
 

@@ -188,13 +188,19 @@ def can_fetch(at: Images, spacing: tuple[int, int]) -> bool:
     return at.strides.c == 1 and aligned and min(outer) > 0 and whole
 
 
-def can_fetch_product(problem: Problem, x: Images, strides: tuple[int, int]) -> bool:
-    """True if TMA can fetch boxes of x, of every strides-th pixel, and of the weight's matrix."""
+def can_fetch_copy(x: torch.Tensor, spacing: tuple[int, int]) -> bool:
+    """True if TMA can fetch boxes of every spacing-th pixel of a channels_last copy of x."""
+    whole = x.shape[2] % spacing[0] == 0 and x.shape[3] % spacing[1] == 0
+    return whole and x.shape[1] * x.element_size() % 16 == 0
+
+
+def can_fetch_weight(problem: Problem) -> bool:
+    """True if TMA can fetch boxes of the weight's matrix, and what the window reads outside of images."""
     weight = problem.weight
     itemsize, copied = weight.element_size(), not weight.is_contiguous(memory_format=torch.channels_last)
     whole = problem.groups == 1 and problem.window.padding_mode == "zeros" and problem.x.numel() > 0
     aligned = weight[0].numel() * itemsize % 16 == 0 and (copied or weight.data_ptr() % 16 == 0)
-    return whole and aligned and can_fetch(x, strides)
+    return whole and aligned
 
 
 class Picked(NamedTuple):
@@ -215,17 +221,24 @@ def _picked(problem: Problem) -> Picked:
     x, y = dense if it.is_pooled else flattened(it.window, it.x, it.y)
     steps = it.walks.result_steps
     phase = (y.size.n, cdiv(y.size.h, steps[0]), cdiv(y.size.w, steps[1]))
-    tma = it.y.dtype == it.x.dtype and it.pooled is None and (it.pool is not None or can_fetch(y, steps))
-    tma = tma and can_fetch_product(it, x, it.walks.strides)
+    pooled = (it.pool.pool.rows, it.pool.pool.columns) if it.pool else (1, 1)
     wanted = shapes.Product(
-        phase, it.columns, it.channels, it.window.taps * (it.pool.pool.taps if it.pool else 1), math.prod(steps),
-        it.groups, tma, whole=it.pool is not None or not (it.transposed or it.window.is_point),
-        extra_registers=it.extra_registers,
+        phase, it.columns, it.channels, it.window.taps * math.prod(pooled), math.prod(steps), it.groups,
+        whole=it.pool is not None or not (it.transposed or it.window.is_point), extra_registers=it.extra_registers,
+        pooled=pooled,
     )  # fmt: skip
-    tile = pick.product(wanted, shapes.arithmetic(it.x.dtype, precision), chip)
+    at_once = wanted.at_once > 1
+    tma = it.y.dtype == it.x.dtype and it.pooled is None and (it.pool is not None or can_fetch(y, steps))
+    tma = tma and can_fetch_weight(it)
+    fetched = can_fetch(x, it.window.stride if at_once else it.walks.strides)
+    copied = not fetched and at_once and it.window.taps > 1 and can_fetch_copy(it.x, it.window.stride)
+    arithmetic = shapes.arithmetic(it.x.dtype, precision)
+    tile = pick.product(wanted._replace(tma=tma and (fetched or copied)), arithmetic, chip)
     rows = cdiv(math.prod(phase), tile.m)
     if tile.box:
         rows = math.prod(cdiv(size, side) for size, side in zip(phase, tile.box, strict=True))
+        if copied:
+            x = with_dense_strides(it.x.contiguous(memory_format=torch.channels_last))
     return Picked(x, y, tile, rows, precision)
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..base.lang import device_function, tl, triton
-from ..core.images import Pixel, Size, Strides, assume_aligned, offsets
+from ..core.images import Size, Strides, assume_aligned
 from ..core.op import launch
 from ..core.tensors import alignment, index_type
 from ..streaming.sums import sum_parts
@@ -32,7 +32,6 @@ from .boxes import box_at, box_count, box_descriptor, box_pixels, split
 from .epilogue import finish
 from .loop import as_tf32, main_loop, phase_of, program_tile, tap_steps
 from .meta import Meta, Results
-from .pool_code import pool_start, pool_step, store_byte, store_pooled
 from .problem import (
     Path,
     Problem,
@@ -160,52 +159,6 @@ def conv_tma_kernel(x, w, y, epilogue, channels, columns, ACTIVATION: tl.constex
         y_boxes.store([first.n, first.h, a, first.w, b * columns + column], result)
 
 
-@triton.jit(do_not_specialize=["channels"])
-def conv_pool_tma_kernel(x, w, y, code, epilogue, channels, columns, ACTIVATION: tl.constexpr, META: tl.constexpr):
-    """(y, code)[box, column] = pooling (pool_code.py) of epilogue(Σ_term x̂ · w), for tiles of a box of pooled pixels x
-    N columns. A tap of the pooling is a convolution by its stride, `shift` pixels from its neighbour's."""
-    DOWN: tl.constexpr = META.down
-    ACROSS: tl.constexpr = META.across
-    STRIDES: tl.constexpr = (DOWN.stride, ACROSS.stride)
-    ALIGNED: tl.constexpr = META.aligned
-    ONE: tl.constexpr = (1, 1)
-    POOL: tl.constexpr = META.pool
-    INDEX: tl.constexpr = META.index
-    BOX: tl.constexpr = META.box
-    M: tl.constexpr = META.m
-    N: tl.constexpr = META.n
-    K: tl.constexpr = META.k
-    y_strides, columns = assume_aligned(y.strides, ALIGNED), columns // ALIGNED * ALIGNED
-    images = box_descriptor(x.data, x.size, x.strides, channels, BOX, K, STRIDES)
-    term_count = META.taps.rows * META.taps.columns * channels
-    weights = tl.make_tensor_descriptor(w, [columns, term_count], [term_count, 1], [N, K])
-    down, across = phase_of(0, DOWN), phase_of(0, ACROSS)
-    row_tiles = box_count(y.size, BOX)
-    column_tiles = tl.cdiv(columns, N)
-    for program in range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0)):
-        row, column = program_tile(program, row_tiles, column_tiles)
-        column *= N
-        first = box_at(row, y.size, BOX)
-        A = WeightBoxes(weights, column, down, across, channels, columns)
-        k = (column + tl.arange(0, N)).to(INDEX)
-        at = box_pixels(first, 0, 0, BOX, ONE)
-        pixel_mask = (at.n < y.size.n) & (at.h < y.size.h) & (at.w < y.size.w)
-        results = Results(row, at, pixel_mask, k, k < columns)
-        to = offsets(Pixel(at.n.to(INDEX), at.h, at.w), k, y_strides)
-        mask = pixel_mask[:, None] & results.k_mask[None, :]
-        pooled, won = pool_start(M, N, POOL, tl.float32)
-        for t in range(POOL.rows * POOL.columns):
-            h = down.offset + t // POOL.columns * META.shift[0]
-            w_at = across.offset + t % POOL.columns * META.shift[1]
-            B = ImageBoxes(images, first.n, first.h, first.w, h, w_at, down.count, across.count, channels)
-            steps = tap_steps(channels, down.count, across.count, False, K)
-            acc = main_loop(tl.zeros([N, M], tl.float32), weight_box, A, window_box, B, 0, steps, META)
-            acc = finish(acc.T, epilogue, results, y_strides, ACTIVATION, INDEX)
-            pooled, won = pool_step(pooled, won, acc.to(y.data.dtype.element_ty), t, POOL)
-            store_byte(code, to, won, t, mask, POOL)
-        store_pooled(y.data, code, to, pooled, won, mask, POOL)
-
-
 @device_function
 def grad_box(operand, step, META: tl.constexpr):
     """A of the weight gradient: the output's gradient, transposed, for this step's box. [M, K]"""
@@ -288,14 +241,9 @@ def forward(problem: Problem) -> torch.Tensor | None:
     meta = Meta.of(
         it.walks, it.window.size, at.precision, tile, transposed=it.transposed, aligned=alignment(it.columns, it.y),
     )  # fmt: skip
-    kernel, operands = conv_tma_kernel, (at.x, weight, at.y)
-    if it.pool:
-        index = index_type(it.x, weight, it.pool.code.data)
-        meta = meta._replace(pool=it.pool.pool, shift=it.window.stride, index=index)
-        kernel, operands = conv_pool_tma_kernel, (*operands, it.pool.code)
     launch(
-        kernel, tile.programs, *operands, it.epilogue.operands(it.y, moments), it.channels, it.columns,
-        ACTIVATION=it.epilogue.on_device, META=meta, **tile.options,
+        conv_tma_kernel, tile.programs, at.x, weight, at.y, it.epilogue.operands(it.y, moments), it.channels,
+        it.columns, ACTIVATION=it.epilogue.on_device, META=meta, **tile.options,
     )  # fmt: skip
     return moments
 

@@ -21,7 +21,7 @@ from functools import cache, lru_cache
 from typing import NamedTuple
 
 from ..core.chips import CHIPS
-from .shapes import BYTES, CODE, EXTRA_REGISTERS, SHAPES, Box, Tile
+from .shapes import AT_ONCE, BYTES, CODE, EXTRA_REGISTERS, SHAPES, Box, Tile
 
 _GATHER = 2  # clocks in which a warp gathers 16 bytes a thread: eight instructions, at four warps a clock
 
@@ -77,8 +77,8 @@ def resident(tile: Tile, itemsize: int, chip: str, tma: bool, extra_registers: s
     a thread's sums, and what it needs to store boxes, to gather, or also to hold operands of matrix instructions."""
     spec = CHIPS[chip]
     threads = tile.warps * spec.lanes
-    each = {"number": 2, "two numbers": 3}.get(extra_registers, 1)
-    registers = _sums(tile, itemsize, chip) * each + (40 if tma else 64 if spec.tma else 96)
+    each = 1.5 if extra_registers in AT_ONCE.values() else {"number": 2, "two numbers": 3}.get(extra_registers, 1)
+    registers = int(_sums(tile, itemsize, chip) * each) + (40 if tma else 64 if spec.tma else 96)
     shared = shared_memory(tile, itemsize, chip, tma, extra_registers)
     by_memory = (spec.shared + spec.reserved) // (shared + spec.reserved)
     return max(1, min(by_memory, spec.registers // (threads * registers), 8))
@@ -187,18 +187,18 @@ def _power_that_divides(size: int, most: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def box_of(pixels: int, images: Box) -> tuple[Box, int]:
+def box_of(pixels: int, images: Box, narrowest: int = 1, widest: int = 1 << 20) -> tuple[Box, int]:
     """Return the box of this number of pixels (a power of two) that tiles images of size (n, p, q) with the fewest
-    boxes, and their number."""
+    boxes, and their number. narrowest, widest: the least and the most columns of a box."""
     n, p, q = images
-    columns = _power_that_divides(q, pixels)
+    columns = max(_power_that_divides(q, min(pixels, widest)), narrowest)
     rows = _power_that_divides(p, pixels // columns)
     batch = pixels // (rows * columns)
-    if n % batch == 0:
+    if n % batch == q % columns == 0:
         return (batch, rows, columns), n // batch * (p // rows) * (q // columns)  # nothing of a box is empty
     least, best = n * p * q + 1, (1, 1, pixels)
-    across = pixels
-    while across:
+    across = min(pixels, widest)
+    while across >= narrowest:
         rows, every = pixels // across, -(-q // across)
         down = rows
         while down:

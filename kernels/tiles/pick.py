@@ -26,6 +26,7 @@ from .model import (
     valid,
 )
 from .shapes import (
+    AT_ONCE,
     BYTES,
     INTERPRETED_ELEMENTS,
     INTERPRETED_STRIPS,
@@ -85,6 +86,22 @@ def _gathered_ways(per_pixel_weights: bool) -> tuple[str, str]:
     return way, f"{way} packed"
 
 
+def _extra_of_boxes(problem: Product | WeightGrad) -> str:
+    """Return what a thread holds besides its sums where operands are fetched in boxes."""
+    at_once = isinstance(problem, Product) and problem.at_once > 1
+    return AT_ONCE[problem.extra_registers] if at_once else problem.extra_registers
+
+
+def _box(problem: Product, m: int) -> tuple[Box, int]:
+    """Return the box of the images' pixels that a tile of m pixels computes, and the number of boxes. Windows that are
+    pooled at once are in boxes of eight of their pixels in a row, and two windows in a column, at least, so that a
+    thread holds all taps of each."""
+    pixels, (rows, columns) = m // problem.at_once, problem.pooled
+    if problem.at_once == 1 or rows == 1:
+        return box_of(pixels, problem.images)
+    return box_of(pixels, problem.images, 8 // columns, pixels // 2)
+
+
 @lru_cache(maxsize=4096)
 def _product(problem: Product, arithmetic: str, chip: str) -> Tile:
     if (chip, arithmetic, problem) in TUNED:
@@ -99,11 +116,11 @@ def _product(problem: Product, arithmetic: str, chip: str) -> Tile:
     best, least = None, float("inf")
     k = tma_step(channels, arithmetic, problem.whole) if problem.tma and has_tma(arithmetic, chip) else 0
     if k:
-        steps = taps * -(-channels // k) / phases
-        for candidate in candidates(arithmetic, chip, "tma", k, extra):
+        steps = taps // problem.at_once * -(-channels // k) / phases
+        for candidate in candidates(arithmetic, chip, "tma", k, _extra_of_boxes(problem)):
             if phases > 1 and columns % candidate.tile.n:
                 continue
-            box, count = box_of(candidate.tile.m, problem.images)
+            box, count = _box(problem, candidate.tile.m)
             tiles = count * -(-columns // candidate.tile.n) * phases
             time = estimate(candidate, tiles, steps)
             if time < least:
@@ -159,7 +176,7 @@ def _weight_grad(problem: WeightGrad, arithmetic: str, chip: str) -> Tile:
 
 def serving(problem: Product | WeightGrad, arithmetic: str, chip: str) -> Iterator[Tile]:
     """Yield every valid tile that can serve a problem, whatever the model thinks of it: for bench/tune.py to time."""
-    line, extra = steps_of(arithmetic)[0], problem.extra_registers
+    line = steps_of(arithmetic)[0]
     n, p, q = problem.images
     ways = [(way, line) for way in _gathered_ways(problem.per_pixel_weights)]
     if problem.tma and has_tma(arithmetic, chip):
@@ -169,9 +186,11 @@ def serving(problem: Product | WeightGrad, arithmetic: str, chip: str) -> Iterat
             ways.append(("tma", k))
     for way, k in ways:
         tma = way.startswith("tma")
+        extra = _extra_of_boxes(problem) if tma else problem.extra_registers
         for rows, columns, warps in sides(way, arithmetic, chip, extra):
-            side = k if isinstance(problem, WeightGrad) else rows
-            box, count = box_of(side, problem.images) if tma else (None, -(-n * p * q // k))
+            box, count = None, -(-n * p * q // k)
+            if tma:
+                box, count = box_of(k, problem.images) if isinstance(problem, WeightGrad) else _box(problem, rows)
             for stages in range(2, 5):
                 tile = tile_of(way, arithmetic, chip, rows, columns, k, warps, stages, extra)._replace(box=box)
                 if not valid(tile, BYTES[arithmetic], chip, tma, extra):
@@ -188,14 +207,15 @@ def serving(problem: Product | WeightGrad, arithmetic: str, chip: str) -> Iterat
 
 def tile_count(problem: Product, tile: Tile) -> int:
     """Return the number of tiles of a product whose pixels are in boxes: its programs take them in turns."""
-    return box_of(tile.m, problem.images)[1] * -(-problem.columns // tile.n) * problem.phases
+    return _box(problem, tile.m)[1] * -(-problem.columns // tile.n) * problem.phases
 
 
 def every_tile(
     arithmetic: str, chip: str, weight_grad: bool, extra_registers: str = "", per_pixel_weights: bool = False
 ) -> tuple[Tile, ...]:
     """Return every tile that `weight_grad` or else `product` can pick on this chip, with these extra registers, but for
-    the boxes' sides (their pixels in one row stand for all), the parts and the number of programs."""
+    the boxes' sides (their pixels in one row stand for all; in two, of windows of four taps), the parts and the
+    number of programs."""
     line, half = steps_of(arithmetic)
     forms = [(way, line) for way in _gathered_ways(per_pixel_weights)]
     found = [each.tile for way, k in forms for each in candidates(arithmetic, chip, way, k, extra_registers)]
@@ -203,7 +223,9 @@ def every_tile(
         boxes = [("tma weight gradient", line)] if weight_grad else [("tma", line), ("tma", half)]
         for way, k in boxes:
             for each in candidates(arithmetic, chip, way, k, extra_registers):
-                found.append(each.tile._replace(box=(1, 1, each.tile.k if weight_grad else each.tile.m)))
+                side = each.tile.k if weight_grad else each.tile.m
+                box = (1, 2, side // 8) if extra_registers in AT_ONCE.values() else (1, 1, side)
+                found.append(each.tile._replace(box=box))
     return tuple(dict.fromkeys(found))
 
 

@@ -57,6 +57,7 @@ class Product(NamedTuple):
                 phases a tile's columns never may.)
     extra_registers: what a thread holds besides its sums, a word of EXTRA_REGISTERS
     per_pixel_weights: True if each pixel has weights of its own: the images are one pixel's, its place a group
+    pooled:     rows and columns of the windows that are pooled, the images' pixels; their taps are counted in `taps`
     """
 
     images: Box
@@ -69,6 +70,14 @@ class Product(NamedTuple):
     whole: bool = False
     extra_registers: str = ""
     per_pixel_weights: bool = False
+    pooled: tuple[int, int] = (1, 1)
+
+    @property
+    def at_once(self) -> int:
+        """Number of pixels that a tile of boxes computes for each of the images' pixels: the taps of its window, if a
+        thread holds them all, or 1."""
+        taps = self.pooled[0] * self.pooled[1]
+        return taps if taps in (2, 4) and self.pooled[1] <= 2 else 1
 
 
 class WeightGrad(NamedTuple):
@@ -169,6 +178,7 @@ class MostSums(NamedTuple):
 # What a thread may hold besides its sums, and the most sums it then has.
 #     epilogue                what an epilogue loads, stores or computes
 #     number, two numbers     what is pooled, for each sum
+#     windows of ...          the same, for windows of sums that are pooled at once; boxes alone
 #     code, 1 B               nothing: a gradient is read through a pooling's code, of 1 byte for each element,
 #                             which takes shared memory
 EXTRA_REGISTERS = {
@@ -176,8 +186,11 @@ EXTRA_REGISTERS = {
     "epilogue": MostSums(1 << 10, 64),
     "number": MostSums(32, 64),
     "two numbers": MostSums(16, 32),
+    "windows of a number": MostSums(0, 128),
+    "windows of two numbers": MostSums(0, 64),
 }
 CODE = {f"code, {size} B": size for size in (1, 2, 4)}
+AT_ONCE = {"number": "windows of a number", "two numbers": "windows of two numbers"}
 EXTRA_REGISTERS |= dict.fromkeys(CODE, EXTRA_REGISTERS[""])
 
 STRIPS = ((1024, 1), (256, 4), (32, 32), (16, 64), (8, 128))  # (pixels, channels)
