@@ -23,16 +23,14 @@ if __name__ == "__main__":
 import torch
 
 from cnn_triton.files import replace
-from cnn_triton.tools.bounds import boards_of, bound, ideal
+from cnn_triton.tools.bounds import boards_of, bounds_of, ideal
 from cnn_triton.tools.calls import Call, call_of
-from cnn_triton.tools.execution import execute_call, with_runs
-from cnn_triton.tools.inspection import inspect_call
 
 from .layers import BATCH, LAYERS, Layer
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "bench" / "results" / "no-gpu" / "bounds.csv"
-CHIPS = ("sm_80", "sm_89", "sm_90", "sm_100")
+CHIPS = ("sm_80", "sm_89", "sm_90", "sm_100", "gfx942")
 DTYPES = ("bfloat16", "tf32")
 LAYOUTS = ("channels_last", "contiguous")
 SAMPLE = 16  # blocks of a launch that run
@@ -110,10 +108,9 @@ def _words(layer: Layer) -> list[str]:
 def count(group: str, name: str, dtype: str, layout: str, chip: str) -> list[Row]:
     """Return the rows of a call."""
     torch.manual_seed(0)
-    board, texts, made = boards_of(chip)[0], {}, call(group, name, dtype, layout)  # type: ignore[var-annotated]
+    board = boards_of(chip)[0]
     rows = []
-    for operator in with_runs(inspect_call(made, chip, texts), execute_call(made, chip, sample=SAMPLE)):
-        bounds = [bound(launch, texts[launch.code.source], board) for launch in operator.launches]
+    for operator, bounds in bounds_of(call(group, name, dtype, layout), board, SAMPLE):
         best = ideal(operator, dtype, board)
         if not bounds or not best:
             continue

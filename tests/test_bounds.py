@@ -7,7 +7,7 @@ import triton.language as tl
 
 from bench import bounds as bench_bounds
 from bench.bounds import CHIPS, GROUPS, LAYOUTS, OPERATORS, Row
-from cnn_triton.tools.bounds import EFFICIENCY, boards_of, bound, ideal, machine_instructions
+from cnn_triton.tools.bounds import EFFICIENCY, boards_of, bound, bounds_of, executed, ideal
 from cnn_triton.tools.calls import call_of
 from cnn_triton.tools.execution import execute_call, with_runs
 from cnn_triton.tools.inspection import inspect_call
@@ -24,20 +24,27 @@ def ran(name, words, chip="sm_90", sample=0, **how):
 
 
 @triton.jit
-def walk_kernel(x, y, n):
-    """Sums across warps, so that there are barriers and the assembler doesn't unroll the loop."""
+def walk_kernel(x, y, n, BARRIERS: tl.constexpr):
+    """Sums; across warps, so that there are barriers and the assembler doesn't unroll the loop, or each for itself."""
     i = tl.arange(0, 128)
     total = tl.zeros([128], tl.float32)
     for step in range(n):
         value = tl.load(x + step * 128 + i)
-        total += value * tl.sum(value, 0)
+        total += value * tl.sum(value, 0) if BARRIERS else value
     tl.store(y + i, total)
 
 
-def walk(x: torch.Tensor, n: int):
+def walk(x: torch.Tensor, n: int, barriers: bool):
     y = x.new_empty(128)
-    walk_kernel[(1,)](x, y, n, num_warps=4)
+    walk_kernel[(1,)](x, y, n, barriers, num_warps=4)
     return y
+
+
+def walked(n, barriers):
+    """The launch of so many trips, and how often its machine instructions run."""
+    operators, texts = ran(f"{__file__}:walk", f"x=8192 n={n} barriers={barriers}".lower(), dtype="float32")
+    (launch,) = operators[0].launches
+    return launch, list(executed(launch.ran.launch, "sm_90", texts[launch.code.source]))
 
 
 @simulated
@@ -45,12 +52,36 @@ def test_trips():
     """Each further trip of a loop costs the machine instructions of its body, in each warp."""
     counts = []
     for n in (20, 21):
-        operators, texts = ran(f"{__file__}:walk", f"x=4096 n={n}", dtype="float32")
-        (launch,) = operators[0].launches
-        counts.append(machine_instructions(launch.ran.launch, "sm_90", texts[launch.code.source]))
+        launch, code = walked(n, True)
+        counts.append(sum(runs for _, runs in code))
     assert launch.code.looped
     body = 4 * launch.code.instructions
     assert counts[1] - counts[0] == pytest.approx(body, rel=0.15), f"{counts}, a body of {body}"
+
+
+@simulated
+def test_unrolled():
+    """Where the assembler unrolls a loop, its copies share the trips."""
+    _, code = walked(50, False)
+    loads = [runs for name, runs in code if name.startswith("LDG")]
+    assert len(loads) > 2, "nothing is unrolled"
+    assert sum(loads) == pytest.approx(4 * 50)
+
+
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@simulated
+def test_accesses(chip, layout):
+    """Accesses to global memory run as often in machine code as in the PTX that it is made of."""
+    call, texts = bench_bounds.call("operators", "conv2d_batch_norm 3x3 64-64, relu", "bfloat16", layout), {}
+    operators = with_runs(inspect_call(call, chip, texts), execute_call(call, chip, sample=4))
+    launches = [launch for each in operators if each.name.startswith("batch_norm") for launch in each.launches]
+    for launch in launches:
+        done = launch.ran.launch
+        now = sum(runs for name, runs in executed(done, chip, texts[launch.code.source]) if name[:3] in ("LDG", "STG"))
+        once = sum(runs for name, runs in done.instructions.items() if name.startswith(("ld.global", "st.global")))
+        assert now == pytest.approx(once, rel=0.1), launch.code.kernel
+    assert len(launches) == 4
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -70,7 +101,19 @@ def test_times(layout):
     assert 0.8 * ptx < found.instructions < 2.5 * ptx
 
 
-@pytest.mark.parametrize("chip", CHIPS)
+@simulated
+def test_amd():
+    """Where AMD's matrix instructions run, by the runs of code for sm_80, they do the product's FLOP."""
+    words = "input=512x512 weight=512x512"
+    for dtype in ("bfloat16", "tf32", "float64"):
+        ((operator, (found,)),) = bounds_of(call_of("linear", words.split(), dtype=dtype), boards_of("gfx942")[0])
+        assert found.flops == pytest.approx(operator.flops, rel=0.01), dtype
+        assert found.times.products > 0
+        assert found.instructions > 0
+        assert found.wavefronts == 0
+
+
+@pytest.mark.parametrize("chip", [each for each in CHIPS if each.startswith("sm_")])
 @simulated
 def test_products(chip):
     """The FLOP of the matrix instructions: the product's, and what pads its tiles."""

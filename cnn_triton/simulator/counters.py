@@ -57,6 +57,7 @@ class Launch(NamedTuple):
     kernel, grid: its name, and the numbers of blocks
     instructions: of warps, by opcode
     lines:        counters by line of Python
+    runs:         of warps, by line of the PTX
     findings:     what is wrong
     touched:      bytes of global memory that it reads or writes at least once, at most each argument's
     """
@@ -65,6 +66,7 @@ class Launch(NamedTuple):
     grid: tuple[int, int, int]
     instructions: Counter[str]
     lines: dict[Place | None, Counters]
+    runs: dict[int, int]
     findings: list[Finding]
     touched: int
 

@@ -117,6 +117,10 @@ class _Loaded:
         if name in self.program.special:
             self._fill(self.program.special[name], 4, value)
 
+    def runs(self, counts: _Integers) -> dict[int, int]:
+        """Return how often warps ran each line of the text."""
+        return dict(zip(self.operations[:, Operation._fields.index("line")].tolist(), counts.tolist(), strict=True))
+
     def sums(self, counts: _Integers, traffic: _Integers) -> tuple[Counter[str], dict[Place | None, Counters]]:
         """Return the instructions by opcode, and the counters by line of Python."""
         every = self.program.statements.get
@@ -201,11 +205,13 @@ def launch(
     if c.error:
         found.insert(0, error_of(c.error, c.error_line, c.error_thread, c.error_block, program))
     times = blocks / c.blocks
-    instructions, lines = loaded.sums(_scaled(counts, times), _scaled(traffic, times))
+    counts = _scaled(counts, times)
+    instructions, lines = loaded.sums(counts, _scaled(traffic, times))
     touched = [
         min(each.end - each.begin, 32 * number) for each, number in zip(spans, _scaled(sectors, times), strict=True)
     ]
-    return Launch(program.kernel.name, grid, instructions, lines, found, int(sum(touched))), bool(c.error)
+    runs = loaded.runs(counts)
+    return Launch(program.kernel.name, grid, instructions, lines, runs, found, int(sum(touched))), bool(c.error)
 
 
 def _sampled(blocks: int, sample: int) -> tuple[int, int]:

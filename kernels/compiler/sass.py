@@ -22,6 +22,7 @@ class Step(NamedTuple):
 _SASS = re.compile(r"/\*([0-9a-f]{4,})\*/ +(@!?U?P\w+ )? *([A-Z][\w.]*)([^;\n]*)")
 _JUMPS = ("BRA", "JMP", "CALL", "BSSY", "WARPSYNC")  # BSSY names where its BSYNC goes on
 _ENDS = ("EXIT", "RET", "BRX")
+_AMD_ENDS = ("s_branch", "s_endpgm", "s_setpc_b64")
 
 
 def nvidia(text: str) -> list[Step]:
@@ -50,11 +51,46 @@ def amd(text: str) -> list[Step]:
         Step(
             name,
             tuple(labels[label] for label in re.findall(r"\.LBB\w+", operands)),
-            name not in ("s_branch", "s_endpgm", "s_setpc_b64"),
+            name not in _AMD_ENDS,
         )
         for label, name, operands in lines
         if not label
     ]
+
+
+def listed(lines: Iterable[str]) -> list[Step]:
+    """Return the steps of the instructions in a listing (is_instruction), in which jumps name labels."""
+    found: list[tuple[str, str, str]] = []
+    labels: dict[str, int] = {}
+    for line in lines:
+        if label := re.match(r"\s*(\.L\w+):", line):
+            labels[label[1]] = len(found)
+        elif instruction := _INSTRUCTION.match(line):
+            found.append((instruction[1] or "", instruction[2], instruction[3]))
+    steps = []
+    for guard, name, operands in found:
+        base = name.split(".")[0]
+        always = base in (*_ENDS, *_AMD_ENDS) or (base in ("BRA", "JMP") and operands.lstrip().startswith("`"))
+        jumps = tuple(labels[each] for each in re.findall(r"\.L\w+", operands) if each in labels)
+        steps.append(Step(name, jumps, bool(guard) or not always))
+    return steps
+
+
+_INSTRUCTION = re.compile(r"\s+(?:/\*[0-9a-f]{4,}\*/\s+)?(@!?U?P\w+\s+)?([A-Za-z][\w.]*)([^;]*)")
+
+
+def is_instruction(line: str) -> bool:
+    """True if the line of a listing is an instruction."""
+    return bool(_INSTRUCTION.match(line))
+
+
+def depths(steps: list[Step]) -> list[int]:
+    """Return for each step how many loops it is in."""
+    found = [0] * len(steps)
+    for loop in _loops(steps):
+        for i in loop:
+            found[i] += 1
+    return found
 
 
 def main_loop(steps: list[Step]) -> tuple[list[str], bool]:

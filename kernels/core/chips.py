@@ -37,6 +37,7 @@ class Chip(NamedTuple):
     start: int = 1500  # clocks a program spends before its first step and after its last
     sums: int = 64  # 32-bit sums a thread may hold: more where matrix instructions read shared memory
     lanes: int = 32  # threads of a warp
+    issues: int = 4  # instructions of warps per clock; of AMD's, those of the vector units
     registers: int = 65536  # of a multiprocessor
     warps: int = 64  # that a multiprocessor holds
     blocks: int = 32
@@ -47,8 +48,8 @@ class Chip(NamedTuple):
 
 
 _AMD = {"sums": 32, "warps": 32, "blocks": 16, "reserved": 0, "granule": 512, "amd": True}
-_CDNA = _AMD | {"lanes": 64, "registers": 131072}
-_RDNA = _AMD | {"lanes": 32, "registers": 98304}
+_CDNA = _AMD | {"lanes": 64, "registers": 131072, "issues": 1}
+_RDNA = _AMD | {"lanes": 32, "registers": 98304, "issues": 2}
 CHIPS = {
     "sm_80": Chip(108, 163 << 10, Rates(2048, 1024, 128, 128), 44, 600),  # A100
     "sm_86": Chip(84, 99 << 10, Rates(512, 256, 256, 4), 20, 600, warps=48, blocks=16),  # RTX 3090, A10
