@@ -64,7 +64,7 @@ counters: $(READY)
 	$(RUN) bench.counters --workers $(WORKERS)
 
 # The least times of operators on an H200 by their compiled code, in two minutes, and the table of them. Other chips,
-# dtypes and networks' layers: make bounds BOUNDS="--chips sm_80 --groups resnet50", or all of them: BOUNDS=
+# dtypes and networks' layers: make bounds BOUNDS="--chips sm_80 --groups ResNet-50", or all of them: BOUNDS=
 BOUNDS ?= --chips sm_90 --dtypes bfloat16 --groups operators
 bounds: $(READY)
 	$(RUN) bench.bounds count --workers $(WORKERS) $(BOUNDS)

@@ -11,6 +11,7 @@ import argparse
 import csv
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -34,8 +35,9 @@ CHIPS = ("sm_80", "sm_89", "sm_90", "sm_100", "gfx942")
 DTYPES = ("bfloat16", "tf32")
 LAYOUTS = ("channels_last", "contiguous")
 SAMPLE = 16  # blocks of a launch that run
-NETWORKS = ("resnet50", "vgg16", "mobilenet_v2", "convnext_t")
-GROUPS = ("operators", *NETWORKS)
+NETWORKS = ("ResNet-50", "VGG-16", "MobileNetV2", "ConvNeXt-T")
+POOLED = "VGG-16, pooled"  # each of its blocks' last convolution with the ReLU and the pool behind it
+GROUPS = ("operators", *NETWORKS, POOLED)
 _POOL = "input=32x64x112x112"
 _MAPS = "input=32x64x56x56"
 _CONV = f"{_MAPS} weight=64x64x3x3 padding=1"
@@ -58,6 +60,9 @@ OPERATORS = {
     "conv2d_relu_avg_pool2d 3x3 64-64": f"{_CONV} bias=64",
     "linear_relu 4096-4096": "input=32x4096 weight=4096x4096 bias=4096",
 }
+
+
+REASONS: dict[str, str] = {}
 
 
 class Row(NamedTuple):
@@ -84,6 +89,10 @@ def names(group: str) -> Iterator[str]:
     """Yield the names of a group's calls."""
     if group == "operators":
         yield from OPERATORS
+    elif group == POOLED:
+        yield from (
+            layer.name for layer in LAYERS if layer.times("VGG-16") and layer.kind == "conv" and layer.c == layer.k
+        )
     else:
         yield from (layer.name for layer in LAYERS if layer.times(group))
 
@@ -94,7 +103,8 @@ def call(group: str, name: str, dtype: str, layout: str) -> Call:
     if group == "operators":
         return call_of(name.split()[0], OPERATORS[name].split(), **how)
     layer = next(each for each in LAYERS if each.name == name)
-    return call_of("linear_relu" if layer.kind == "linear" else "conv2d_relu", _words(layer), **how)
+    conv = "conv2d_relu_max_pool2d" if group == POOLED else "conv2d_relu"
+    return call_of("linear_relu" if layer.kind == "linear" else conv, _words(layer), **how)
 
 
 def _words(layer: Layer) -> list[str]:
@@ -102,7 +112,8 @@ def _words(layer: Layer) -> list[str]:
     words = [f"input={sizes[0]}", f"weight={sizes[1]}", f"bias={layer.k}"]
     if layer.kind == "linear":
         return words
-    return [*words, f"stride={layer.stride}", f"padding={layer.padding}", f"groups={layer.groups}"]
+    words += [f"padding={layer.padding}"]
+    return words if layer.stride == layer.groups == 1 else [*words, f"stride={layer.stride}", f"groups={layer.groups}"]
 
 
 def count(group: str, name: str, dtype: str, layout: str, chip: str) -> list[Row]:
@@ -163,50 +174,74 @@ def worse(before: Iterable[Row], after: Iterable[Row]) -> list[str]:
     ]
 
 
-def tables(rows: list[Row], words: list[str]) -> Iterator[str]:
-    """Yield the lines of the tables, of rows that have all the words."""
-    chosen = [row for row in rows if all(word in " ".join(row[:6]) for word in words)]
-    for chip in dict.fromkeys(row.chip for row in chosen):
-        for dtype in dict.fromkeys(row.dtype for row in chosen):
-            some = [row for row in chosen if (row.chip, row.dtype) == (chip, dtype)]
-            yield f"{chip} ({boards_of(chip)[0].name}), {dtype}: least time over the ideal, channels_last / contiguous"
-            yield from _table(some)
-            yield ""
+class Cell(NamedTuple):
+    """A cell of the tables: an operator of a call, or of all layers of a network."""
+
+    group: str
+    call: str
+    dtype: str
+    layout: str
+    chip: str
+    operator: str
+    ratio: float
+    bound: str
 
 
-def _table(rows: list[Row]) -> Iterator[str]:
-    for group in GROUPS:
-        own = [row for row in rows if row.group == group]
-        if group != "operators" and own:
-            for operator in dict.fromkeys(row.operator for row in own):
-                cells = [_sum(own, layout, operator) for layout in LAYOUTS]
-                yield f"  {group:14} {'all layers':34} {operator:26} {cells[0]:>6} / {cells[1]:>6}"
-            continue
-        for name, operator in dict.fromkeys((row.call, row.operator) for row in own):
-            pair = {row.layout: row for row in own if (row.call, row.operator) == (name, operator)}
-            cells = [f"{float(pair[each].ratio):.2f}" if each in pair else "-" for each in LAYOUTS]
-            bounds = " / ".join(pair[each].bound if each in pair else "-" for each in LAYOUTS)
-            yield f"  {name:49} {operator:26} {cells[0]:>6} / {cells[1]:>6}   {bounds}"
+def cells(rows: Iterable[Row]) -> list[Cell]:
+    """Return the cells of the tables."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        call = row.call if row.group == "operators" else "all layers"
+        found.setdefault((row.group, call, row.dtype, row.layout, row.chip, row.operator), []).append(row)
+    return [Cell(*key, *_ratio(some)) for key, some in found.items()]
 
 
-def _sum(rows: list[Row], layout: str, operator: str) -> str:
-    some = [row for row in rows if (row.layout, row.operator) == (layout, operator)]
-    least = sum(float(row.least) * _times(row) for row in some)
-    return f"{least / sum(float(row.ideal) * _times(row) for row in some):.2f}" if some else "-"
+def _ratio(rows: list[Row]) -> tuple[float, str]:
+    """Return the least time of rows over their ideal, and what bounds most of it."""
+    least: dict[str, float] = {}
+    for row in rows:
+        least[row.bound] = least.get(row.bound, 0) + float(row.least) * _times(row)
+    best = sum(float(row.ideal) * _times(row) for row in rows)
+    return sum(least.values()) / best, max(least, key=lambda bound: least[bound])
 
 
 def _times(row: Row) -> int:
     """Return how often a network has a row's layer."""
-    return next(layer.times(row.group) for layer in LAYERS if layer.name == row.call)
+    return next((layer.times(row.group) for layer in LAYERS if layer.name == row.call), 1)
+
+
+def reason(cell: Cell) -> str | None:
+    """Return why a cell is above 2."""
+    said = " ".join(cell[:6])
+    return next((why for words, why in REASONS.items() if re.search(words, said)), None)
+
+
+def tables(rows: Iterable[Row], words: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of the tables, of the cells that have all the words, and the reasons of what is above 2."""
+    chosen = [cell for cell in cells(rows) if all(word in " ".join(cell[:6]) for word in words)]
+    why = {reason(cell): "" for cell in chosen if cell.ratio > 2}
+    marks = {each: f"[{i}]" for i, each in enumerate(why, 1)}
+    for chip, dtype in dict.fromkeys((cell.chip, cell.dtype) for cell in chosen):
+        yield f"{chip} ({boards_of(chip)[0].name}), {dtype}: least time over the ideal, channels_last / contiguous"
+        some = {cell[:6]: cell for cell in chosen if (cell.chip, cell.dtype) == (chip, dtype)}
+        for group, call, operator in dict.fromkeys((cell.group, cell.call, cell.operator) for cell in some.values()):
+            pair = [some.get((group, call, dtype, layout, chip, operator)) for layout in LAYOUTS]
+            ratios = " / ".join(f"{each.ratio:6.2f}" if each else "-" for each in pair)
+            bounds = " / ".join(each.bound if each else "-" for each in pair)
+            notes = " ".join(dict.fromkeys(marks[reason(each)] for each in pair if each and each.ratio > 2))
+            name = call if group == "operators" else group
+            yield f"  {name:36} {operator:26} {ratios}   {bounds} {notes}".rstrip()
+        yield ""
+    yield from (f"{mark} {each or 'no reason is known'}" for each, mark in marks.items())
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("count", "show"))
     parser.add_argument("words", nargs="*", help="of rows to show")
-    parser.add_argument("--chips", nargs="+", default=CHIPS)
-    parser.add_argument("--dtypes", nargs="+", default=DTYPES)
-    parser.add_argument("--groups", nargs="+", default=GROUPS)
+    parser.add_argument("--chips", nargs="+", choices=CHIPS, default=CHIPS)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS)
     parser.add_argument("--reason", default="", help="why sums got worse")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
