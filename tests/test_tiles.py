@@ -33,15 +33,17 @@ class Block(NamedTuple):
     packed: bool
     box: tuple[int, int, int] | None
     parts: int
+    taps: int
 
     def __repr__(self):
         way = "x".join(map(str, self.box)) if self.box else "packed" if self.packed else "gathered"
         what = "weight_grad" if self.weight_grad else "product"
-        return f"{what}-{self.kind}-{self.m}x{self.n}x{self.k}-{way}" + f"-{self.parts}_parts" * (self.parts > 1)
+        counts = f"-{self.parts}_parts" * (self.parts > 1) + f"-{self.taps}_taps" * (self.taps > 1)
+        return f"{what}-{self.kind}-{self.m}x{self.n}x{self.k}-{way}{counts}"
 
 
 def block(kind, weight_grad, tile):
-    return Block(kind, weight_grad, *tile[:3], tile.packed, tile.box, 3 if tile.parts > 1 else 1)
+    return Block(kind, weight_grad, *tile[:3], tile.packed, tile.box, 3 if tile.parts > 1 else 1, tile.taps)
 
 
 @functools.cache
@@ -86,7 +88,9 @@ def run(monkeypatch, device):
 
     def compare(op, tile, given, *rest):
         name = "weight_grad" if tile.weight_grad else "product"
-        forced = shapes.Tile(*tile[2:5], packed=tile.packed, parts=tile.parts, box=tile.box, programs=3)
+        forced = shapes.Tile(
+            *tile[2:5], packed=tile.packed, parts=tile.parts, box=tile.box, programs=3, taps=tile.taps
+        )  # fmt: skip
         monkeypatch.setattr(pick, name, lambda *problem: forced)
         half = (torch.float16, torch.bfloat16)[zlib.crc32(repr(tile).encode()) % 2]
         dtype = half if tile.kind == "half" else picked.DTYPES[tile.kind]

@@ -50,8 +50,8 @@ def serving(choice: Choice) -> list[shapes.Tile]:
 def tile_name(tile: shapes.Tile) -> str:
     """Return a tile in the words that choose it."""
     how = "tma" if tile.box else "packed" if tile.packed else "gathered"
-    parts = f",parts={tile.parts}" if tile.parts > 1 else ""
-    return f"{tile.m}x{tile.n}x{tile.k},warps={tile.warps},stages={tile.stages},{how}{parts}"
+    counts = "".join(f",{name}={getattr(tile, name)}" for name in ("taps", "parts") if getattr(tile, name) > 1)
+    return f"{tile.m}x{tile.n}x{tile.k},warps={tile.warps},stages={tile.stages},{how}{counts}"
 
 
 def chosen(operator: OperatorCall, words: str) -> Substitute:

@@ -33,6 +33,7 @@ class Chip(NamedTuple):
     shared: int  # bytes of shared memory that one program may take
     rates: Rates  # FLOP per clock
     fill: int  # bytes per clock from L2
+    memory: float  # bytes per clock from memory
     latency: int  # clocks from asking for an operand to having it
     start: int = 1500  # clocks a program spends before its first step and after its last
     sums: int = 64  # 32-bit sums a thread may hold: more where matrix instructions read shared memory
@@ -51,21 +52,21 @@ _AMD = {"sums": 32, "warps": 32, "blocks": 16, "reserved": 0, "granule": 512, "a
 _CDNA = _AMD | {"lanes": 64, "registers": 131072, "issues": 1}
 _RDNA = _AMD | {"lanes": 32, "registers": 98304, "issues": 2}
 CHIPS = {
-    "sm_80": Chip(108, 163 << 10, Rates(2048, 1024, 128, 128), 44, 600),  # A100
-    "sm_86": Chip(84, 99 << 10, Rates(512, 256, 256, 4), 20, 600, warps=48, blocks=16),  # RTX 3090, A10
-    "sm_87": Chip(16, 163 << 10, Rates(2048, 1024, 256, 4), 20, 600, warps=48, blocks=16),  # Jetson AGX Orin
-    "sm_89": Chip(128, 99 << 10, Rates(512, 256, 256, 4), 20, 700, warps=48, blocks=24),  # RTX 4090, L40
-    "sm_90": Chip(132, 227 << 10, Rates(4096, 2048, 256, 256), 46, 900, sums=128, tma=True),  # H100, H200
-    "sm_100": Chip(148, 227 << 10, Rates(8192, 4096, 256, 128), 64, 1000, sums=128, tma=True),  # B200
-    "sm_103": Chip(148, 227 << 10, Rates(8192, 4096, 256, 4), 64, 1000, sums=128, tma=True),  # B300
-    "sm_120": Chip(170, 99 << 10, Rates(512, 256, 256, 4), 20, 700, warps=48, blocks=24),  # RTX 5090
-    "sm_121": Chip(48, 99 << 10, Rates(512, 256, 256, 4), 20, 700, warps=48, blocks=24),  # GB10
-    "gfx90a": Chip(110, 64 << 10, Rates(1024, 0, 256, 256), 56, 900, **_CDNA),  # MI250X, one of its two
-    "gfx942": Chip(304, 64 << 10, Rates(2048, 1024, 256, 256), 56, 900, **_CDNA),  # MI300X
-    "gfx950": Chip(256, 160 << 10, Rates(4096, 0, 256, 128), 64, 900, **_CDNA | {"granule": 1280}),  # MI355X
-    "gfx1100": Chip(96, 64 << 10, Rates(512, 0, 256, 8), 32, 900, **_RDNA),  # RX 7900 XTX
-    "gfx1201": Chip(64, 64 << 10, Rates(1024, 0, 256, 8), 32, 900, **_RDNA),  # RX 9070 XT
-    "interpreter": Chip(1, 1 << 30, Rates(1, 1, 1, 1), 1, 1),
+    "sm_80": Chip(108, 163 << 10, Rates(2048, 1024, 128, 128), 44, 13, 600),  # A100
+    "sm_86": Chip(84, 99 << 10, Rates(512, 256, 256, 4), 20, 5, 600, warps=48, blocks=16),  # RTX 3090, A10
+    "sm_87": Chip(16, 163 << 10, Rates(2048, 1024, 256, 4), 20, 10, 600, warps=48, blocks=16),  # Jetson AGX Orin
+    "sm_89": Chip(128, 99 << 10, Rates(512, 256, 256, 4), 20, 3, 700, warps=48, blocks=24),  # RTX 4090, L40
+    "sm_90": Chip(132, 227 << 10, Rates(4096, 2048, 256, 256), 46, 18, 900, sums=128, tma=True),  # H100, H200
+    "sm_100": Chip(148, 227 << 10, Rates(8192, 4096, 256, 128), 64, 28, 1000, sums=128, tma=True),  # B200
+    "sm_103": Chip(148, 227 << 10, Rates(8192, 4096, 256, 4), 64, 28, 1000, sums=128, tma=True),  # B300
+    "sm_120": Chip(170, 99 << 10, Rates(512, 256, 256, 4), 20, 4, 700, warps=48, blocks=24),  # RTX 5090
+    "sm_121": Chip(48, 99 << 10, Rates(512, 256, 256, 4), 20, 2, 700, warps=48, blocks=24),  # GB10
+    "gfx90a": Chip(110, 64 << 10, Rates(1024, 0, 256, 256), 56, 9, 900, **_CDNA),  # MI250X, one of its two
+    "gfx942": Chip(304, 64 << 10, Rates(2048, 1024, 256, 256), 56, 8, 900, **_CDNA),  # MI300X
+    "gfx950": Chip(256, 160 << 10, Rates(4096, 0, 256, 128), 64, 13, 900, **_CDNA | {"granule": 1280}),  # MI355X
+    "gfx1100": Chip(96, 64 << 10, Rates(512, 0, 256, 8), 32, 4, 900, **_RDNA),  # RX 7900 XTX
+    "gfx1201": Chip(64, 64 << 10, Rates(1024, 0, 256, 8), 32, 3, 900, **_RDNA),  # RX 9070 XT
+    "interpreter": Chip(1, 1 << 30, Rates(1, 1, 1, 1), 1, 1, 1),
 }
 NAMES = tuple(name for name in CHIPS if name != "interpreter")
 

@@ -42,7 +42,7 @@ class Meta(NamedTuple):
     transposed:      True for the input gradient
     precision:       of dots, "tf32" or "ieee"
     accumulator, index: dtype of sums, and of offsets
-    m, n, k, packed, box, groups: of the tile, see tiles.shapes.Tile
+    m, n, k, packed, box, groups, tile_taps: of the tile, see tiles.shapes.Tile
     aligned:         elements that strides and columns are multiples of, see core.tensors.alignment
     padding_mode:    what windows read outside of images
     channels:        of a group, where that is compiled for (grouped.py)
@@ -65,6 +65,7 @@ class Meta(NamedTuple):
     packed: bool = False
     box: Box | None = None
     groups: int = 1
+    tile_taps: int = 1
     aligned: int = 1
     padding_mode: str = "zeros"
     channels: int = 0
@@ -76,8 +77,8 @@ class Meta(NamedTuple):
     @classmethod
     def of(cls, walks: Walks, taps: Pair, precision: str, tile: Tile, **others: Any) -> "Meta":
         """Return what a kernel with this tile is compiled for."""
-        packed, box, groups = tile.packed, tile.box, tile.groups
-        others = {"accumulator": None, "index": None, "packed": packed, "box": box, "groups": groups} | others
+        of_tile = {"packed": tile.packed, "box": tile.box, "groups": tile.groups, "tile_taps": tile.taps}
+        others = {"accumulator": None, "index": None, **of_tile} | others
         return cls(walks.down, walks.across, Taps(*taps), precision, m=tile.m, n=tile.n, k=tile.k, **others)
 
 

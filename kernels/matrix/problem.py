@@ -270,7 +270,7 @@ def _picked_weight(problem: WeightProblem) -> PickedWeight:
     extra = it.pooled.extra_registers if it.pooled else ""
     wanted = shapes.WeightGrad(tuple(grad.size), outputs, channels, taps, it.groups, tma, extra_registers=extra)
     tile = pick.weight_grad(wanted, shapes.arithmetic(it.x.dtype, precision), chip)
-    across = cdiv(taps * channels, tile.n) if tile.packed else taps * cdiv(channels, tile.n)
+    across = cdiv(taps * channels, tile.n) if tile.packed else taps // tile.taps * cdiv(channels, tile.n)
     programs = cdiv(outputs, tile.m) * across * it.groups * tile.parts
     return PickedWeight(grad, x, tile, programs, precision)
 

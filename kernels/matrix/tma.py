@@ -5,7 +5,8 @@ reads, 64 channels or so at a time, straight into shared memory; what lies outsi
 padding. No thread computes an address, and both operands of the matrix instructions stay in shared memory:
 
     forward, input gradient:  Yᵀ[k, box] = Ŵ[k, term] · X̂ᵀ[term, box]     the images are the right operand
-    weight gradient:          dW[k, c]   = Gᵀ[k, box] · X̂[box, c]         for one tap; the reduction is over boxes
+    weight gradient:          dW[k, c]   = Gᵀ[k, box] · X̂[box, c]         for one tap, or for three that share Gᵀ;
+                                                                          the reduction is over boxes
 
     build the descriptors                                         once a program
     for each of the program's tiles of the result:                persistent: as many programs as run at a time
@@ -30,7 +31,7 @@ from ..streaming.sums import sum_parts
 from ..window.convolution import Phase
 from .boxes import box_at, box_count, box_descriptor, box_pixels, split
 from .epilogue import finish
-from .loop import as_tf32, main_loop, phase_of, program_tile, tap_steps
+from .loop import as_tf32, dot, main_loop, phase_of, program_tile, tap_steps
 from .meta import Meta, Results
 from .problem import (
     Path,
@@ -182,29 +183,20 @@ def tap_box(operand, step, META: tl.constexpr):
     return as_tf32(operand.descriptor.load(to).reshape(K, N), PRECISION)
 
 
-@triton.jit(do_not_specialize=["outputs", "parts"])
-def weight_grad_tma_kernel(grad, x, dw, outputs, channels, parts, META: tl.constexpr):
-    """dw[part, k, tap, c] = Σ over the part's boxes of grad · x̂, for a tile of M outputs x N channels of one tap."""
+@device_function
+def tap_images(x, grad, tap, c, channels, META: tl.constexpr):
+    """Return the boxes of what a tap reads, in channels from c on.
+
+    A tap has images of its own: every stride-th pixel that it reads. They end where the tap's last window does, since
+    what lies behind meets no gradient, but would not be harmless if it were infinite."""
     DOWN: tl.constexpr = META.down
     ACROSS: tl.constexpr = META.across
     DOWN_STRIDE: tl.constexpr = DOWN.stride
     ACROSS_STRIDE: tl.constexpr = ACROSS.stride
     S: tl.constexpr = META.taps.columns
-    TAPS: tl.constexpr = META.taps.rows * META.taps.columns
     ONE: tl.constexpr = (1, 1)
-    INDEX: tl.constexpr = META.index
     BOX: tl.constexpr = META.box
-    M: tl.constexpr = META.m
     N: tl.constexpr = META.n
-    channels = channels // META.aligned * META.aligned
-    row_tiles = tl.cdiv(outputs, M)
-    column_tiles = tl.cdiv(channels, N) * TAPS
-    part = tl.program_id(0) // (row_tiles * column_tiles)
-    row, column = program_tile(tl.program_id(0) % (row_tiles * column_tiles), row_tiles, column_tiles)
-    k, tap, c = row * M, column % TAPS, column // TAPS * N
-
-    # The tap's own images: every stride-th pixel that it reads. They end where the tap's last window does, since what
-    # lies behind meets no gradient, but would not be harmless if it were infinite.
     h, a = split(DOWN.phases[0].offset + tap // S * DOWN.input_step, DOWN_STRIDE)
     w, b = split(ACROSS.phases[0].offset + tap % S * ACROSS.input_step, ACROSS_STRIDE)
     height = tl.minimum(tl.cdiv(x.size.h - a, DOWN_STRIDE), grad.size.h + h)
@@ -212,20 +204,60 @@ def weight_grad_tma_kernel(grad, x, dw, outputs, channels, parts, META: tl.const
     strides = Strides(x.strides.n, x.strides.h * DOWN_STRIDE, x.strides.w * ACROSS_STRIDE, 1)
     data = x.data + a * x.strides.h + b * x.strides.w
     images = box_descriptor(data, Size(x.size.n, height, width), strides, channels, BOX, N, ONE)
-    grads = box_descriptor(grad.data, grad.size, grad.strides, outputs, BOX, M, ONE)
+    return ReducedBoxes(images, grad.size.n, grad.size.h, grad.size.w, h, w, c)
 
+
+@device_function
+def three_taps_loop(acc, A: tl.constexpr, a, B: tl.constexpr, b, first, end, META: tl.constexpr):
+    """Return the main loop's sums for three right operands b, which share the tiles of A."""
+    PRECISION: tl.constexpr = META.precision
+    left, middle, right = acc, acc, acc
+    for step in range(first, end):
+        tile = A(a, step, META)
+        left = dot(tile, B(b[0], step, META), left, PRECISION)
+        middle = dot(tile, B(b[1], step, META), middle, PRECISION)
+        right = dot(tile, B(b[2], step, META), right, PRECISION)
+    return left, middle, right
+
+
+@triton.jit(do_not_specialize=["outputs", "parts"])
+def weight_grad_tma_kernel(grad, x, dw, outputs, channels, parts, META: tl.constexpr):
+    """dw[part, k, tap, c] = Σ over the part's boxes of grad · x̂, for a tile of M outputs x N channels of one tap, or of
+    three neighbouring taps."""
+    TAPS: tl.constexpr = META.taps.rows * META.taps.columns
+    TILE_TAPS: tl.constexpr = META.tile_taps
+    ONE: tl.constexpr = (1, 1)
+    INDEX: tl.constexpr = META.index
+    BOX: tl.constexpr = META.box
+    M: tl.constexpr = META.m
+    N: tl.constexpr = META.n
+    channels = channels // META.aligned * META.aligned
+    row_tiles = tl.cdiv(outputs, M)
+    column_tiles = tl.cdiv(channels, N) * (TAPS // TILE_TAPS)
+    part = tl.program_id(0) // (row_tiles * column_tiles)
+    row, column = program_tile(tl.program_id(0) % (row_tiles * column_tiles), row_tiles, column_tiles)
+    k, c = row * M, column // (TAPS // TILE_TAPS) * N
+    tap = column % (TAPS // TILE_TAPS) * TILE_TAPS
+
+    grads = box_descriptor(grad.data, grad.size, grad.strides, outputs, BOX, M, ONE)
+    A = ReducedBoxes(grads, grad.size.n, grad.size.h, grad.size.w, 0, 0, k)
+    B = tap_images(x, grad, tap, c, channels, META)
     steps = box_count(grad.size, BOX)
     chunk = tl.cdiv(steps, parts)
     acc = tl.zeros([M, N], tl.float32)
     end = tl.minimum((part + 1) * chunk, steps)
-    A = ReducedBoxes(grads, grad.size.n, grad.size.h, grad.size.w, 0, 0, k)
-    B = ReducedBoxes(images, grad.size.n, grad.size.h, grad.size.w, h, w, c)
-    acc = main_loop(acc, grad_box, A, tap_box, B, part * chunk, end, META)
+    if TILE_TAPS == 1:
+        every = (main_loop(acc, grad_box, A, tap_box, B, part * chunk, end, META),)
+    else:
+        B = (B, tap_images(x, grad, tap + 1, c, channels, META), tap_images(x, grad, tap + 2, c, channels, META))
+        every = three_taps_loop(acc, grad_box, A, tap_box, B, part * chunk, end, META)
 
     k += tl.arange(0, M)
     c += tl.arange(0, N)
     dw += (part.to(INDEX) * outputs + k)[:, None] * (TAPS * channels) + (tap * channels + c)[None, :]
-    tl.store(dw, acc.to(dw.dtype.element_ty), mask=(k < outputs)[:, None] & (c < channels)[None, :])
+    mask = (k < outputs)[:, None] & (c < channels)[None, :]
+    for t in tl.static_range(TILE_TAPS):
+        tl.store(dw + t * channels, every[t].to(dw.dtype.element_ty), mask=mask)
 
 
 def serves(problem: Problem | WeightProblem) -> bool:

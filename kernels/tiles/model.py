@@ -12,6 +12,9 @@ runs up to `resident` programs at once:
     wave(r)   = max(throughput, latency)
     time      = full waves · wave(resident) + wave(the last wave's programs per multiprocessor)
 
+A weight gradient takes no less than memory needs to read its operands once and to write its parts; and then, if there
+are several parts, what it takes to read them again.
+
 So large tiles win by fewer operand bytes per product, until their waves leave multiprocessors idle or their last box of
 pixels is mostly empty; deep pipelines win where the latency shows; two programs at once hide each other's start and
 end. bench/tune.py says on a GPU how far that leads.
@@ -41,10 +44,10 @@ def shared_memory(tile: Tile, itemsize: int, chip: str, tma: bool, extra_registe
     product, a box on its way out. AMD's compiler keeps a stage in registers, and transposes results for an epilogue;
     chips that multiply asynchronously have barriers. A gradient that is read through a code has both, for all stages
     but the one that is multiplied, and what comes of the two."""
-    spec, left, right = CHIPS[chip], tile.m * tile.k, tile.n * tile.k
+    spec, left, right = CHIPS[chip], tile.m * tile.k, tile.columns * tile.k
     plain = (tile.stages - spec.amd) * (left + right) * itemsize
     if tma:
-        return plain + tile.m * tile.n * itemsize + 1024
+        return plain + tile.m * tile.columns * itemsize + 1024
     if spec.amd and extra_registers == "epilogue":
         plain = max(plain, tile.m * tile.n * max(itemsize, 4))
     if extra_registers in CODE:
@@ -56,7 +59,7 @@ def shared_memory(tile: Tile, itemsize: int, chip: str, tma: bool, extra_registe
 
 def _sums(tile: Tile, itemsize: int, chip: str) -> int:
     """Return the registers that a thread's sums take."""
-    return tile.m * tile.n * max(itemsize, 4) // 4 // (tile.warps * CHIPS[chip].lanes)
+    return tile.m * tile.columns * max(itemsize, 4) // 4 // (tile.warps * CHIPS[chip].lanes)
 
 
 def valid(tile: Tile, itemsize: int, chip: str, tma: bool, extra_registers: str = "") -> bool:
@@ -123,6 +126,20 @@ def estimate(candidate: Candidate, programs: int, steps: float) -> float:
     return time
 
 
+def moving(elements: float, size: int, chip: str) -> float:
+    """Return the clocks that memory takes to move elements of a size in bytes."""
+    return elements * size / (CHIPS[chip].multiprocessors * CHIPS[chip].memory)
+
+
+def numbers_of_parts(candidate: Candidate, tiles: int, steps: int, chip: str) -> list[int]:
+    """Return the numbers of parts that the sums of a weight gradient may be cut into: a few, or as many as fill a
+    quarter, half or all of the chip's multiprocessors with one program each, or all with what they hold, once or twice.
+    Each part has eight steps at least."""
+    whole, slots = CHIPS[chip].multiprocessors, candidate.slots
+    filling = {programs // tiles for programs in (whole // 4, whole // 2, whole, slots, 2 * slots)}
+    return sorted({min(max(1, parts), max(1, steps // 8)) for parts in filling.union(range(1, 9))})
+
+
 def tile_of(
     way: str, arithmetic: str, chip: str, m: int, n: int, k: int, warps: int, stages: int, extra: str = ""
 ) -> Tile:  # fmt: skip
@@ -130,7 +147,8 @@ def tile_of(
     instructions, hold more than their sums, or store these themselves."""
     needs_registers = (way != "tma" or extra) and arithmetic in ("half", "tf32")
     registers = most_registers(chip) if needs_registers else 0
-    return Tile(m, n, k, warps, stages, way.endswith("packed"), registers=registers)
+    taps = 3 if way.endswith("three taps") else 1
+    return Tile(m, n, k, warps, stages, way.endswith("packed"), registers=registers, taps=taps)
 
 
 @cache
@@ -140,6 +158,11 @@ def sides(way: str, arithmetic: str, chip: str, extra_registers: str) -> tuple[t
     every = SHAPES[way][arithmetic]
     rounded = arithmetic == "float" and extra_registers in CODE and chip in ("sm_100", "sm_103")
     return tuple(each for each in every if not rounded or each[0] < 64)
+
+
+def boxed_ways(taps: int) -> tuple[str, ...]:
+    """Return the ways of a weight gradient's boxes, for a window of some taps."""
+    return ("tma weight gradient", "tma three taps") if taps % 3 == 0 else ("tma weight gradient",)
 
 
 def candidates(arithmetic: str, chip: str, way: str, k: int, extra_registers: str = "") -> tuple[Candidate, ...]:
@@ -157,11 +180,11 @@ def candidates(arithmetic: str, chip: str, way: str, k: int, extra_registers: st
             held = resident(tile, itemsize, chip, tma, extra_registers)
             if held < 2 and not tma and (m, n, 2) in found:
                 continue
-            size = (m + n) * k * itemsize
+            size = (m + tile.columns) * k * itemsize
             gather = 0 if tma else _GATHER * size / 16 / spec.lanes
-            busy = max(2 * m * n * k / rate, size / spec.fill + gather)
+            busy = max(2 * m * tile.columns * k / rate, size / spec.fill + gather)
             alone = max(busy, spec.latency / (stages - 1))
-            store = m * n * itemsize / (spec.fill / 2)
+            store = m * tile.columns * itemsize / (spec.fill / 2)
             slots = spec.multiprocessors * held
             found[m, n, min(held, 2)] = Candidate(tile, held, slots, busy, alone, spec.start, store)
     return tuple(found.values())

@@ -14,10 +14,13 @@ from ..core.chips import CHIPS
 from ..core.replay import deciding
 from .model import (
     box_of,
+    boxed_ways,
     candidates,
     estimate,
     has_tma,
     most_registers,
+    moving,
+    numbers_of_parts,
     resident,
     sides,
     steps_of,
@@ -139,8 +142,8 @@ def _product(problem: Product, arithmetic: str, chip: str) -> Tile:
 
 @lru_cache(maxsize=4096)
 def _weight_grad(problem: WeightGrad, arithmetic: str, chip: str) -> Tile:
-    """Return the tile. Its sum is cut into parts until the chip is full once, or twice where once would leave much of
-    it idle; each part has eight steps at least."""
+    """Return the tile, and the parts that its sum is cut into. Of those that memory bounds alike the one that is done
+    sooner."""
     if (chip, arithmetic, problem) in TUNED:
         return TUNED[chip, arithmetic, problem]
     n, p, q = problem.images
@@ -148,27 +151,30 @@ def _weight_grad(problem: WeightGrad, arithmetic: str, chip: str) -> Tile:
     if chip == "interpreter":
         return Tile(_power(problem.outputs, 16, 256), _power(terms, 16, 256), _power(pixels, 16, 1024), packed=True)
     spec, k, packed = CHIPS[chip], steps_of(arithmetic)[0], problem.channels <= PACK_UP_TO
-    summing = 2 * 4 / (spec.multiprocessors * spec.fill / 2)
+    results, operands = problem.outputs * terms, pixels * (problem.outputs + problem.channels)
+    reading = moving(problem.groups * operands, BYTES[arithmetic], chip)
     ways: list[tuple[str, int, Box | None]] = []
     if problem.tma and has_tma(arithmetic, chip):
         box, steps = box_of(k, problem.images)
-        ways.append(("tma weight gradient", steps, box))
+        ways += [(way, steps, box) for way in boxed_ways(problem.taps)]
     if not ways or min(problem.outputs, problem.channels) < 64:  # tiles of boxes are no narrower
         ways.append((_gathered_ways(problem.per_pixel_weights)[packed], -(-pixels // k), None))
-    best, least = None, float("inf")
+    best, least = None, (float("inf"), 0.0)
     for way, steps, box in ways:
         flat = way.endswith("packed")
         for candidate in candidates(arithmetic, chip, way, k, problem.extra_registers):
-            across = -(-terms // candidate.tile.n) if flat else problem.taps * -(-problem.channels // candidate.tile.n)
-            tiles = -(-problem.outputs // candidate.tile.m) * problem.groups * across
-            slots = candidate.slots
-            parts = slots // tiles if slots >= 4 * tiles else 2 * slots // tiles
-            parts = 1 if problem.per_pixel_weights else max(1, min(parts, steps // 8))
-            time = estimate(candidate, tiles * parts, -(-steps // parts))
-            if parts > 1:  # the parts are written, read again and summed
-                time += spec.start + parts * problem.outputs * terms * problem.groups * summing
-            if time < least:
-                best, least = (candidate.tile, box, parts), time
+            tile = candidate.tile
+            across = -(-terms // tile.n) if flat else problem.taps // tile.taps * -(-problem.channels // tile.n)
+            tiles = -(-problem.outputs // tile.m) * problem.groups * across
+            for parts in (1,) if problem.per_pixel_weights else numbers_of_parts(candidate, tiles, steps, chip):
+                size = max(4, BYTES[arithmetic]) if parts > 1 else BYTES[arithmetic]
+                writing = moving(problem.groups * parts * results, size, chip)
+                working = estimate(candidate, tiles * parts, -(-steps // parts))
+                time = max(reading + writing, working)
+                if parts > 1:  # the parts are read again and summed
+                    time += spec.start + writing
+                if (time, working) < least:
+                    best, least = (tile, box, parts), (time, working)
     assert best is not None
     tile, box, parts = best
     return tile._replace(box=box, parts=parts)
@@ -181,7 +187,7 @@ def serving(problem: Product | WeightGrad, arithmetic: str, chip: str) -> Iterat
     ways = [(way, line) for way in _gathered_ways(problem.per_pixel_weights)]
     if problem.tma and has_tma(arithmetic, chip):
         if isinstance(problem, WeightGrad):
-            ways.append(("tma weight gradient", line))
+            ways += [(way, line) for way in boxed_ways(problem.taps)]
         elif k := tma_step(problem.channels, arithmetic, problem.whole):
             ways.append(("tma", k))
     for way, k in ways:
@@ -220,7 +226,7 @@ def every_tile(
     forms = [(way, line) for way in _gathered_ways(per_pixel_weights)]
     found = [each.tile for way, k in forms for each in candidates(arithmetic, chip, way, k, extra_registers)]
     if has_tma(arithmetic, chip) and not per_pixel_weights:
-        boxes = [("tma weight gradient", line)] if weight_grad else [("tma", line), ("tma", half)]
+        boxes = [(way, line) for way in boxed_ways(3)] if weight_grad else [("tma", line), ("tma", half)]
         for way, k in boxes:
             for each in candidates(arithmetic, chip, way, k, extra_registers):
                 side = each.tile.k if weight_grad else each.tile.m

@@ -18,6 +18,7 @@ class Tile(NamedTuple):
     programs:   how many run at once, each for several tiles; 0: one program a tile
     registers:  the most that a thread may take; 0: the compiler decides
     groups:     products side by side
+    taps:       of a weight gradient, each with n columns of its own: what all of them multiply is fetched once
     """
 
     m: int
@@ -31,6 +32,12 @@ class Tile(NamedTuple):
     programs: int = 0
     registers: int = 0
     groups: int = 1
+    taps: int = 1
+
+    @property
+    def columns(self) -> int:
+        """Columns of results, of all taps."""
+        return self.n * self.taps
 
     @property
     def options(self) -> dict[str, int]:
@@ -135,7 +142,7 @@ def arithmetic(dtype: torch.dtype, precision: str) -> str:
 #                                          k, is images
 #     tma                                  boxes of a product; n is the first direction of the matrix instructions, 64
 #                                          for each four warps
-#     tma weight gradient                  boxes of a weight gradient
+#     tma weight gradient, tma three taps  boxes of a weight gradient, by taps and by three neighbouring taps at once
 _SMALL = ((64, 64, 8), (32, 32, 4))
 _PER_PIXEL = {
     "half": ((128, 64, 4), (64, 64, 4), (32, 64, 4), (16, 64, 2)),
@@ -162,9 +169,11 @@ SHAPES: dict[str, dict[str, tuple[tuple[int, int, int], ...]]] = {
         "half": ((256, 128, 8), (128, 256, 8), (128, 128, 8), (256, 64, 4), (128, 64, 4), (64, 128, 8), (64, 64, 4)),
         "tf32": ((256, 128, 8), (128, 128, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4)),
     },
-    "tma weight gradient": dict.fromkeys(
-        ("half", "tf32"), ((128, 128, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4))
-    ),
+    "tma weight gradient": {
+        "half": ((128, 128, 4), (128, 64, 4), (64, 128, 4), (64, 64, 4)),
+        "tf32": ((128, 128, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4)),
+    },
+    "tma three taps": {"half": ((64, 64, 4),), "tf32": ()},  # Triton 3.7 gets those of TF32 wrong on sm_100
 }  # fmt: skip
 
 
