@@ -23,6 +23,15 @@ def box_at(index, size, BOX: tl.constexpr):
 
 
 @device_function
+def next_box(at, size, BOX: tl.constexpr):
+    """Return the first pixel of the box that follows the one at pixel `at`, without a division."""
+    w = at.w + BOX[2]
+    h = tl.where(w < size.w, at.h, at.h + BOX[1])
+    n = tl.where(h < size.h, at.n, at.n + BOX[0])
+    return Pixel(n, tl.where(h < size.h, h, 0), tl.where(w < size.w, w, 0))
+
+
+@device_function
 def box_count(size, BOX: tl.constexpr):
     """Return the number of boxes that tile images of a size."""
     return tl.cdiv(size.n, BOX[0]) * tl.cdiv(size.h, BOX[1]) * tl.cdiv(size.w, BOX[2])

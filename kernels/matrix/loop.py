@@ -40,8 +40,7 @@ def main_loop(acc, A: tl.constexpr, a, B: tl.constexpr, b, first, end, META: tl.
     """Return acc + Σ over first <= step < end of A(a, step) @ B(b, step).
 
     A and B are device functions that fetch a step's tiles from operands a and b: [M, K] and [K, N] in gather.py, in
-    per_pixel.py and in the weight gradient of tma.py; [N, K] and [K, M] in the other products of tma.py; [G, M, K] and
-    [G, K, N] in grouped.py.
+    per_pixel.py; [N, K] and [K, M] in tma.py; [G, M, K] and [G, K, N] in grouped.py.
     """
     PRECISION: tl.constexpr = META.precision
     for step in range(first, end):

@@ -12,7 +12,7 @@ padding. No thread computes an address, and both operands of the matrix instruct
     for each of the program's tiles of the result:                persistent: as many programs as run at a time
         acc = 0
         for each step of the reduction:                           loop.main_loop
-            acc += A(step) · B(step)                              two fetches
+            acc += A(step) · B(step)                              two fetches; boxes_loop in the weight gradient
         store the box of epilogue(acc)                            while the next tile begins
 
 A stride needs no gather: pixels whose coordinates have the same remainders modulo the stride are images too, and the
@@ -29,7 +29,7 @@ from ..core.op import launch
 from ..core.tensors import alignment, index_type
 from ..streaming.sums import sum_parts
 from ..window.convolution import Phase
-from .boxes import box_at, box_count, box_descriptor, box_pixels, split
+from .boxes import box_at, box_count, box_descriptor, box_pixels, next_box, split
 from .epilogue import finish
 from .loop import as_tf32, dot, main_loop, phase_of, program_tile, tap_steps
 from .meta import Meta, Results
@@ -69,13 +69,9 @@ class ImageBoxes(NamedTuple):
 
 
 class ReducedBoxes(NamedTuple):
-    """Boxes of all images, one a step: their size, and where in them (h, w, column) to fetch. Flat: behind a
-    descriptor Triton 3.6 loses the constants of an inner record."""
+    """Boxes of all images, one a step: how far from the step's pixel (h, w), and in which columns, to fetch."""
 
     descriptor: Any
-    batch: Any
-    height: Any
-    width: Any
     h: Any
     w: Any
     column: Any
@@ -161,24 +157,20 @@ def conv_tma_kernel(x, w, y, epilogue, channels, columns, ACTIVATION: tl.constex
 
 
 @device_function
-def grad_box(operand, step, META: tl.constexpr):
-    """A of the weight gradient: the output's gradient, transposed, for this step's box. [M, K]"""
-    BOX: tl.constexpr = META.box
+def grad_box(operand, at, META: tl.constexpr):
+    """A of the weight gradient: the output's gradient, transposed, for the box at pixel `at`. [M, K]"""
     PRECISION: tl.constexpr = META.precision
     M: tl.constexpr = META.m
     K: tl.constexpr = META.k
-    at = box_at(step, Size(operand.batch, operand.height, operand.width), BOX)
     return as_tf32(operand.descriptor.load([at.n, at.h, 0, at.w, operand.column]).reshape(K, M).T, PRECISION)
 
 
 @device_function
-def tap_box(operand, step, META: tl.constexpr):
-    """B of the weight gradient: what one tap reads, for this step's box. [K, N]"""
-    BOX: tl.constexpr = META.box
+def tap_box(operand, at, META: tl.constexpr):
+    """B of the weight gradient: what one tap reads for the box at pixel `at`. [K, N]"""
     PRECISION: tl.constexpr = META.precision
     N: tl.constexpr = META.n
     K: tl.constexpr = META.k
-    at = box_at(step, Size(operand.batch, operand.height, operand.width), BOX)
     to = [at.n, at.h + operand.h, 0, at.w + operand.w, operand.column]
     return as_tf32(operand.descriptor.load(to).reshape(K, N), PRECISION)
 
@@ -204,20 +196,33 @@ def tap_images(x, grad, tap, c, channels, META: tl.constexpr):
     strides = Strides(x.strides.n, x.strides.h * DOWN_STRIDE, x.strides.w * ACROSS_STRIDE, 1)
     data = x.data + a * x.strides.h + b * x.strides.w
     images = box_descriptor(data, Size(x.size.n, height, width), strides, channels, BOX, N, ONE)
-    return ReducedBoxes(images, grad.size.n, grad.size.h, grad.size.w, h, w, c)
+    return ReducedBoxes(images, h, w, c)
 
 
 @device_function
-def three_taps_loop(acc, A: tl.constexpr, a, B: tl.constexpr, b, first, end, META: tl.constexpr):
-    """Return the main loop's sums for three right operands b, which share the tiles of A."""
+def boxes_loop(a, b, size, first, end, META: tl.constexpr):
+    """Return the main loop's sums for each of the right operands b, one or three, over boxes first <= box < end: the
+    left operand's tile serves them all."""
     PRECISION: tl.constexpr = META.precision
-    left, middle, right = acc, acc, acc
-    for step in range(first, end):
-        tile = A(a, step, META)
-        left = dot(tile, B(b[0], step, META), left, PRECISION)
-        middle = dot(tile, B(b[1], step, META), middle, PRECISION)
-        right = dot(tile, B(b[2], step, META), right, PRECISION)
-    return left, middle, right
+    BOX: tl.constexpr = META.box
+    M: tl.constexpr = META.m
+    N: tl.constexpr = META.n
+    at = box_at(first, size, BOX)
+    left = tl.zeros([M, N], tl.float32)
+    if META.tile_taps == 1:
+        for _ in range(first, end):
+            left = dot(grad_box(a, at, META), tap_box(b[0], at, META), left, PRECISION)
+            at = next_box(at, size, BOX)
+        return (left,)
+    else:
+        middle, right = left, left
+        for _ in range(first, end):
+            tile = grad_box(a, at, META)
+            left = dot(tile, tap_box(b[0], at, META), left, PRECISION)
+            middle = dot(tile, tap_box(b[1], at, META), middle, PRECISION)
+            right = dot(tile, tap_box(b[2], at, META), right, PRECISION)
+            at = next_box(at, size, BOX)
+        return left, middle, right
 
 
 @triton.jit(do_not_specialize=["outputs", "parts"])
@@ -240,24 +245,22 @@ def weight_grad_tma_kernel(grad, x, dw, outputs, channels, parts, META: tl.const
     tap = column % (TAPS // TILE_TAPS) * TILE_TAPS
 
     grads = box_descriptor(grad.data, grad.size, grad.strides, outputs, BOX, M, ONE)
-    A = ReducedBoxes(grads, grad.size.n, grad.size.h, grad.size.w, 0, 0, k)
+    A = ReducedBoxes(grads, 0, 0, k)
     B = tap_images(x, grad, tap, c, channels, META)
+    if TILE_TAPS == 1:
+        every = (B,)
+    else:
+        every = (B, tap_images(x, grad, tap + 1, c, channels, META), tap_images(x, grad, tap + 2, c, channels, META))
     steps = box_count(grad.size, BOX)
     chunk = tl.cdiv(steps, parts)
-    acc = tl.zeros([M, N], tl.float32)
-    end = tl.minimum((part + 1) * chunk, steps)
-    if TILE_TAPS == 1:
-        every = (main_loop(acc, grad_box, A, tap_box, B, part * chunk, end, META),)
-    else:
-        B = (B, tap_images(x, grad, tap + 1, c, channels, META), tap_images(x, grad, tap + 2, c, channels, META))
-        every = three_taps_loop(acc, grad_box, A, tap_box, B, part * chunk, end, META)
+    acc = boxes_loop(A, every, grad.size, part * chunk, tl.minimum((part + 1) * chunk, steps), META)
 
     k += tl.arange(0, M)
     c += tl.arange(0, N)
     dw += (part.to(INDEX) * outputs + k)[:, None] * (TAPS * channels) + (tap * channels + c)[None, :]
     mask = (k < outputs)[:, None] & (c < channels)[None, :]
     for t in tl.static_range(TILE_TAPS):
-        tl.store(dw + t * channels, every[t].to(dw.dtype.element_ty), mask=mask)
+        tl.store(dw + t * channels, acc[t].to(dw.dtype.element_ty), mask=mask)
 
 
 def serves(problem: Problem | WeightProblem) -> bool:

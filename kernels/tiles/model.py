@@ -134,10 +134,11 @@ def moving(elements: float, size: int, chip: str) -> float:
 def numbers_of_parts(candidate: Candidate, tiles: int, steps: int, chip: str) -> list[int]:
     """Return the numbers of parts that the sums of a weight gradient may be cut into: a few, or as many as fill a
     quarter, half or all of the chip's multiprocessors with one program each, or all with what they hold, once or twice.
-    Each part has eight steps at least."""
+    A part has eight steps, but the last one may have fewer; none is empty."""
     whole, slots = CHIPS[chip].multiprocessors, candidate.slots
     filling = {programs // tiles for programs in (whole // 4, whole // 2, whole, slots, 2 * slots)}
-    return sorted({min(max(1, parts), max(1, steps // 8)) for parts in filling.union(range(1, 9))})
+    numbers = {min(max(1, parts), max(1, steps // 8)) for parts in filling.union(range(1, 9))}
+    return sorted({-(-max(1, steps) // -(-max(1, steps) // parts)) for parts in numbers})
 
 
 def tile_of(
