@@ -55,10 +55,9 @@ class Epilogue(NamedTuple):
         larger = self.residual is not None or self.preactivation is not None
         return larger or activations.of(self.activation).has_second_derivative
 
-    @property
-    def on_device(self) -> activations.DeviceActivation:
-        """The activation that kernels are compiled for."""
-        return activations.of(self.activation).on_device()
+    def on_device(self, dtype: torch.dtype) -> activations.DeviceActivation:
+        """Return the activation that kernels are compiled for, for results of a dtype."""
+        return activations.of(self.activation).on_device(dtype)
 
 
 @device_function

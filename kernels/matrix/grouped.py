@@ -265,7 +265,7 @@ def forward(problem: Problem) -> torch.Tensor | None:
     programs = row_tiles * cdiv(it.columns, tile.n) * cdiv(it.groups, tile.groups) * phases
     launch(
         grouped_kernel, programs, x, Weight(weight, weight_strides(it)), y, it.epilogue.operands(it.y, moments),
-        it.channels, it.columns, it.groups, ACTIVATION=it.epilogue.on_device, META=meta, **tile.options,
+        it.channels, it.columns, it.groups, ACTIVATION=it.epilogue.on_device(it.y.dtype), META=meta, **tile.options,
     )  # fmt: skip
     return moments
 

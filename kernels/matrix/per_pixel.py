@@ -213,7 +213,7 @@ def forward(problem: PerPixelProblem) -> None:
     launch(
         per_pixel_kernel, cdiv(y.size.n, tile.m) * cdiv(columns, tile.n) * products, x,
         Weight(weight, strides), y, it.epilogue.operands(it.y), channels, columns, it.groups,
-        ACTIVATION=it.epilogue.on_device, META=meta, **tile.options,
+        ACTIVATION=it.epilogue.on_device(it.y.dtype), META=meta, **tile.options,
     )  # fmt: skip
 
 

@@ -42,13 +42,17 @@ class Applied(NamedTuple):
         registers."""
         return 2 if self.has_second_derivative else 4
 
-    def on_device(self, saved: torch.dtype | None = None) -> DeviceActivation:
-        """Return what kernels are compiled for; `saved`: the dtype of what its derivative is computed from."""
+    def on_device(self, results: torch.dtype, saved: torch.dtype | None = None) -> DeviceActivation:
+        """Return what kernels are compiled for; `results`: the dtype of what is stored; `saved`: of what its derivative
+        is computed from."""
         numbers = self.numbers
         if saved is not None and self.rule.rounded:
             with apart():
                 numbers = tuple(torch.tensor(numbers, dtype=saved).tolist())
-        return DeviceActivation(self.rule.forward, self.rule.backward, self.saves, numbers)
+        forward, backward = self.rule.forward, self.rule.backward
+        if self.rule.halves is not None and results.itemsize == 2:
+            forward, backward = self.rule.halves
+        return DeviceActivation(forward, backward, self.saves, numbers)
 
     def reference_grad(self, grad: torch.Tensor, saved: torch.Tensor) -> Any:
         """Return act'(x) · grad, by PyTorch."""
