@@ -33,8 +33,15 @@ class Applied(NamedTuple):
 
     @property
     def has_second_derivative(self) -> bool:
-        """True if act'(x) is not constant on pieces: then act(x) takes registers, too."""
+        """True if act'(x) is not constant on pieces."""
         return self.rule.second_derivative is not None
+
+    def _halves(self, results: torch.dtype) -> tuple[Any, Any] | None:
+        return self.rule.halves if results.itemsize == 2 else None
+
+    def takes_registers(self, results: torch.dtype) -> bool:
+        """True if act(x) takes registers for each result of a dtype."""
+        return self.has_second_derivative and self._halves(results) is None
 
     @property
     def vectors_at_once(self) -> int:
@@ -49,9 +56,7 @@ class Applied(NamedTuple):
         if saved is not None and self.rule.rounded:
             with apart():
                 numbers = tuple(torch.tensor(numbers, dtype=saved).tolist())
-        forward, backward = self.rule.forward, self.rule.backward
-        if self.rule.halves is not None and results.itemsize == 2:
-            forward, backward = self.rule.halves
+        forward, backward = self._halves(results) or (self.rule.forward, self.rule.backward)
         return DeviceActivation(forward, backward, self.saves, numbers)
 
     def reference_grad(self, grad: torch.Tensor, saved: torch.Tensor) -> Any:
