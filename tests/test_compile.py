@@ -24,7 +24,7 @@ KERNELS += ("conv_pool_kernel", "conv_pool_tma_kernel", "per_pixel_kernel", "per
 # What else is compiled with the tiles that may be picked with this beside the sums.
 BESIDE = {
     "conv2d_with_preactivation": "epilogue",
-    "conv2d_moments": "epilogue",
+    "conv2d_moments": "moments",
     "conv2d_pool": "number",
     "conv2d_pool average": "two numbers",
     "conv2d_pool at once": "windows of a number",

@@ -48,6 +48,34 @@ def test_activation_at_odd_values(name, dtype, device):
     torch.testing.assert_close(*grads, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", [name for name in ACTIVATIONS if activations.of(name).has_second_derivative])
+def test_activation_of_every_number(name, dtype, device):
+    """Values and gradients against float64, of all float16 and bfloat16 up to 10⁴ and as many float32: to the last bit
+    of a half, and the last four of a float32. Of a half's gradients those that aren't computed from a rounded value."""
+    patterns = torch.arange(-(2**15), 2**15, device=device)
+    if dtype == torch.float32:
+        x = (patterns * 2**16 + torch.randint(2**16, patterns.shape, device=device)).to(torch.int32).view(dtype)
+    else:
+        x = patterns.to(torch.int16).view(dtype)
+    x = x[x.abs() <= 1e4][:, None]
+    word, *numbers = name.split()
+    leaves = [x.clone().requires_grad_(), x.double().requires_grad_()]
+    one = torch.ones(1, 1, dtype=dtype, device=device)
+    ours = functional.linear(leaves[0], one, activation=(word, *map(float, numbers)))
+    right = activations.reference(name, leaves[1])
+    grads = [torch.autograd.grad(y.sum(), leaf)[0] for y, leaf in zip((ours, right), leaves, strict=True)]
+    precise = dtype == torch.float32
+    near = {
+        "rtol": torch.finfo(dtype).eps * (16 if precise else 1),
+        "atol": 2e-6 if precise else 1e-5,
+        "check_dtype": False,
+    }
+    torch.testing.assert_close(ours, right, **near)
+    if precise or activations.of(name).saves == "input":
+        torch.testing.assert_close(*grads, **near)
+
+
 @pytest.mark.parametrize("average", [False, True], ids=["maximum", "average"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_pooled_ties(average, dtype, device):

@@ -160,7 +160,7 @@ def test_pooled_tile(tile, run):
 
 
 @pytest.mark.cover
-@pytest.mark.parametrize("tile", blocks_beside("epilogue"), ids=repr)
+@pytest.mark.parametrize("tile", blocks_beside("epilogue", "moments"), ids=repr)
 def test_epilogue_tile(tile, run):
     """Everything that an epilogue loads and stores, at sizes over the edges of the tile."""
     n, p, q = sizes(tile)

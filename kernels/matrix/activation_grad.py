@@ -50,7 +50,7 @@ def _launch(dbias: torch.Tensor, masked: torch.Tensor, grad: torch.Tensor, saved
     dy, x, dx = merged(Images.of(grad), Images.of(like), Images.of(masked))
     sum_pixels(
         activation_grad_kernel, dbias, like, dy, None if saved is None else x, dx, index=index_type(grad, saved),
-        high=act.vectors_at_once, ACTIVATION=act.on_device(like.dtype),
+        high=act.vectors_at_once, ACTIVATION=act.on_device(masked.dtype, like.dtype),
     )  # fmt: skip
 
 

@@ -125,9 +125,9 @@ def norm_sums_kernel(
         g = tl.load(grad.data + offsets(step.at, part.c, grad.strides), mask=step.mask, other=0.0).to(ACC)
         x = tl.load(z.data + offsets(step.at, part.c, z.strides), mask=step.mask, other=0.0).to(ACC)
         off = x - normal.mean
-        g = tl.where(step.mask, masked(g, off, normal, ACTIVATION), 0.0)
+        g = masked(g, off, normal, ACTIVATION)  # 0 where masked, as the gradient is
         sums += held(g, BLOCK)
-        products += held(tl.where(step.mask, g * off, 0.0), BLOCK)
+        products += held(g * off, BLOCK)
     store_sums(parts, part, sums, products * normal.s, channels, BLOCK)
 
 
@@ -199,7 +199,7 @@ def norm_launch(y, input, mean, var, weight, bias, residual, slope, eps, activat
     z, to = merged(Images.of(input), Images.of(y))
     stream_chunks(
         norm_kernel, y, z, Vectors.of(mean, var, weight, bias), laid_out_as(y, residual), slope, to,
-        index=index_type(input, y), high=act.vectors_at_once, ACTIVATION=act.on_device(), EPS=eps,
+        index=index_type(input, y), high=act.vectors_at_once, ACTIVATION=act.on_device(y.dtype), EPS=eps,
     )  # fmt: skip
 
 
@@ -219,7 +219,7 @@ def norm_grad_launch(results, grad, input, mean, var, weight, bias, eps, activat
     dy, z, to = merged(Images.of(grad), Images.of(input), Images.of(dz))
     vectors = Vectors.of(mean, var, weight, bias)
     act, index = activations.of(activation), index_type(grad, input, dz)
-    same = {"ACTIVATION": act.on_device(), "EPS": eps, "index": index, "high": act.vectors_at_once}
+    same = {"ACTIVATION": act.on_device(dz.dtype), "EPS": eps, "index": index, "high": act.vectors_at_once}
     sum_pixels(norm_sums_kernel, sums, input, dy, z, vectors, **same)
     stream_chunks(norm_grad_kernel, dz, dy, z, vectors, sums, to, **same)
 

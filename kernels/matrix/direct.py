@@ -296,7 +296,8 @@ def forward(problem: Problem) -> torch.Tensor | None:
     launch(
         direct_kernel, strips * cdiv(columns, shape.channels) * walks.down.result_step * walks.across.result_step,
         Images.of(it.x), Weight(weight, _strides(weight)), y, it.epilogue.operands(it.y, moments), columns,
-        ACTIVATION=it.epilogue.on_device, META=meta, BLOCK=block, num_warps=shape.warps, **register_options(chip),
+        ACTIVATION=it.epilogue.on_device(y.data.dtype), META=meta, BLOCK=block, num_warps=shape.warps,
+        **register_options(chip),
     )  # fmt: skip
     return moments
 

@@ -49,16 +49,15 @@ class Epilogue(NamedTuple):
             bias, scale, laid_out_as(y, self.residual), slope, self.preactivation, moments, columns
         )  # fmt: skip
 
-    @property
-    def takes_registers(self) -> bool:
-        """True if it takes registers for each result: to load or store what is as large, or for a curved activation."""
+    def takes_registers(self, dtype: torch.dtype) -> bool:
+        """True if it takes registers for each result of a dtype: to load or store what is as large, or for a curved
+        activation."""
         larger = self.residual is not None or self.preactivation is not None
-        return larger or activations.of(self.activation).has_second_derivative
+        return larger or activations.of(self.activation).takes_registers(dtype)
 
-    @property
-    def on_device(self) -> activations.DeviceActivation:
-        """The activation that kernels are compiled for."""
-        return activations.of(self.activation).on_device()
+    def on_device(self, dtype: torch.dtype) -> activations.DeviceActivation:
+        """Return the activation that kernels are compiled for, for results of a dtype."""
+        return activations.of(self.activation).on_device(dtype)
 
 
 @device_function

@@ -315,7 +315,7 @@ def forward(problem: Problem) -> torch.Tensor | None:
         kernel, operands = conv_pool_kernel, (at.x, weight, at.y, code)
     launch(
         kernel, programs, *operands, it.epilogue.operands(y, moments), it.channels, it.columns,
-        ACTIVATION=it.epilogue.on_device, META=meta, **tile.options,
+        ACTIVATION=it.epilogue.on_device(it.y.dtype), META=meta, **tile.options,
     )  # fmt: skip
     return moments
 

@@ -254,7 +254,7 @@ def forward(problem: Problem) -> torch.Tensor | None:
     phases = walks.down.result_step * walks.across.result_step
     pixels = y.size.n * cdiv(y.size.h, walks.down.result_step) * cdiv(y.size.w, walks.across.result_step)
     term_count = cdiv(it.window.taps * it.channels, phases)
-    wanted = shapes.Grouped(it.groups, pixels, it.columns, term_count, it.extra_registers == "epilogue")
+    wanted = shapes.Grouped(it.groups, pixels, it.columns, term_count, bool(it.extra_registers))
     tile = pick.grouped(wanted, shapes.arithmetic(it.x.dtype, precision), chip)
     row_tiles = cdiv(pixels, tile.m)
     moments = new_moments(it, row_tiles)
@@ -265,7 +265,7 @@ def forward(problem: Problem) -> torch.Tensor | None:
     programs = row_tiles * cdiv(it.columns, tile.n) * cdiv(it.groups, tile.groups) * phases
     launch(
         grouped_kernel, programs, x, Weight(weight, weight_strides(it)), y, it.epilogue.operands(it.y, moments),
-        it.channels, it.columns, it.groups, ACTIVATION=it.epilogue.on_device, META=meta, **tile.options,
+        it.channels, it.columns, it.groups, ACTIVATION=it.epilogue.on_device(it.y.dtype), META=meta, **tile.options,
     )  # fmt: skip
     return moments
 

@@ -198,7 +198,7 @@ def forward(problem: PerPixelProblem) -> None:
     phases = walks.down.result_step * walks.across.result_step
     wanted = shapes.Product(
         (y.size.n, 1, 1), columns, channels, cdiv(it.window.taps, phases), 1, products,
-        extra_registers="epilogue" if it.epilogue.takes_registers else "", per_pixel_weights=True,
+        extra_registers="epilogue" if it.epilogue.takes_registers(it.y.dtype) else "", per_pixel_weights=True,
     )  # fmt: skip
     tile = pick.product(wanted, shapes.arithmetic(it.x.dtype, precision), chip)
     channel, column = (term_count, 1) if it.transposed else (1, term_count)
@@ -213,7 +213,7 @@ def forward(problem: PerPixelProblem) -> None:
     launch(
         per_pixel_kernel, cdiv(y.size.n, tile.m) * cdiv(columns, tile.n) * products, x,
         Weight(weight, strides), y, it.epilogue.operands(it.y), channels, columns, it.groups,
-        ACTIVATION=it.epilogue.on_device, META=meta, **tile.options,
+        ACTIVATION=it.epilogue.on_device(it.y.dtype), META=meta, **tile.options,
     )  # fmt: skip
 
 

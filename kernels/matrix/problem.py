@@ -92,8 +92,10 @@ class Problem:
         """A word of tiles.shapes.EXTRA_REGISTERS: the values that a thread holds besides its sums."""
         if self.pool:
             return self.pool.result_registers
-        if self.moments or self.epilogue.takes_registers:
+        if self.epilogue.takes_registers(self.y.dtype):
             return "epilogue"
+        if self.moments:
+            return "moments"
         return self.pooled.extra_registers if self.pooled else ""
 
     @cached_property

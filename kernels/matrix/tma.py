@@ -278,7 +278,7 @@ def forward(problem: Problem) -> torch.Tensor | None:
     )  # fmt: skip
     launch(
         conv_tma_kernel, tile.programs, at.x, weight, at.y, it.epilogue.operands(it.y, moments), it.channels,
-        it.columns, ACTIVATION=it.epilogue.on_device, META=meta, **tile.options,
+        it.columns, ACTIVATION=it.epilogue.on_device(it.y.dtype), META=meta, **tile.options,
     )  # fmt: skip
     return moments
 

@@ -151,7 +151,7 @@ def forward(problem: Problem) -> None:
     )  # fmt: skip
     launch(
         conv_pool_tma_kernel, tile.programs, at.x, weight, at.y, code, it.epilogue.operands(y), it.channels, it.columns,
-        ACTIVATION=it.epilogue.on_device, META=meta, **tile.options,
+        ACTIVATION=it.epilogue.on_device(it.y.dtype), META=meta, **tile.options,
     )  # fmt: skip
 
 

@@ -124,12 +124,19 @@ def chunks(
     across = cdiv(channels, shape.channels) * blocks
     shape = pick.high_strip(shape, pixels, across, max(1, high * 2 // over.element_size()), chip)
     steps = cdiv(pixels, shape.pixels)
-    chunk = cdiv(steps, max(1, min(steps, 4 * chips.CHIPS[chip].multiprocessors // across)))
+    chunk = _even(steps, across, chips.CHIPS[chip].multiprocessors)
     elements, aligned = vector([it for it in args if isinstance(it, Images)], channels, shape.channels > 1)
     held, warps = pick.rows_of_sums(shape, elements, over.element_size(), chip)
     dtype = tl_type(accumulator(over.dtype))
     block = Block(shape.pixels, shape.channels, dtype, index, held, warps, aligned)
     return Chunks(block, shape, across, cdiv(steps, chunk), chunk)
+
+
+def _even(steps: int, across: int, multiprocessors: int) -> int:
+    """Return the strips of a program of `steps` for each of `across` blocks: of four to eight programs for a
+    multiprocessor those with which the busiest has the fewest strips."""
+    most, least = (cdiv(steps, max(1, min(steps, each * multiprocessors // across))) for each in (4, 8))
+    return min(range(most, least - 1, -1), key=lambda chunk: cdiv(cdiv(steps, chunk) * across, multiprocessors) * chunk)
 
 
 def stream_chunks(

@@ -26,6 +26,7 @@ from typing import NamedTuple
 from ..core.chips import CHIPS
 from .shapes import AT_ONCE, BYTES, CODE, EXTRA_REGISTERS, SHAPES, Box, Tile
 
+TENSOR_MEMORY = ("sm_100", "sm_103")  # chips whose matrix instructions sum there
 _GATHER = 2  # clocks in which a warp gathers 16 bytes a thread: eight instructions, at four warps a clock
 
 
@@ -48,7 +49,7 @@ def shared_memory(tile: Tile, itemsize: int, chip: str, tma: bool, extra_registe
     plain = (tile.stages - spec.amd) * (left + right) * itemsize
     if tma:
         return plain + tile.m * tile.columns * itemsize + 1024
-    if spec.amd and extra_registers == "epilogue":
+    if spec.amd and extra_registers in ("epilogue", "moments"):
         plain = max(plain, tile.m * tile.n * max(itemsize, 4))
     if extra_registers in CODE:
         read, kept = tile.stages - 1, tile.stages - 1 + spec.tma
@@ -71,6 +72,8 @@ def valid(tile: Tile, itemsize: int, chip: str, tma: bool, extra_registers: str 
     most = min(spec.sums, limits.tma if tma else limits.gathered)
     if extra_registers and extra_registers not in CODE and spec.tma and not tma:
         most = min(most, 32)  # what gathers for the matrix instructions of these chips takes more registers
+    if extra_registers == "moments" and chip in TENSOR_MEMORY:
+        most = min(most, 64)  # sums are copied from there into registers
     held = _sums(tile, itemsize, chip) <= most
     return held and shared_memory(tile, itemsize, chip, tma, extra_registers) <= spec.shared and (tma or loads >= 16)
 
@@ -157,7 +160,7 @@ def sides(way: str, arithmetic: str, chip: str, extra_registers: str) -> tuple[t
     """Return the shapes of tiles for a way that operands are fetched. On chips with tensor memory Triton 3.7 multiplies
     gradients that are read through a code by TF32, even where full float32 is asked for, if a tile has 64 rows."""
     every = SHAPES[way][arithmetic]
-    rounded = arithmetic == "float" and extra_registers in CODE and chip in ("sm_100", "sm_103")
+    rounded = arithmetic == "float" and extra_registers in CODE and chip in TENSOR_MEMORY
     return tuple(each for each in every if not rounded or each[0] < 64)
 
 

@@ -186,6 +186,7 @@ class MostSums(NamedTuple):
 
 # What a thread may hold besides its sums, and the most sums it then has.
 #     epilogue                what an epilogue loads, stores or computes
+#     moments                 which of the pixels exist
 #     number, two numbers     what is pooled, for each sum
 #     windows of ...          the same, for windows of sums that are pooled at once; boxes alone
 #     code, 1 B               nothing: a gradient is read through a pooling's code, of 1 byte for each element,
@@ -193,6 +194,7 @@ class MostSums(NamedTuple):
 EXTRA_REGISTERS = {
     "": MostSums(1 << 10, 1 << 10),
     "epilogue": MostSums(1 << 10, 64),
+    "moments": MostSums(1 << 10, 128),
     "number": MostSums(32, 64),
     "two numbers": MostSums(16, 32),
     "windows of a number": MostSums(0, 128),

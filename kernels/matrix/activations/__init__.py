@@ -33,8 +33,15 @@ class Applied(NamedTuple):
 
     @property
     def has_second_derivative(self) -> bool:
-        """True if act'(x) is not constant on pieces: then act(x) takes registers, too."""
+        """True if act'(x) is not constant on pieces."""
         return self.rule.second_derivative is not None
+
+    def _halves(self, results: torch.dtype) -> tuple[Any, Any] | None:
+        return self.rule.halves if results.itemsize == 2 else None
+
+    def takes_registers(self, results: torch.dtype) -> bool:
+        """True if act(x) takes registers for each result of a dtype."""
+        return self.has_second_derivative and self._halves(results) is None
 
     @property
     def vectors_at_once(self) -> int:
@@ -42,13 +49,15 @@ class Applied(NamedTuple):
         registers."""
         return 2 if self.has_second_derivative else 4
 
-    def on_device(self, saved: torch.dtype | None = None) -> DeviceActivation:
-        """Return what kernels are compiled for; `saved`: the dtype of what its derivative is computed from."""
+    def on_device(self, results: torch.dtype, saved: torch.dtype | None = None) -> DeviceActivation:
+        """Return what kernels are compiled for; `results`: the dtype of what is stored; `saved`: of what its derivative
+        is computed from."""
         numbers = self.numbers
         if saved is not None and self.rule.rounded:
             with apart():
                 numbers = tuple(torch.tensor(numbers, dtype=saved).tolist())
-        return DeviceActivation(self.rule.forward, self.rule.backward, self.saves, numbers)
+        forward, backward = self._halves(results) or (self.rule.forward, self.rule.backward)
+        return DeviceActivation(forward, backward, self.saves, numbers)
 
     def reference_grad(self, grad: torch.Tensor, saved: torch.Tensor) -> Any:
         """Return act'(x) · grad, by PyTorch."""

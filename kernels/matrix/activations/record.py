@@ -23,6 +23,7 @@ class Activation(NamedTuple):
     arguments:         of their other arguments: P; None for those that mean another activation
     numbers:           what P are
     torch_saves:       what PyTorch's backward keeps, if not what ours keeps
+    halves:            forward and backward for results of 16 bits, if others are as good as rounded
     rounded:           True if P are to be rounded as what is saved is, before they are compared with it
     """
 
@@ -37,6 +38,7 @@ class Activation(NamedTuple):
     numbers: Numbers = Numbers()
     torch_saves: str = ""
     rounded: bool = False
+    halves: tuple[Any, Any] | None = None
 
 
 class Alias(NamedTuple):
