@@ -79,13 +79,13 @@ def check_max(x, window, output, indices):
 @pytest.mark.parametrize("chip", ["sm_80", "sm_90", "sm_100"])
 @simulated
 def test_compiled_max(chip):
-    """Compiled code, of patches of many rows, in each dtype and layout: NaN, ties and infinities as well."""
-    few = patches.FEWEST
+    """Compiled code, of patches of many rows, in some of the dtypes and layouts: NaN, ties and infinities as well."""
+    few, draw = patches.FEWEST, random.Random(torch.initial_seed())
     patches.FEWEST = 0
     try:
-        for (how, dtype), layout in itertools.product(COMPILED, LAYOUTS.values()):
-            window, size = pooling.pool_window(*how), random.choice([(19, 24), (17, 21)])
-            x = odd((2, random.choice([8, 11]), *size), layout).to(dtype)
+        for (how, dtype), layout in draw.sample([*itertools.product(COMPILED, LAYOUTS.values())], 3):
+            window, size = pooling.pool_window(*how), draw.choice([(19, 24), (17, 21)])
+            x = odd((2, draw.choice([8, 11]), *size), layout).to(dtype)
             with simulating(chip, races=True) as run:
                 check_max(x, window, pooling.pool_sizes(window, size, False), True)
             assert not [str(found) for found in run.findings if not found.is_note]
