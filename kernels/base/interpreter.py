@@ -60,6 +60,11 @@ def _splat(kind: Any, value: Any, otherwise: Any = interpreter_builder.create_sp
     return otherwise(kind, TensorHandle(value.data, tl.int1) if value.data.dtype == bool else value)
 
 
+def _smaller(lhs: Any, rhs: Any) -> Any:
+    """The smaller of two numbers, or what is one, as PropagateNan.NONE says: Triton's own gives NaN."""
+    return interpreter_builder.binary_op(lhs, rhs, np.fmin)
+
+
 def _patch_tensor(tensor: Any, scope: Any, before: Any = interpreter._patch_lang_tensor) -> None:
     """Loop bounds become integers; Triton 3.6 does that in a way that NumPy 2.4 refuses."""
     before(tensor, scope)
@@ -117,4 +122,5 @@ interpreter._patch_lang_tensor = _patch_tensor
 interpreter._patch_builtin = _patch_builtin
 interpreter_builder.cast_impl = _cast
 interpreter_builder.create_splat = _splat
+interpreter_builder.create_minnumf = _smaller
 check_overflow(False)  # as in compiled code; the tests ask for it

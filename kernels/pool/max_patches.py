@@ -9,12 +9,13 @@
     for each patch of pixels:
         for each row of windows that contain any of them:
             load the row's gradients and winners, 0 outside
-            for each row of pixels that is in no further row of windows:
-                store Σ gradient over the windows that contain the pixel, where the winner is the tap that reads it
+            for each row of pixels that they contain:
+                add the gradients of the windows that contain the pixel, where the winner is the tap that reads it
+            store the rows of pixels that are in no further row of windows
 
 Which windows contain a pixel, and by which tap they read it, is known when the kernel is compiled, since a patch begins
 with a whole window. A window's best is found row after row, as its taps are numbered, so that of equal values the first
-wins, and of NaN the last.
+wins, and of NaN the last. Windows that overlap share what they have in common: its best, and the loads.
 """
 
 from ..base.lang import device_function, tl, triton
@@ -32,24 +33,51 @@ from .patches import (
 
 @device_function
 def best_of(value, tap, later, later_tap):
-    """Return the larger of two values, and its tap: the later of two NaN, else the earlier of two equal ones."""
-    wins = (later > value) | (later != later)
-    return tl.where(wins, later, value), tl.where(wins, later_tap, tap)
+    """Return the larger of two values, and its tap: the later of two NaN, else the earlier of two equal ones.
+
+    NaN is above nothing, but not below anything either: `later` loses where it is at most value, or at most ∞ where
+    value is NaN, and NaN never is."""
+    loses = later <= tl.minimum(value, float("inf"))  # which is ∞ of NaN
+    return tl.where(loses, value, later), tl.where(loses, tap, later_tap)
+
+
+@device_function
+def best_of_run(values, taps, FIRST: tl.constexpr, END: tl.constexpr, STEP: tl.constexpr):
+    """Return the best of values FIRST, FIRST + STEP ... below END, and its tap."""
+    best, tap = values[FIRST], taps[FIRST]
+    for i in tl.static_range(FIRST + STEP, END, STEP):
+        best, tap = best_of(best, tap, values[i], taps[i])
+    return best, tap
+
+
+@device_function
+def best_of_window(values, taps, FIRST: tl.constexpr, STEP: tl.constexpr, NUMBER: tl.constexpr, AXIS: tl.constexpr):
+    """Return the best of a window's values along an axis, and its tap. values[FIRST] is its first; the next is STEP
+    further. Windows 0 and 1, 2 and 3 ... share what both contain, of which the compiler finds the best once."""
+    SIZE: tl.constexpr = AXIS.size
+    SPLIT: tl.constexpr = SIZE - AXIS.stride if NUMBER % 2 == 1 else AXIS.stride
+    END: tl.constexpr = FIRST + SIZE * STEP
+    MIDDLE: tl.constexpr = FIRST + SPLIT * STEP
+    if SPLIT == 0 or SPLIT == SIZE:
+        return best_of_run(values, taps, FIRST, END, STEP)
+    else:
+        best, tap = best_of_run(values, taps, FIRST, MIDDLE, STEP)
+        later, later_tap = best_of_run(values, taps, MIDDLE, END, STEP)
+        return best_of(best, tap, later, later_tap)
 
 
 @device_function
 def best_of_rows(bests, taps, p, q, T: tl.constexpr, J: tl.constexpr, PATCHES: tl.constexpr):
-    """Return the best of window (T, J) of patches, and its tap, from those of each row. p, q: its place in the image.
+    """Return the best of window (T, J) of patches, and its tap, from those of each row, whose taps are numbered as if
+    they were window (0, 0)'s. p, q: the patch's place in the image.
 
     A tap outside, −∞, wins only where all that is inside is −∞, too: then it is tap 0, and the first tap inside won."""
     DOWN: tl.constexpr = PATCHES.down
     ACROSS: tl.constexpr = PATCHES.across
     COLUMNS: tl.constexpr = PATCHES.columns
-    HIGH: tl.constexpr = DOWN.size
     FIRST: tl.constexpr = T * DOWN.stride * COLUMNS + J
-    best, tap = bests[FIRST], taps[FIRST]
-    for r in tl.static_range(1, HIGH):
-        best, tap = best_of(best, tap, bests[FIRST + r * COLUMNS], taps[FIRST + r * COLUMNS] + r * ACROSS.size)
+    best, tap = best_of_window(bests, taps, FIRST, COLUMNS, T, DOWN)
+    tap -= T * DOWN.stride * ACROSS.size + J * ACROSS.stride
     if T * DOWN.stride < DOWN.pad or J * ACROSS.stride < ACROSS.pad:
         above = tl.maximum(DOWN.pad - (p + T) * DOWN.stride, 0)
         left = tl.maximum(ACROSS.pad - (q + J) * ACROSS.stride, 0)
@@ -70,7 +98,6 @@ def max_patches_kernel(x, y, winner, indices, channels, PATCHES: tl.constexpr):
     WRITES: tl.constexpr = PATCHES.writes
     ALIGNED: tl.constexpr = PATCHES.aligned
     ACC: tl.constexpr = PATCHES.accumulator
-    WIDE: tl.constexpr = ACROSS.size
     END: tl.constexpr = (COLUMNS - 1) * ACROSS.stride + ACROSS.size - ACROSS.pad
     x, y = known(x, ALIGNED, READS, PLANES), known(y, ALIGNED, WRITES, PLANES)
     place = place_of(y.size, channels, ROWS, COLUMNS, PATCHES)
@@ -83,10 +110,11 @@ def max_patches_kernel(x, y, winner, indices, channels, PATCHES: tl.constexpr):
         row = load_row(
             x, place, start, h, w, float("-inf"), ACC, i - DOWN.pad, -ACROSS.pad, END, READS, PLANES
         )  # fmt: skip
+        numbers = ()
+        for s in tl.static_range(len(row)):
+            numbers = numbers + (tl.full(row[0].shape, i * ACROSS.size + s, tl.int32),)
         for j in tl.static_range(COLUMNS):
-            best, tap = row[j * ACROSS.stride], tl.zeros(row[0].shape, tl.int32)
-            for s in tl.static_range(1, WIDE):
-                best, tap = best_of(best, tap, row[j * ACROSS.stride + s], s)
+            best, tap = best_of_window(row, numbers, j * ACROSS.stride, 1, j, ACROSS)
             bests, taps = bests + (best,), taps + (tap,)
         for t in tl.static_range(ROWS):
             if t * DOWN.stride + DOWN.size - 1 == i:
@@ -130,30 +158,35 @@ def max_grad_patches_kernel(grad, winner, dx, channels, PATCHES: tl.constexpr):
     start = grad.data + offsets_of(place, p, q, grad.strides, PLANES)
     won_start = winner.data + offsets_of(place, p, q, winner.strides, PLANES)
     to = dx.data + offsets_of(place, h, w, dx.strides, PLANES)
-    grads, winners = (), ()  # of each row of windows
+    sums = ()  # of each row of pixels that a row of windows has met
     for i in tl.static_range(FIRST_P, last_window(ROWS - 1, DOWN) + 1):
-        grads = grads + (load_row(grad, place, start, p, q, 0.0, ACC, i, FIRST, END, READS, PLANES),)
-        winners = winners + (load_row(winner, place, won_start, p, q, 0, tl.int32, i, FIRST, END, READS, PLANES),)
+        grads = load_row(grad, place, start, p, q, 0.0, ACC, i, FIRST, END, READS, PLANES)
+        winners = load_row(winner, place, won_start, p, q, 0, tl.int32, i, FIRST, END, READS, PLANES)
+        before, sums = sums, ()
         for a in tl.static_range(ROWS):
-            if last_window(a, DOWN) == i:
-                pixels = ()
-                for b in tl.static_range(COLUMNS):
-                    pixels = pixels + (sum_of_won(grads, winners, a, b, PATCHES),)
-                store_row(dx, place, to, h, w, pixels, a, WRITES, PLANES)
+            if first_window(a, DOWN) <= i:
+                pixels = before[a] if a < len(before) else ()
+                if i <= last_window(a, DOWN):
+                    pixels = with_won(pixels, grads, winners, i, a, PATCHES)
+                sums = sums + (pixels,)
+                if i == last_window(a, DOWN):
+                    store_row(dx, place, to, h, w, pixels, a, WRITES, PLANES)
 
 
 @device_function
-def sum_of_won(grads, winners, A: tl.constexpr, B: tl.constexpr, PATCHES: tl.constexpr):
-    """Return Σ grad over the windows that pixel (A, B) of patches won."""
+def with_won(pixels, grads, winners, I: tl.constexpr, A: tl.constexpr, PATCHES: tl.constexpr):
+    """Return the sums of a row's pixels, none yet or one for each, plus the gradients of row I of windows that they
+    won."""
     DOWN: tl.constexpr = PATCHES.down
     ACROSS: tl.constexpr = PATCHES.across
-    FIRST_P: tl.constexpr = first_window(0, DOWN)
-    FIRST_Q: tl.constexpr = first_window(0, ACROSS)
-    acc = None
-    for i in tl.static_range(last_window(A, DOWN), first_window(A, DOWN) - 1, -1):
-        for j in tl.static_range(last_window(B, ACROSS), first_window(B, ACROSS) - 1, -1):
-            tap = (A + DOWN.pad - i * DOWN.stride) * ACROSS.size + B + ACROSS.pad - j * ACROSS.stride
-            won = winners[i - FIRST_P][j - FIRST_Q] == tap
-            value = tl.where(won, grads[i - FIRST_P][j - FIRST_Q], 0.0)
-            acc = value if acc is None else acc + value
-    return acc
+    FIRST: tl.constexpr = first_window(0, ACROSS)
+    found = ()
+    for b in tl.static_range(PATCHES.columns * ACROSS.stride):
+        acc = pixels[b] if len(pixels) > 0 else None
+        for j in tl.static_range(last_window(b, ACROSS), first_window(b, ACROSS) - 1, -1):
+            tap = (A + DOWN.pad - I * DOWN.stride) * ACROSS.size + b + ACROSS.pad - j * ACROSS.stride
+            won = winners[j - FIRST] == tap
+            value = grads[j - FIRST]
+            acc = tl.where(won, value, 0.0) if acc is None else tl.where(won, acc + value, acc)
+        found = found + (acc,)
+    return found

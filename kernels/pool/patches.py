@@ -30,6 +30,7 @@ from ..tiles.model import register_options
 from ..window.layout import cdiv
 from ..window.pooling import Axes, Axis
 
+FEWEST = 256  # threads that each multiprocessor should have; patches are lower where it would have fewer
 MOST = 5  # rows and columns of a window: all are unrolled
 
 
@@ -169,6 +170,16 @@ def alone(first, end, group, vector):
 
 
 @device_function
+def widened(block, TO: tl.constexpr):
+    """Return a block in dtype TO, which is float32 for bfloat16: the same bits above 16 zeros. As integers they take
+    fewer instructions."""
+    if block.dtype == tl.bfloat16:
+        return (block.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return block.to(TO)
+
+
+@device_function
 def load_row(
     images, place, start, h, w, other, TO: tl.constexpr, H: tl.constexpr, FIRST: tl.constexpr, END: tl.constexpr,
     VECTOR: tl.constexpr, PLANES: tl.constexpr,
@@ -182,11 +193,11 @@ def load_row(
         if alone(FIRST, END, group, VECTOR):
             mask = masked(place, row & within(w, images.size.w, first_of(FIRST, group)), PLANES)
             at = start + tl.cast(first_of(FIRST, group), w.dtype) * images.strides.w
-            found = found + (tl.load(at, mask=mask, other=other).to(TO),)
+            found = found + (widened(tl.load(at, mask=mask, other=other), TO),)
         else:
             mask = row & within(w, images.size.w, group)  # of a whole group: its size divides that of a row
             at = start[:, None] + (group + tl.arange(0, VECTOR))[None, :]
-            each = apart(tl.load(at, mask=mask[:, None], other=other).to(TO), VECTOR)
+            each = apart(widened(tl.load(at, mask=mask[:, None], other=other), TO), VECTOR)
             for i in tl.static_range(VECTOR):
                 if group + i >= FIRST and group + i < END:
                     found = found + (each[i],)
@@ -272,16 +283,22 @@ def _share(size: int, most: int) -> int:
     return cdiv(size, cdiv(size, most))
 
 
-def shape_of(windows: tuple[int, int], each: Axes, planes: bool, backward: bool) -> tuple[int, int]:
+def shape_of(
+    windows: tuple[int, int], each: Axes, planes: bool, backward: bool, aligned: bool, most: int
+) -> tuple[int, int]:
     """Return the rows and columns of windows of a patch, of so many in all. The more there are, the more is shared, and
-    the more registers it takes, columns above all. Of planes a patch is about as wide as the widest load."""
+    the more registers it takes, columns above all. Of planes a patch is about as wide as the widest load; where rows
+    are not aligned it is narrow, so that threads side by side access pixels that are near each other.
+
+    most: rows of windows; of pixels if backward"""
     (high, wide), (down, across) = windows, each
+    rows = _share(high, max(1, most // down.stride) if backward else most)
+    if planes and aligned:
+        return rows, 8 if across.stride == 1 else 4
     if planes:
-        columns = 8 if across.stride == 1 and not (backward and across.covers > 2) else 4
-        return _share(high, max(1, min(4, 8 // down.stride)) if backward else 8 if columns == 4 else 4), columns
-    most = 4 if each.taps <= 16 else 2
-    rows, columns = (max(1, min(most, 8 // down.stride)), 1) if backward else (2, 2 if across.size <= 3 else 1)
-    return _share(high, rows), _share(wide, columns)
+        return rows, max(1, 4 // across.stride)
+    narrow = across.stride > 1 if backward else across.size > 3
+    return rows, _share(wide, 1 if narrow else 2)
 
 
 def _as_planes(images: Any, channels: int) -> Any:
@@ -302,9 +319,14 @@ def launch_patches(
     chip, planes, itemsize = chips.chip_name(), over.stride(1) != 1 or channels == 1, over.element_size()
     down, stride = each.down.stride, each.across.stride
     windows = (cdiv(height, down), cdiv(width, stride)) if backward else (height, width)
-    rows, columns = shape_of(windows, each, planes, backward)
-    high, wide, read = (rows * down, columns * stride, columns) if backward else (rows, columns, columns * stride)
-    grid = batch * cdiv(height, high) * cdiv(width, wide)
+    wide_loads = _vector(4, over if backward else reads[0]) > 1
+    for most in (8, 4, 2):
+        rows, columns = shape_of(windows, each, planes, backward, wide_loads, most)
+        high, wide, read = (rows * down, columns * stride, columns) if backward else (rows, columns, columns * stride)
+        grid = batch * cdiv(height, high) * cdiv(width, wide)
+        threads = grid * (channels if planes else cdiv(channels * itemsize, 16))
+        if threads >= FEWEST * chips.CHIPS[chip].multiprocessors:
+            break
     shape = pick.patch_shape(grid, channels, planes, itemsize, chip)
     if planes:
         programs, vectors, aligned = (
