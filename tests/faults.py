@@ -186,7 +186,7 @@ FAULTS = (
           "covers=(size - 1) * dilation // stride + 1)", "covers=max(1, (size - 1) * dilation // stride))"),
     Fault("a window that starts in the padding", "kernels/window/pooling.py",
           "(count - 1) * stride >= length + pad", "(count - 1) * stride > length + pad"),
-    Fault("what hangs over counted in averages", "kernels/pool/avg_pool2d.py",
+    Fault("what hangs over counted in averages", "kernels/pool/avg_patches.py",
           "last = tl.minimum(h + AXIS.size, size + AXIS.pad)",
           "last = h + AXIS.size"),
     Fault("the last of equal values wins in a pooled block", "kernels/matrix/pool_code.py",
