@@ -199,9 +199,9 @@ FAULTS = (
           "t = (h - p * POOL.rows) * POOL.rows + w - q * POOL.columns"),
     Fault("the border's nearest pixel not padded from", "kernels/matrix/padding.py",
           "border = tl.where(i <= before, i - 1, size + i - 1)", "border = tl.where(i < before, i - 1, size + i - 1)"),
-    Fault("of values with one place the first stays", "kernels/pool/unpool2d.py",
+    Fault("an unpooled value's position rounded down", "kernels/pool/unpool2d.py",
           "tl.broadcast_to((s.at.h * indices.size.w + s.at.w)",
-          "tl.broadcast_to((s.at.w * indices.size.h + s.at.h)"),
+          "tl.broadcast_to(((s.at.h * indices.size.w + s.at.w) // 2 * 2)"),
     # What is decided on the host.
     Fault("a plan that forgets the alignment", "kernels/core/replay.py",
           "value.device, value.data_ptr() % 16)", "value.device)"),
