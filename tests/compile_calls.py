@@ -157,6 +157,11 @@ def pools(dtype, channels):
         "max_pool2d_at_winner adaptive": (winner, (x, shares_won, ())),
         "avg_pool2d adaptive": (avg_pool2d.AVG_POOL2D, (x, (17, 17), (), *counted)),
         "avg_pool2d_input_grad adaptive": (average_grad, (share, x.shape, (), *counted, True)),
+        "avg_pool2d global": (avg_pool2d.AVG_POOL2D, (x, (1, 1), (), *counted)),
+        "avg_pool2d_input_grad global": (
+            average_grad,
+            (images(dtype, 32, channels, 1, 1), x.shape, (), *counted, True),
+        ),
         "max_unpool2d": (unpool2d.MAX_UNPOOL2D, (small, index, (56, 56))),
         "max_unpool2d_input_grad": (unpool2d.MAX_UNPOOL2D_INPUT_GRAD, (x, index)),
     }

@@ -180,12 +180,18 @@ POOLS = {
     "4x5 stride (2, 4)": Pool((1, 8, 11, 40), (4, 5), (2, 4), (2, 1), count_include_pad=False),
     "5x5 stride 1": Pool((1, 3, 6, 9), 5, 1, 2),
     "16x17": Pool((1, 3, 20, 18), (16, 17), 3),
+    "7x7 of many planes": Pool((2, 72, 14, 7), 7),
+    "whole rows": Pool((2, 3, 13, 16), (6, 16), (3, 1), (2, 0), count_include_pad=False),
+    "6x6 stride 4": Pool((1, 72, 9, 8), 6, 4, 3, ceil_mode=True, count_include_pad=False),
     "33 channels": Pool((3, 33, 6, 5), 2),
     "no image": Pool((0, 3, 6, 6), 2),
 }
 
 ADAPTIVES = {  # input, output size
     "global": ((2, 5, 7, 6), (1, 1)),
+    "global, of many planes": ((5, 72, 7, 7), (1, 1)),
+    "global, aligned": ((2, 8, 24, 12), (1, 1)),
+    "30 taps": ((2, 72, 11, 9), (2, 2)),
     "10 to 3": ((2, 3, 10, 10), (3, 3)),
     "whole": ((1, 4, 6, 8), (3, 2)),
     "ragged": ((1, 33, 7, 11), (5, 4)),

@@ -79,7 +79,7 @@ def check(chip, calls, version=PINNED):
                 # A code, which the pooled gradient is read through, has one byte for each of its two or four.
                 assert code["load_bytes"] >= (4 if call["what"].startswith("conv2d_pool_grad") else 16), said
                 assert (code["tma"] > 0) == ("tma" in code["kernel"]), said
-            elif code["kernel"] != "at_winner_kernel":  # which reads a byte, and what that points at
+            elif code["kernel"] not in ("at_winner_kernel", "avg_spread_kernel"):  # which read little, and write much
                 assert code["wide"] > 0, said
 
 
@@ -148,6 +148,7 @@ OPERATORS = as_picked(op.name for op in OPS)
 # Without a bias, with a padding mode, with adaptive windows: other code.
 VARIANTS = ["conv2d without bias", "linear without bias", *(f"{name} reflect" for name in MATRIX)]
 VARIANTS += [f"{op.name} adaptive" for op in OPS if op.name.startswith(("max_pool", "avg_pool"))]
+VARIANTS += ["avg_pool2d global", "avg_pool2d_input_grad global"]
 VARIANTS += ["batch_norm added", *(f"{name} PReLU" for name in ("conv2d", "conv2d_with_preactivation", "batch_norm"))]
 VARIANTS += ["batch_norm_grad one image", "conv2d_pool average", "conv2d_pool_grad average"]
 VARIANTS += ["conv2d_pool_grad materialized"]

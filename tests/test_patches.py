@@ -125,12 +125,13 @@ def test_long_images(sized, form, device):
 
 
 def test_what_is_not_served():
-    """Dilation, gaps between windows, large and adaptive windows, and gradients of pixels in many windows."""
+    """Dilation, gaps between windows, large and ragged windows, and gradients of pixels in many windows."""
     image = (20, 20)
     for window in ((3, 2, 1, 2), (2, 3, 0, 1), (6, 2, 1, 1)):
         window = pooling.pool_window(*window)
         assert not patches.serves(pooling.pool_axes(window, image, pooling.pool_sizes(window, image, False)))
-    assert not patches.serves(pooling.pool_axes((), image, (5, 5)))
+    assert not patches.serves(pooling.pool_axes((), image, (5, 6)))
+    assert patches.serves(pooling.pool_axes((), image, (5, 10)))
     each = pooling.pool_axes(pooling.pool_window(5, 1, 2), image, image)
     assert patches.serves(each)
     assert not patches.serves(each, True)

@@ -236,11 +236,12 @@ def test_unpool_last_wins(stay, device):
     """Of values with one place the last in scan order stays; in PyTorch's CPU operator too, which goes over them."""
     x = torch.randn(2, 3, 40, 50, device=device)
     x = x if stay else x.to(memory_format=torch.channels_last)
-    places = torch.randint(0, 60, x.shape, device=device)
+    places = torch.randint(0, 60, (2, 3, 40, 51), device=device)[..., 1:]  # rows that are apart
+    places = places.contiguous() if stay else places
     with kernels_only("max_unpool2d"):
         y = functional.max_unpool2d(x, places, 2)
     right = torch.zeros(6, 80 * 100)
-    for plane, values, at in zip(right, x.cpu().contiguous().view(6, -1), places.cpu().view(6, -1), strict=True):
+    for plane, values, at in zip(right, x.cpu().contiguous().view(6, -1), places.cpu().reshape(6, -1), strict=True):
         for place, value in dict(zip(at.tolist(), values.tolist(), strict=True)).items():
             plane[place] = value
     assert torch.equal(y.cpu().flatten(), right.flatten())

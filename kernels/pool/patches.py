@@ -301,7 +301,7 @@ def shape_of(
     return rows, _share(wide, 1 if narrow else 2)
 
 
-def _as_planes(images: Any, channels: int) -> Any:
+def as_planes(images: Any, channels: int) -> Any:
     """Return images of one channel each, if this is one of images whose planes are evenly apart."""
     if not isinstance(images, Images):
         return images
@@ -335,7 +335,7 @@ def launch_patches(
             1,
         )
         if all(t.stride(0) == channels * t.stride(1) for t in (*reads, over)):
-            args, channels = tuple(_as_planes(each, channels) for each in args), 1
+            args, channels = tuple(as_planes(each, channels) for each in args), 1
     else:
         programs = cdiv(grid, shape.pixels) * cdiv(channels, shape.channels)
         vectors, aligned = (1, 1), alignment(channels, *reads, over)

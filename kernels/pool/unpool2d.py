@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 
 from ..base.lang import device_function, tl, triton
-from ..core.images import Images, offsets, offsets_each
+from ..core.images import Images, Size, offsets, offsets_each
 from ..core.op import Op, VmapRule
 from ..core.tensors import channels_last, check_tensors, index_type, nbytes, new
 from ..streaming.strips import stream, strip
@@ -26,14 +26,17 @@ from ..window.arguments import same_shape
 
 
 @device_function
-def at_place(at, c, place, images):
+def at_place(at, c, place, images, ROWS: tl.constexpr):
     """Return offsets of the elements at places h·W + w of the same images and channels. [pixels, channels]"""
     place = place.to(c.dtype)
-    return offsets_each(at.n, place // images.size.w, place % images.size.w, c, images.strides)
+    if ROWS:
+        return offsets_each(at.n, place // images.size.w, place % images.size.w, c, images.strides)
+    else:
+        return offsets_each(at.n, tl.zeros_like(place), place, c, images.strides)
 
 
 @triton.jit
-def claim_kernel(indices, owner, channels, BLOCK: tl.constexpr):
+def claim_kernel(indices, owner, channels, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """owner[place] = max of the positions p·Q + q that name it."""
     PIXELS: tl.constexpr = BLOCK.pixels
     CHANNELS: tl.constexpr = BLOCK.channels
@@ -41,28 +44,37 @@ def claim_kernel(indices, owner, channels, BLOCK: tl.constexpr):
     place = tl.load(indices.data + offsets(s.at, s.c, indices.strides), mask=s.mask, other=-1)
     mask = s.mask & (place >= 0) & (place < owner.size.h * owner.size.w)
     position = tl.broadcast_to((s.at.h * indices.size.w + s.at.w).to(tl.int32)[:, None], [PIXELS, CHANNELS])
-    tl.atomic_max(owner.data + at_place(s.at, s.c, place, owner), position, mask=mask, sem="relaxed")
+    tl.atomic_max(owner.data + at_place(s.at, s.c, place, owner, ROWS), position, mask=mask, sem="relaxed")
 
 
 @triton.jit
-def settle_kernel(x, owner, y, channels, BLOCK: tl.constexpr):
+def settle_kernel(x, owner, y, channels, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """y = x of the owner, 0 without one."""
     INDEX: tl.constexpr = BLOCK.index
     s = strip(y.size, channels, BLOCK)
     position = tl.load(owner.data + offsets(s.at, s.c, owner.strides), mask=s.mask, other=-1).to(INDEX)
     owned = s.mask & (position >= 0)
-    value = tl.load(x.data + at_place(s.at, s.c, position, x), mask=owned, other=0.0)
+    value = tl.load(x.data + at_place(s.at, s.c, position, x, ROWS), mask=owned, other=0.0)
     tl.store(y.data + offsets(s.at, s.c, y.strides), value, mask=s.mask)
 
 
 @triton.jit
-def at_indices_kernel(grad, indices, dx, channels, BLOCK: tl.constexpr):
+def at_indices_kernel(grad, indices, dx, channels, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """dx = grad at its place."""
     s = strip(dx.size, channels, BLOCK)
     place = tl.load(indices.data + offsets(s.at, s.c, indices.strides), mask=s.mask, other=-1)
     inside = s.mask & (place >= 0) & (place < grad.size.h * grad.size.w)
-    value = tl.load(grad.data + at_place(s.at, s.c, place, grad), mask=inside, other=0.0)
+    value = tl.load(grad.data + at_place(s.at, s.c, place, grad, ROWS), mask=inside, other=0.0)
     tl.store(dx.data + offsets(s.at, s.c, dx.strides), value, mask=s.mask)
+
+
+def in_rows(*tensors: torch.Tensor) -> tuple[tuple[Images, ...], bool]:
+    """Return tensors as images, of one row each if rows lie one after the other in all of them; and whether they have
+    several rows, which a place must be divided by."""
+    images = [Images.of(t) for t in tensors]
+    if any(it.size.h > 1 and it.strides.h != it.size.w * it.strides.w for it in images):
+        return tuple(images), True
+    return tuple(it._replace(size=Size(it.size.n, 1, it.size.h * it.size.w)) for it in images), False
 
 
 def check_indices(indices: torch.Tensor, values: torch.Tensor, shape: Sequence[int]) -> None:
@@ -92,8 +104,9 @@ def unpool_launch(y, input, indices, output_size):
     torch._assert_async(inside, f"indices must lie in the output of {height} x {width}: from 0 to {height * width - 1}")
     owner = new(y.shape, y, channels_last(y), torch.int32).fill_(-1)
     index = index_type(input, indices, y)
-    stream(claim_kernel, input, Images.of(indices), Images.of(owner), index=index)
-    stream(settle_kernel, y, Images.of(input), Images.of(owner), Images.of(y), index=index)
+    (x, places, owners, pixels), rows = in_rows(input, indices, owner, y)
+    stream(claim_kernel, input, places, owners, index=index, ROWS=rows)
+    stream(settle_kernel, y, x, owners, pixels, index=index, ROWS=rows)
 
 
 def unpool_aten(input, indices, output_size):
@@ -107,8 +120,8 @@ def unpool_grad_fake(grad, indices):
 
 
 def unpool_grad_launch(dx, grad, indices):
-    images = (Images.of(grad), Images.of(indices), Images.of(dx))
-    stream(at_indices_kernel, dx, *images, index=index_type(grad, indices, dx))
+    images, rows = in_rows(grad, indices, dx)
+    stream(at_indices_kernel, dx, *images, index=index_type(grad, indices, dx), ROWS=rows)
 
 
 def unpool_grad_aten(grad, indices):

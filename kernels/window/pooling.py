@@ -9,8 +9,8 @@ from .arguments import Pair, flag, integer, pair, shape, sizes
 
 class Axis(NamedTuple):
     """One direction of a pooling's windows, as a kernel is compiled for it. Sliding: tap r of window p reads pixel
-    p·stride − pad + r·dilation. Adaptive (stride 0): windows are even shares of the image, ragged and overlapping where
-    it can't be divided; window p of P takes the pixels from ⌊p·H/P⌋ up to, but not, (p + 1)·H/P.
+    p·stride − pad + r·dilation. Adaptive (stride 0): windows are shares of an image that can't be divided, ragged and
+    overlapping; window p of P takes the pixels from ⌊p·H/P⌋ up to, but not, (p + 1)·H/P.
 
     `size`: the most taps of a window; `covers`: the most windows that cover a pixel.
     """
@@ -62,14 +62,28 @@ def _sliding(size: int, stride: int, pad: int, dilation: int) -> Axis:
     return Axis(size, stride, pad, dilation, covers=(size - 1) * dilation // stride + 1)
 
 
+def _shares(image: int, output: int) -> Axis:
+    """Return a direction of adaptive windows; windows that divide the image slide."""
+    if output and image % output == 0:
+        return _sliding(image // output, image // output, 0, 1)
+    return Axis(_share(image, output), 0, 0, 1, covers=_share(output, image))
+
+
 def pool_axes(window: Sequence[int], image: Sequence[int], output: Sequence[int]) -> Axes:
     """Return the directions of a pooling from images (H, W) to (P, Q). `window`: PoolWindow.numbers; or none:
     adaptive."""
     if not window:
         # Pixel h is covered by the share that it takes of the windows: the formula is its own transpose.
-        shares = zip(image, output, strict=True)
-        return Axes(*(Axis(_share(h, p), 0, 0, 1, covers=_share(p, h)) for h, p in shares))
+        return Axes(*map(_shares, image, output))
     return Axes(*map(_sliding, *PoolWindow.of(window)))
+
+
+def partition(each: Axes, image: Sequence[int], output: Sequence[int]) -> bool:
+    """True if each pixel of an image is in one window."""
+    return all(
+        axis.stride == axis.size and axis.pad == 0 and axis.dilation == 1 and p * axis.size == h
+        for axis, h, p in zip(each, image, output, strict=True)
+    )
 
 
 def _pool_steps(kernel_size: Any, stride: Any, dims: int) -> tuple[Pair, Pair]:
