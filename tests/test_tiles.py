@@ -33,7 +33,7 @@ class Block(NamedTuple):
     packed: bool
     box: tuple[int, int, int] | None
     parts: int
-    taps: int
+    taps: int = 1
 
     def __repr__(self):
         way = "x".join(map(str, self.box)) if self.box else "packed" if self.packed else "gathered"
