@@ -12,7 +12,9 @@ from cnn_triton import functional
 from cnn_triton.kernels.base.lang import tl
 from cnn_triton.kernels.core import images as images_module
 from cnn_triton.kernels.core.images import Images
+from cnn_triton.kernels.core.op import collecting
 from cnn_triton.kernels.core.tensors import index_type
+from cnn_triton.kernels.streaming.repack import repack
 from semantics import PAIRS, both, draw, every
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -31,6 +33,52 @@ def test_conv_memory_format(input_format, weight_format, image, device):
     grads = torch.autograd.grad(y.sum(), (x, w))
     assert grads[0].stride() == x.stride()
     assert grads[1].stride() == w.stride()
+
+
+def apart(x):
+    """Images in other layouts: contiguous, channels_last, every other column, transposed, one image for all."""
+    wide = torch.stack((x, x), -1).flatten(-2)[..., ::2]
+    turned = x.transpose(2, 3).contiguous().transpose(2, 3)
+    return x, x.contiguous(memory_format=torch.channels_last), wide, turned, x[:1].expand(x.shape)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 6, 7), (1, 130, 9, 9), (3, 64, 1, 65), (2, 1, 5, 5), (0, 8, 4, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float64], ids=str)
+def test_repack(shape, dtype, device):
+    """Images in any layout become images in any other of distinct elements."""
+    for x in apart((100 * torch.randn(shape, device=device)).to(dtype)):
+        for y in apart(torch.full(shape, 77, dtype=dtype, device=device))[:4]:
+            repack(x, y)
+            assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernels"), [(8, ["repack_kernel", "conv_kernel", "repack_kernel"]), (6, ["conv_kernel"])]
+)
+def test_contiguous_products(channels, kernels, device):
+    """Contiguous images are repacked for products if their channels fill 16 bytes."""
+    x = torch.randn(2, channels, 7, 7, device=device, dtype=torch.float16)
+    weight = torch.randn(channels, channels, 3, 3, device=device, dtype=torch.float16)
+    with collecting() as found:
+        functional.conv2d(x, weight, padding=1)
+    assert [each.kernel.__name__ for each in found] == kernels
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["contiguous", "mixed"])
+def test_repacked_epilogue(mixed, device):
+    """With a residual and a preactivation, and with gradients, layouts change nothing but strides."""
+    shapes = ((2, 8, 7, 7), (16, 8, 3, 3), (16,), (2, 16, 7, 7))
+    drawn = [torch.randn(shape, device=device, dtype=torch.float16) for shape in shapes]
+    found = []
+    for last in ([False] * 4, [mixed, True, False, not mixed]):
+        x, weight, bias, residual = tensors = [
+            each.detach().contiguous(memory_format=LAYOUTS[it]).requires_grad_()
+            for each, it in zip(drawn, last, strict=True)
+        ]
+        y = functional.conv2d(x, weight, bias, padding=1, residual=residual, activation="gelu")
+        found.append((y, *torch.autograd.grad(y.float().square().sum(), tensors)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", [name for name in PAIRS if "1d" in name])

@@ -19,6 +19,7 @@ from ..base.precision import accumulator
 from ..core import chips
 from ..core.images import Images, Size, Strides
 from ..core.tensors import new
+from ..streaming.repack import packed
 from ..tiles import pick, shapes
 from ..tiles.model import precision_on
 from ..tiles.shapes import Tile
@@ -240,7 +241,7 @@ def _picked(problem: Problem) -> Picked:
     if tile.box:
         rows = math.prod(cdiv(size, side) for size, side in zip(phase, tile.box, strict=True))
         if copied:
-            x = with_dense_strides(it.x.contiguous(memory_format=torch.channels_last))
+            x = with_dense_strides(packed(it.x))
     return Picked(x, y, tile, rows, precision)
 
 
