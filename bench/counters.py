@@ -67,6 +67,7 @@ _WORDS = {
     "max_pool2d 3x3, dilated": f"{_IMAGES} kernel_size=3 padding=1 dilation=2",
     "avg_pool2d 3x3 s2": f"{_IMAGES} kernel_size=3 stride=2 padding=1",
     "adaptive_avg_pool2d to 1x1": f"{_IMAGES} output_size=1",
+    "adaptive_avg_pool2d to 5x5": f"{_IMAGES} output_size=5",
     "max_unpool2d 2x2": f"{_IMAGES} indices=4x64x28x28 kernel_size=2",
     "linear_relu 512-256": "input=64x512 weight=256x512 bias=256",
     "locally_connected2d 3x3 32-32": "input=8x32x14x14 weight=14x14x32x3x3x32 bias=14x14x32 padding=1",

@@ -39,9 +39,9 @@ def own(tmp_path, mask=", i < n", factor=2):
     return f"{file}:double", "x=1000", "--run", "--target", "sm_90"
 
 
-@pytest.mark.parametrize(("layout", "lost"), [("channels_last", False), ("contiguous", True)])
-def test_operator(tmp_path, layout, lost):
-    """Forward and backward on two chips: right, counted, with the lines; contiguous images cost more sectors."""
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+def test_operator(tmp_path, layout):
+    """Forward and backward on two chips: right, counted, with the lines."""
     targets = ("--target", "sm_80", "--target", "sm_90")
     found, out = inspected(tmp_path, *CONV, *targets, "--gradients", "--layout", layout)
     assert out.count(" right ") == 2 * 4
@@ -53,7 +53,7 @@ def test_operator(tmp_path, layout, lost):
             for kernel in each["kernels"]:
                 assert kernel["counters"]["instructions"] > 0
         counters = operators[0]["kernels"][0]["counters"]
-        assert (counters["sectors"] > 2 * counters["fewest_sectors"]) == lost
+        assert counters["fewest_sectors"] <= counters["sectors"] <= 2 * counters["fewest_sectors"]
         (lines,) = (table for table in found["tables"] if table["title"].startswith(f"Lines on {chip}"))
         assert any("tl.load" in row[2] for row in lines["rows"])
 

@@ -37,9 +37,12 @@ def test_windows(chip, pool, average):
         before = launches["conv2d_pool"]
         with simulating(chip, races=True) as run:
             ours, our_code = CONV2D_POOL.launch(*args)
-        assert launches["conv2d_pool"] - before == len(run.launches) == 1
+        assert launches["conv2d_pool"] - before == len(run.launches)
+        *repacked, kernel = (each.kernel for each in run.launches)
+        at_once = pool in AT_ONCE and chip != "sm_80"
+        assert repacked == ["repack_kernel"] * (at_once and layout is torch.contiguous_format)
         if pool in AT_ONCE:
-            assert ("tma" in run.launches[0].kernel) == (chip != "sm_80")
+            assert ("tma" in kernel) == at_once
         torch.testing.assert_close(ours, y.to(dtype), rtol=0, atol=0, equal_nan=True)
         assert torch.equal(our_code.long(), code.long())
         wrong = [str(found) for found in run.findings if not found.is_note]

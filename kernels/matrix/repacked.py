@@ -2,7 +2,8 @@
 afterwards.
 
 A product's threads read the channels of a pixel together, 16 bytes at once, and TMA does. In contiguous images the
-channels are a plane apart, and threads would read one element at a time, for each of the window's taps.
+channels are a plane apart, and threads would read one element at a time, for each of the window's taps. The interpreter
+reads any layout alike, so nothing is repacked there.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..core import chips
 from ..core.tensors import new
 from ..streaming.repack import channels_are_apart, packed, repack
 from .problem import Path, Problem, WeightProblem
@@ -17,7 +19,7 @@ from .problem import Path, Problem, WeightProblem
 
 def serves(problem: Problem | WeightProblem) -> bool:
     """True if some images have channels that are apart, and those that are read have enough to fill 16 bytes."""
-    if problem.is_pooled or problem.groups > 1:
+    if problem.is_pooled or problem.groups > 1 or chips.chip_name() == "interpreter":
         return False
     is_product = isinstance(problem, Problem)
     read, written = ([problem.x], [problem.y]) if is_product else ([problem.x, problem.grad], [])

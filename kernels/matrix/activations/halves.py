@@ -92,3 +92,7 @@ def gelu_tanh_grad(grad, x, P: tl.constexpr):
     t = exp(-tl.abs(v))
     s = over(1.0, 1.0 + t)
     return grad * (tl.where(v < 0, t * s, s) + x * (t * s * s) * (1.5957691216057308 + 0.21406444881479622 * z))
+
+
+FORWARD = {"sigmoid": sigmoid, "tanh": tanh, "silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh}
+GRADIENTS = {"silu": silu_grad, "gelu": gelu_grad, "gelu_tanh": gelu_tanh_grad}

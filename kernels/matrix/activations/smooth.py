@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from ...base.lang import device_function, tl
 from ...base.precision import accumulator
-from . import halves
+from .halves import FORWARD, GRADIENTS
 from .record import Activation
 
 _aten = torch.ops.aten
@@ -143,26 +143,26 @@ ROWS = {
     "sigmoid": Activation(
         sigmoid, sigmoid_grad, "output", torch.sigmoid, _aten.sigmoid_backward, lambda y: 1 - 2 * y,
         functions=(F.sigmoid, torch.sigmoid, torch.sigmoid_), arguments=lambda: (),
-        halves=(halves.sigmoid, sigmoid_grad),
+        halves=(FORWARD["sigmoid"], sigmoid_grad),
     ),
     "tanh": Activation(
         tanh, tanh_grad, "output", torch.tanh, _aten.tanh_backward, lambda y: -2 * y,
-        functions=(F.tanh, torch.tanh, torch.tanh_), arguments=lambda: (), halves=(halves.tanh, tanh_grad),
+        functions=(F.tanh, torch.tanh, torch.tanh_), arguments=lambda: (), halves=(FORWARD["tanh"], tanh_grad),
     ),
     "silu": Activation(
         silu, silu_grad, "input", F.silu, _silu_reference_grad, _silu_second_derivative, functions=(F.silu,),
-        halves=(halves.silu, halves.silu_grad),
+        halves=(FORWARD["silu"], GRADIENTS["silu"]),
     ),
     "gelu": Activation(
         gelu, gelu_grad, "input", F.gelu, _aten.gelu_backward, _gelu_second_derivative,
         functions=(F.gelu,), arguments=lambda approximate="none": () if approximate == "none" else None,
-        halves=(halves.gelu, halves.gelu_grad),
+        halves=(FORWARD["gelu"], GRADIENTS["gelu"]),
     ),
     "gelu_tanh": Activation(
         gelu_tanh, gelu_tanh_grad, "input", partial(F.gelu, approximate="tanh"),
         partial(_aten.gelu_backward, approximate="tanh"), _gelu_tanh_second_derivative,
         functions=(F.gelu,), arguments=lambda approximate="none": () if approximate == "tanh" else None,
-        halves=(halves.gelu_tanh, halves.gelu_tanh_grad),
+        halves=(FORWARD["gelu_tanh"], GRADIENTS["gelu_tanh"]),
     ),
     "softsign": Activation(
         softsign, softsign_grad, "input", F.softsign, _softsign_reference_grad,
