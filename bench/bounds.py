@@ -62,7 +62,32 @@ OPERATORS = {
 }
 
 
-REASONS: dict[str, str] = {}
+# Why a cell of the tables (Cell's words in its order) is above 2: the first that matches.
+REASONS = {
+    r"ResNet-50 .* conv2d_input_grad$":
+        "The first layer's images have three channels, of which threads read and write one element at a time.",
+    r"ResNet-50 .* linear": "Over 32 rows the classifier has fewer tiles than there are multiprocessors.",
+    r"tf32 channels_last sm_90 conv2d_(?:weight|pool)_grad$":
+        "wgmma takes TF32 along the reduction alone: boxes are turned through registers, with bank conflicts.",
+    r"contiguous (?:sm_80|sm_89|gfx942) conv2d_pool$":
+        "Without TMA a convolution with a pooling gathers contiguous images one element at a time.",
+    r"contiguous \S+ conv2d":
+        "Contiguous images are copied to channels_last for products, and results back, which the ideal does not need.",
+    r"batch_norm_grad$":
+        "Sums over the batch come first, so images are read twice, 1.67 of the ideal, and gelu is computed twice.",
+    r"max_unpool2d$":
+        "Indices may be equal, and the last wins: a first pass writes which index has a pixel, a second one reads it.",
+    r"(?:sm_100|gfx942) (?:max_pool2d|batch_norm)":
+        "Memory is faster beside the issue rate than on an H200, for which these kernels' instructions are few enough.",
+    r"gfx942 (?:conv2d|linear|activation)":
+        "Operands pass through registers, and their addresses take instructions of the vector units.",
+    r"sm_80 conv2d":
+        "In a layer of 64 columns warps read their operands from shared memory more often than they multiply.",
+    r"sm_80 linear_weight_grad$":
+        "Over 32 rows a tile's products are few, and its store is most of its instructions.",
+    r"sm_100 conv2d":
+        "In a layer of 64 columns the epilogue weighs most, beside products twice as fast as an H200's.",
+}  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -206,8 +231,8 @@ def _ratio(rows: list[Row]) -> tuple[float, str]:
 
 
 def _times(row: Row) -> int:
-    """Return how often a network has a row's layer."""
-    return next((layer.times(row.group) for layer in LAYERS if layer.name == row.call), 1)
+    """Return how often a row counts in its group: as often as a network has its layer."""
+    return max([1, *(layer.times(row.group) for layer in LAYERS if layer.name == row.call)])
 
 
 def reason(cell: Cell) -> str | None:

@@ -162,6 +162,14 @@ def test_file():
     assert "max_pool2d 3x3 s2" in text
 
 
+def test_reasons():
+    """Each cell above 2 has a reason, and each reason a cell."""
+    cells = [cell for cell in bench_bounds.cells(bench_bounds.read()) if cell.ratio > 2]
+    unexplained = [cell for cell in cells if bench_bounds.reason(cell) is None]
+    assert not unexplained, "\n".join(map(str, unexplained))
+    assert {bench_bounds.reason(cell) for cell in cells} == {*bench_bounds.REASONS.values()}
+
+
 def sample_of_rows(seed):
     """Some of the file's calls, in turn."""
     every = sorted({row[:5] for row in bench_bounds.read()})
