@@ -160,7 +160,7 @@ CASES = {
     "weight gradient": (weight_grad, {"sm_80": COPIES, **BOXES}),
     "weight gradient, float32": (lambda: weight_grad(n=4, dtype=FLOAT), {"sm_80": COPIES, "sm_90": IN_BOXES}),
     "weight gradient, odd channels": (lambda: weight_grad(40, 33, 4), BARRIERS),
-    "pooled": (pooled, PRODUCT),
+    "pooled": (pooled, {"sm_80": PRODUCT["sm_80"], **BOXES}),
     "pooled, odd channels": (lambda: pooled(40, 33), BARRIERS),
     "pooled, boxes": (pooled_by_boxes, BOXES),
     "linear": (linear, PRODUCT),

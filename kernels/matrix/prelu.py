@@ -13,11 +13,13 @@ import torch
 
 from ..base.lang import tl, triton
 from ..base.precision import accumulator
+from ..core import chips
 from ..core.images import Images, in_vectors, merged, offsets
 from ..core.op import Op, VmapRule
 from ..core.tensors import channels_last, check_tensors, index_type, nbytes, new
 from ..streaming.strips import part_of, step_of
 from ..streaming.sums import held, store_sums, sum_pixels
+from ..tiles.model import register_options
 from ..window.arguments import same_shape
 
 
@@ -57,7 +59,8 @@ def prelu_grad_launch(results, grad, saved, slope):
     masked, sums = results
     dy, x, dx = merged(Images.of(grad), Images.of(saved), Images.of(masked))
     index = index_type(grad, saved, masked)
-    sum_pixels(prelu_grad_kernel, sums, saved, dy, x, slope.contiguous(), dx, index=index, high=4)
+    registers = register_options(chips.chip_name())
+    sum_pixels(prelu_grad_kernel, sums, saved, dy, x, slope.contiguous(), dx, index=index, high=4, **registers)
 
 
 def prelu_grad_aten(grad, saved, slope):

@@ -72,8 +72,8 @@ def valid(tile: Tile, itemsize: int, chip: str, tma: bool, extra_registers: str 
     most = min(spec.sums, limits.tma if tma else limits.gathered)
     if extra_registers and extra_registers not in CODE and spec.tma and not tma:
         most = min(most, 32)  # what gathers for the matrix instructions of these chips takes more registers
-    if extra_registers == "moments" and chip in TENSOR_MEMORY:
-        most = min(most, 64)  # sums are copied from there into registers
+    if extra_registers == "moments" and (chip in TENSOR_MEMORY or itemsize > 2):
+        most = min(most, 64)  # sums are copied from there into registers; with TF32 some compilers spill
     held = _sums(tile, itemsize, chip) <= most
     return held and shared_memory(tile, itemsize, chip, tma, extra_registers) <= spec.shared and (tma or loads >= 16)
 
